@@ -1,0 +1,86 @@
+"""What the reader of a dataset must offer: `pipelines.sources.SOURCES` maps the seven names to one each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from semsam.data.manifest import Vocabulary
+from semsam.data.schema import Record
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of a split, before its files are opened.  Small: millions of them are sorted and cut into shards.
+
+    `annotations` is whatever of the index file (a big COCO json, say) belongs to this image, as compact JSON bytes, so
+    that the task which reads the image needs no second look at the index.
+    """
+
+    sample_id: str  # The native id; entries are sorted by it as text, so integers are zero-padded to 12 digits.
+    image: str  # Path below the root.
+    annotations: bytes = b""
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """An image or region that cannot be used: `reason` is a short fixed phrase to count by, `detail` names it."""
+
+    reason: str
+    sample_id: str
+    detail: str
+
+
+class BadSample(Exception):
+    """Raised by `Source.read` when the whole image is unusable."""
+
+    def __init__(self, reason: str, sample_id: str, detail: str) -> None:
+        super().__init__(f"{sample_id}: {reason}: {detail}")
+        self.rejected = Rejected(reason, sample_id, detail)
+
+
+@dataclass
+class Index:
+    """All entries of a split, sorted by `sample_id`, and what the index file itself shows to be unusable."""
+
+    entries: list[Entry]
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Read:
+    """A record in original pixels (no resize), and the regions of it that had to be dropped."""
+
+    record: Record
+    dropped: tuple[Rejected, ...] = ()
+
+
+class Files(Protocol):
+    """Read access below a dataset's root; `pipelines.files.open_root` makes one for a local folder or `s3://`.
+
+    Paths are relative, with forward slashes.  `read_bytes` raises `FileNotFoundError`.  Picklable.
+    """
+
+    root: str
+
+    def read_bytes(self, path: str) -> bytes: ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def glob(self, pattern: str) -> list[str]: ...
+
+
+class Source(Protocol):
+    """Reads one dataset's own release layout.  Stateless and picklable: Ray sends it to workers."""
+
+    dataset: str
+
+    def vocabulary(self) -> Vocabulary: ...
+
+    def index(self, files: Files, split: str) -> Index:
+        """List a split.  Raises `ValueError` naming the file (and position, for JSON) when the index is unusable."""
+        ...
+
+    def read(self, files: Files, split: str, entry: Entry) -> Read:
+        """Open one image and its annotations.  Raises `BadSample` when nothing of it can be used."""
+        ...

@@ -1,0 +1,104 @@
+"""`manifest.json` beside the shards of one split: what they hold, what was dropped and why, and what made them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from semsam.data.schema import SCHEMA_VERSION
+
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The names of one dataset; a record's categories are positions in these tuples."""
+
+    objects: tuple[str, ...]
+    parts: tuple[str, ...] = ()
+    things: tuple[bool, ...] = ()  # One per object: countable thing (true) or stuff.
+    object_parts: tuple[tuple[int, int], ...] = ()  # (object, part) that occur together: the units of part AP.
+
+    def digest(self) -> str:
+        """SHA-256 of the names in their order: a checkpoint remembers it."""
+        return hashlib.sha256(orjson.dumps(dataclasses.asdict(self))).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Arrow IPC file of a split, named relative to the manifest."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+    first_entry: int  # Position of its first entry in the sorted native ids; rejected entries leave gaps.
+    entries: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One dropped image or region, so that a count by reason can be looked into."""
+
+    sample_id: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a reader needs to know of one prepared split.
+
+    `dropped_samples` and `dropped_regions` count by reason; `examples` holds a few of each reason.
+    """
+
+    dataset: str
+    split: str
+    source_root: str
+    shards: tuple[Shard, ...]
+    num_samples: int
+    num_regions: int
+    dropped_samples: dict[str, int]
+    dropped_regions: dict[str, int]
+    examples: dict[str, tuple[Example, ...]]
+    vocabulary: Vocabulary
+    vocabulary_digest: str
+    code_version: str
+    options: dict[str, Any]
+    schema_version: int = SCHEMA_VERSION
+
+    def digest(self) -> str:
+        """SHA-256 over the shards' digests: the identity of the data, whoever made it and wherever it lies."""
+        return hashlib.sha256("".join(s.sha256 for s in self.shards).encode()).hexdigest()
+
+    def to_json(self) -> bytes:
+        """Indented JSON; `from_json` reads it back."""
+        return orjson.dumps(dataclasses.asdict(self), option=orjson.OPT_INDENT_2)
+
+    @staticmethod
+    def from_json(data: bytes, path: str) -> Manifest:
+        """Raises `ValueError` naming `path` for another schema version or a file that is no manifest."""
+        try:
+            values = orjson.loads(data)
+            found = values["schema_version"]
+            if found != SCHEMA_VERSION:
+                raise ValueError(f"{path}: schema version {found}, expected {SCHEMA_VERSION}; run jobs.prepare again")
+            vocabulary = values["vocabulary"]
+            return Manifest(
+                **{
+                    **values,
+                    "shards": tuple(Shard(**s) for s in values["shards"]),
+                    "examples": {k: tuple(Example(**e) for e in v) for k, v in values["examples"].items()},
+                    "vocabulary": Vocabulary(
+                        objects=tuple(vocabulary["objects"]),
+                        parts=tuple(vocabulary["parts"]),
+                        things=tuple(vocabulary["things"]),
+                        object_parts=tuple((a, b) for a, b in vocabulary["object_parts"]),
+                    ),
+                }
+            )
+        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a manifest: {error!r}") from None
