@@ -1,0 +1,52 @@
+# Every target makes .venv first; a second call spends no time on installation.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/installed
+DEV_READY := $(VENV)/installed-dev
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# torch first: with it in place plain pip builds DeepSpeed from its source in seconds, and nothing pulls another torch.
+$(READY): infra/constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c infra/constraints.txt torch setuptools
+	$(BIN)/pip install --quiet -c infra/constraints.txt --no-build-isolation -e '.[cluster]'
+	@touch $(READY)
+
+$(DEV_READY): $(READY)
+	$(BIN)/pip install --quiet -c infra/constraints.txt --no-build-isolation -e '.[cluster,dev]'
+	@touch $(DEV_READY)
+
+install: $(DEV_READY)  ## make .venv, tools for developers included
+
+quickstart: $(READY)  ## the whole job on the toy world: datasets, shards, training, tracked evaluation
+	$(BIN)/python -m jobs.quickstart
+
+test: $(DEV_READY)  ## unit tests and one end-to-end test
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+test-all: $(DEV_READY)  ## everything that runs without a GPU
+	$(BIN)/python -m pytest -m 'not gpu'
+
+check: $(DEV_READY)  ## format, lint, types, import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(DEV_READY)  ## rewrite files in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(DEV_READY)  ## measure the hot paths; prints ratios taken in one run
+	for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+
+clean:  ## remove what the targets made, the virtual environment excepted
+	rm -rf .quickstart outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
+
+.PHONY: help install quickstart test test-all check format bench clean
