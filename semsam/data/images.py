@@ -1,0 +1,96 @@
+"""Image bytes to RGB arrays and back.  EXIF rotations are not applied: annotations are in the pixels as stored."""
+
+from __future__ import annotations
+
+import io
+from fractions import Fraction
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+
+Bytes = bytes | bytearray | memoryview
+
+
+def decode_jpeg(data: Bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """The image as RGB, grey ones repeated over the channels.
+
+    Raises `ValueError` ("broken JPEG ...") for what is no JPEG and for one that was cut short: decoders can fill a
+    missing half with grey, and nobody would notice.
+    """
+    return _decode(data, 0, 0)
+
+
+def decode_jpeg_reduced(data: Bytes, min_long_side: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The image at the smallest scale (eighths) that the decoder offers and whose long side is `min_long_side` or more.
+
+    An image that is smaller already comes back at its own size.
+    """
+    height, width = jpeg_size(data)
+    if height >= width:
+        return _decode(data, min_long_side, 0)
+    return _decode(data, 0, min_long_side)
+
+
+def decode_jpeg_scaled(data: Bytes, min_height: int, min_width: int) -> tuple[UInt8[np.ndarray, "h w 3"], Fraction]:
+    """The image at the smallest scale that leaves it both sizes or more, and that scale.
+
+    A source position (in pixel edges) times the scale is the position in the result exactly.  The ratio of the sizes is
+    not: the decoder rounds a broken pixel at the right and bottom up to a whole one.
+    """
+    height, width = jpeg_size(data)
+    if min_height >= height or min_width >= width:
+        return _decode(data, 0, 0), Fraction(1)
+    image = _decode(data, min_height, min_width)
+    eighths = next(n for n in range(1, 9) if (-(-height * n // 8), -(-width * n // 8)) == image.shape[:2])
+    return image, Fraction(eighths, 8)
+
+
+def jpeg_size(data: Bytes) -> tuple[int, int]:
+    """Height and width from the header alone."""
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(_flat(data))
+    except ValueError as error:
+        raise ValueError(f"broken JPEG of {len(_flat(data))} bytes: {error}") from None
+    return int(height), int(width)
+
+
+def encode_jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int = 92) -> bytes:
+    """An RGB image as JPEG; equal pixels give equal bytes on one version of the library."""
+    return bytes(
+        simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality=quality, colorspace="RGB", colorsubsampling="420")
+    )
+
+
+def read_image_any(data: Bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """An image of any common format as RGB: PNG, grey, palette, and JPEGs whose colour sampling is out of the usual.
+
+    Raises `ValueError` ("broken JPEG ..." or "broken image ...").
+    """
+    if bytes(_flat(data)[:2]) == b"\xff\xd8":
+        try:
+            return decode_jpeg(data)
+        except ValueError as error:
+            if "subsampling" not in str(error):
+                raise
+    try:
+        with Image.open(io.BytesIO(_flat(data))) as image:
+            return np.array(image.convert("RGB"))
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"broken image of {len(_flat(data))} bytes: {error}") from None
+
+
+def _decode(data: Bytes, min_height: int, min_width: int) -> UInt8[np.ndarray, "h w 3"]:
+    flat = _flat(data)
+    try:
+        return simplejpeg.decode_jpeg(flat, "RGB", min_height=min_height, min_width=min_width)
+    except ValueError as error:
+        # Bytes between segments are skipped by every decoder and cost no pixel; published datasets hold such files.
+        if "extraneous bytes before marker" in str(error):
+            return simplejpeg.decode_jpeg(flat, "RGB", min_height=min_height, min_width=min_width, strict=False)
+        raise ValueError(f"broken JPEG of {len(flat)} bytes: {error}") from None
+
+
+def _flat(data: Bytes) -> memoryview:
+    return memoryview(data).cast("B")
