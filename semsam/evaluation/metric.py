@@ -2,52 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, Self
-
-
-class Metric(Protocol):
-    """Merged halves give exactly what one metric over all images gives."""
-
-    def merge(self, other: Self) -> None: ...
-
-    def compute(self) -> dict[str, float]:
-        """Numbers by the last part of their name in MLflow; a number that nothing was measured for is left out."""
-        ...
-
-
-@dataclass
-class Mean:
-    """A mean that can be merged."""
-
-    total: float = 0.0
-    count: int = 0
-
-    def add(self, value: float) -> None:
-        self.total += float(value)
-        self.count += 1
-
-    def merge(self, other: Mean) -> None:
-        self.total += other.total
-        self.count += other.count
-
-    def value(self) -> float:
-        """Raises `ZeroDivisionError` when nothing was added."""
-        return self.total / self.count
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass
 class Means:
-    """Several means by name: what the mean-IoU and top-1 protocols keep."""
+    """Means by name, kept as sums so that merged halves give exactly what one pass over all images gives.
 
-    by_name: dict[str, Mean]
+    The protocols whose number is a mean over regions derive from it and add `update`.
+    """
+
+    sums: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def add(self, name: str, value: float) -> None:
-        self.by_name.setdefault(name, Mean()).add(value)
+        total, count = self.sums.get(name, (0.0, 0))
+        self.sums[name] = (total + float(value), count + 1)
 
     def merge(self, other: Means) -> None:
-        for name, mean in other.by_name.items():
-            self.by_name.setdefault(name, Mean()).merge(mean)
+        for name, (more, also) in other.sums.items():
+            total, count = self.sums.get(name, (0.0, 0))
+            self.sums[name] = (total + more, count + also)
 
     def compute(self) -> dict[str, float]:
-        return {name: mean.value() for name, mean in sorted(self.by_name.items()) if mean.count}
+        """Each mean by its name; a name that nothing was measured for is absent, not zero."""
+        return {name: total / count for name, (total, count) in sorted(self.sums.items())}
+
+    def count(self, name: str) -> int:
+        """How many values went into a mean."""
+        return self.sums.get(name, (0.0, 0))[1]
+
+    @classmethod
+    def from_sums(cls, sums: Mapping[str, tuple[float, int]]) -> Means:
+        """The state that another process sent."""
+        return cls({name: (float(total), int(count)) for name, (total, count) in sums.items()})

@@ -1,0 +1,183 @@
+"""Evaluate a checkpoint on prepared splits and track the numbers: `python -m jobs.evaluate <config.yaml> [a.b=c ...]`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from jobs.cluster import connect, main_exit
+from pipelines.predict import ModelReference, Pool, fit_baselines_on, load_predictor, measure_split
+from semsam.config import config_values, dump_config, load_config, settings
+from semsam.data.atoms import AtomMap
+from semsam.data.images import decode_jpeg
+from semsam.data.schema import DATASETS
+from semsam.data.shards import Split
+from semsam.data.training_sample import taught_regions
+from semsam.evaluation.baselines import Baselines
+from semsam.evaluation.pictures import Row, click_row, encode_png, grid
+from semsam.evaluation.protocols import BASELINE, Protocols, clicked_regions
+from semsam.predictor import ImageSize
+from semsam.tracking import Tracker, TrackingSettings
+
+
+@settings
+class EvaluateJob:
+    """What to measure on what; the defaults are the paper's evaluation sizes."""
+
+    data: str = "outputs/shards"  # Where jobs.prepare wrote.
+    output: str = "outputs/evaluation"
+    checkpoint: str | None = None  # None: random weights of `preset`, the floor that a training starts from.
+    preset: str = "debug"
+    seed: int = 0
+    run_name: str = "evaluation"
+    datasets: tuple[str, ...] = ()  # None named: every dataset found under `data`.
+    split: str = "val"
+    image_size: ImageSize = field(default_factory=ImageSize)
+    max_images: int | None = None  # Of each dataset: the first ones.
+    baseline_images: int = 500  # Train images per dataset that the blind baselines are tuned on.
+    pictures: int = 3  # Rows of the picture grid per dataset.
+    num_actors: int = 2
+    gpus_per_actor: float = 0.0
+    rows_per_task: int = 16
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.datasets) - set(DATASETS))
+        if unknown:
+            raise ValueError(f"datasets: {unknown} not among {list(DATASETS)}")
+        if self.num_actors < 1 or self.rows_per_task < 1:
+            raise ValueError("num_actors and rows_per_task must be at least 1")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation gives back."""
+
+    metrics: dict[str, float]  # By MLflow name.
+    num_regions: dict[str, int]  # Clicked regions of each dataset.
+    pictures: Path
+    run_id: str | None
+    tracking_uri: str | None
+
+
+def run(job: EvaluateJob) -> Evaluation:
+    """Measure every dataset, draw pictures, and log all of it to one MLflow run.
+
+    Raises `ValueError` for a dataset that was not prepared or a checkpoint that cannot be read, before any worker
+    starts.
+    """
+    splits = _find_splits(job)
+    model = ModelReference(job.checkpoint, job.preset, job.seed)
+    levels = model.load("cpu").settings.num_levels
+    output = Path(job.output)
+    output.mkdir(parents=True, exist_ok=True)
+    with connect():
+        metrics: dict[str, float] = {}
+        num_regions: dict[str, int] = {}
+        pictures = []
+        for dataset, split in splits.items():
+            baselines = _baselines(job, dataset, levels)
+            protocols = _measure(job, dataset, split, model, baselines)
+            metrics |= protocols.compute(dataset)
+            num_regions[dataset] = protocols.one_click.count("miou_oracle")
+            pictures.append(_draw(job, dataset, split, model, output))
+    print(table(metrics))
+    run_id, uri = None, None
+    if job.tracking.enabled:
+        with Tracker(job.tracking, job.run_name) as tracker:
+            run_id, uri = tracker.run_id, tracker.uri
+            tracker.log_params(config_values(job))
+            tracker.log_text(dump_config(job), "config.yaml")
+            tracker.log_inputs([split.manifest for split in splits.values()], context="evaluation")
+            tracker.log_metrics(metrics)
+            for picture in pictures:
+                if picture is not None:
+                    tracker.log_artifact(picture, "pictures")
+    return Evaluation(metrics, num_regions, output, run_id, uri)
+
+
+def table(metrics: dict[str, float]) -> str:
+    """The numbers as lines, each beside its blind baseline."""
+    lines = [f"{'metric':<44}{'model':>8}{'blind':>8}"]
+    for name, value in metrics.items():
+        if not name.startswith(BASELINE):
+            blind = metrics.get(f"{BASELINE}/{name}")
+            lines.append(f"{name:<44}{value:>8.3f}{'' if blind is None else f'{blind:.3f}':>8}")
+    return "\n".join(lines)
+
+
+def _find_splits(job: EvaluateJob) -> dict[str, Split]:
+    names = job.datasets or tuple(d for d in DATASETS if Split.exists(f"{job.data}/{d}/{job.split}"))
+    if not names:
+        raise ValueError(f"{job.data}: no prepared dataset with a {job.split} split; run jobs.prepare first")
+    return {name: Split(f"{job.data}/{name}/{job.split}") for name in names}
+
+
+def _baselines(job: EvaluateJob, dataset: str, levels: int) -> Baselines:
+    root = f"{job.data}/{dataset}/train"
+    if not Split.exists(root):
+        print(f"{dataset}: no train split, so no blind baselines")
+        return Baselines((), 0, None, None)
+    count = min(len(Split(root)), job.baseline_images)
+    return fit_baselines_on(root, count, levels, _pool(job))
+
+
+def _measure(
+    job: EvaluateJob, dataset: str, split: Split, model: ModelReference, baselines: Baselines
+) -> Protocols:
+    count = len(split) if job.max_images is None else min(len(split), job.max_images)
+    protocols, done, started = Protocols(), 0, time.monotonic()
+    root = f"{job.data}/{dataset}/{job.split}"
+    for images, some in measure_split(root, count, model, job.image_size, baselines, _pool(job)):
+        protocols.merge_sums(some.sums())
+        done += images
+        rate = done / (time.monotonic() - started)
+        print(f"{dataset}: {done}/{count} images, {rate:.1f} images/s, {(count - done) / rate:.0f} s left", flush=True)
+    return protocols
+
+
+def _pool(job: EvaluateJob) -> Pool:
+    return Pool(job.num_actors, job.gpus_per_actor, job.rows_per_task)
+
+
+def _draw(job: EvaluateJob, dataset: str, split: Split, model: ModelReference, output: Path) -> Path | None:
+    """Write `<dataset>.png`: one row per image, for the middle-sized region with a mask of each."""
+    predictor = load_predictor(model, split, job.image_size)
+    rows: list[Row] = []
+    for index in range(len(split)):
+        if len(rows) == job.pictures:
+            break
+        record = split.record(index)
+        regions = taught_regions(record.regions)
+        atoms = AtomMap.from_rles([r.rle for r in regions], record.height, record.width)
+        clicked = sorted(clicked_regions(regions, atoms), key=lambda one: int(atoms.areas()[one.column]))
+        if not clicked:
+            continue
+        one = clicked[len(clicked) // 2]
+        image = np.ascontiguousarray(decode_jpeg(record.image))
+        predictor.set_image(image)
+        names = [predictor.object_names[one.region.object_category]] if one.region.object_category is not None else []
+        names += [predictor.part_names[one.region.part_category]] if one.region.part_category is not None else []
+        title = (f"{dataset} {record.sample_id}", ", ".join(names))
+        rows.append(click_row(predictor, image, one.click_xy, atoms.mask(one.column), title))
+    if not rows:
+        return None
+    path = output / f"{dataset}.png"
+    path.write_bytes(encode_png(grid(rows)))
+    return path
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the job that a command line asks for; its last line says where the outputs are."""
+    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
+    result = run(load_config(EvaluateJob, config, overrides))
+    print(f"pictures in {result.pictures}, numbers in MLflow run {result.run_id} at {result.tracking_uri}")
+
+
+if __name__ == "__main__":
+    main_exit(main, sys.argv[1:])
