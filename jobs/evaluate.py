@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint on prepared splits and track the numbers: `python -m jobs.evaluate <config.yaml> [a.b=c ...]`."""
+"""Evaluate a checkpoint on prepared splits: `python -m jobs.evaluate <config.yaml> [section.field=value ...]`."""
 
 from __future__ import annotations
 
@@ -127,9 +127,7 @@ def _baselines(job: EvaluateJob, dataset: str, levels: int) -> Baselines:
     return fit_baselines_on(root, count, levels, _pool(job))
 
 
-def _measure(
-    job: EvaluateJob, dataset: str, split: Split, model: ModelReference, baselines: Baselines
-) -> Protocols:
+def _measure(job: EvaluateJob, dataset: str, split: Split, model: ModelReference, baselines: Baselines) -> Protocols:
     count = len(split) if job.max_images is None else min(len(split), job.max_images)
     protocols, done, started = Protocols(), 0, time.monotonic()
     root = f"{job.data}/{dataset}/{job.split}"
