@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -68,9 +68,7 @@ class AtomMap:
         toggles, mask = toggles_of_many([rle for rle in rles if rle is not None], height, width)
         rows = np.arange(height) if rows is None else np.asarray(rows)
         cols = np.arange(width) if cols is None else np.asarray(cols)
-        inner_rows = rows[rows >= 0]
-        if (rows[len(inner_rows) :] >= 0).any() or (np.diff(inner_rows) < 0).any():
-            raise ValueError("rows must ascend, with -1 at the end only")
+        inner_rows = _inner(rows)
         inner_cols, place = np.unique(cols[cols >= 0], return_inverse=True)
         toggles = resample_toggles(toggles, height, width, inner_rows, inner_cols)
         order = _sorted_events(toggles, with_mask[mask], len(rles), len(inner_rows), len(inner_cols))
@@ -85,16 +83,20 @@ class AtomMap:
     def resample(self, rows: Int[np.ndarray, " y"], cols: Int[np.ndarray, " x"]) -> AtomMap:
         """The map whose pixel (i, j) is this one's (rows[i], cols[j]); -1 stands for outside, which has label 0.
 
-        Labels that no longer occur are left out of the table, so they may be renumbered; masks keep their columns.
+        `rows` must ascend, and have -1 at the end only; `cols` may come in any order.  Labels that no longer occur are
+        left out of the table, so they may be renumbered; masks keep their columns.
         """
-        inner = np.ascontiguousarray(self.labels.T)[cols[:, None], rows]
-        inner[cols < 0] = 0
-        inner[:, rows < 0] = 0
-        occurs = np.zeros(len(self.table), bool)
+        inner_rows, inner_cols = _inner(rows), cols[cols >= 0]
+        rows_before = np.searchsorted(inner_rows, np.arange(self.labels.shape[0] + 1))
+        row = rows_before[self.runs.row]
+        length = rows_before[self.runs.row + self.runs.length] - row
+        kept = length > 0
+        runs = LabelRuns(self.runs.label[kept], row[kept], self.runs.col[kept], length[kept])
+        runs = _take_columns(runs, inner_cols, np.flatnonzero(cols >= 0))
+        occurs = np.bincount(runs.label, minlength=len(self.table)) > 0
         occurs[0] = True
-        occurs[inner] = True
-        table = self.table[occurs]
-        return AtomMap((np.cumsum(occurs) - 1).astype(_label_type(len(table)))[inner].T, table)
+        runs = replace(runs, label=(np.cumsum(occurs) - 1)[runs.label])
+        return _paint(runs, self.table[occurs], len(rows), len(cols))
 
     def mask(self, j: int) -> Bool[np.ndarray, "h w"]:
         """Mask `j`, dense."""
@@ -177,6 +179,13 @@ class AtomMap:
         return np.where(boxes[:, 2:3] > 0, boxes, 0)
 
 
+def _inner(rows: Int[np.ndarray, " y"]) -> Int[np.ndarray, " z"]:
+    inner = rows[rows >= 0]
+    if (rows[len(inner) :] >= 0).any() or (np.diff(inner) < 0).any():
+        raise ValueError("rows must ascend, with -1 at the end only")
+    return inner
+
+
 def _sorted_events(
     toggles: Int64[np.ndarray, " e"], mask: Int64[np.ndarray, " e"], num_masks: int, height: int, width: int
 ) -> tuple[Int64[np.ndarray, " f"], Int64[np.ndarray, " f"]]:
@@ -226,8 +235,21 @@ def _labels_of_hashes(
 
     Label 0 exists even where it does not occur; its example then means nothing.
     """
-    values, example, label = np.unique(hashes, return_index=True, return_inverse=True)
-    if len(values) and values[0] == 0:
+    index_bits = np.uint64(len(hashes).bit_length())
+    # Hash and index share one integer, so that one plain sort brings equal hashes together.
+    packed = np.sort((hashes >> index_bits << index_bits) | np.arange(len(hashes), dtype=np.uint64))
+    index = (packed & ((np.uint64(1) << index_bits) - np.uint64(1))).astype(np.int64)
+    is_new = np.ones(len(hashes), bool)
+    is_new[1:] = hashes[index[1:]] != hashes[index[:-1]]
+    is_new_prefix = np.ones(len(hashes), bool)
+    is_new_prefix[1:] = packed[1:] >> index_bits != packed[:-1] >> index_bits
+    if (is_new != is_new_prefix).any():  # The bits that made room for the index were needed.
+        _, example, label = np.unique(hashes, return_index=True, return_inverse=True)
+    else:
+        example = index[is_new]
+        label = np.empty(len(hashes), np.int64)
+        label[index] = np.cumsum(is_new) - 1
+    if len(example) and hashes[example[0]] == 0:
         return label, example
     return label + 1, np.concatenate([[0], example])
 
@@ -244,12 +266,11 @@ def _keys(num_masks: int) -> UInt64[np.ndarray, " k"]:
 
 def _take_columns(runs: LabelRuns, source: Int64[np.ndarray, " n"], target: Int64[np.ndarray, " n"]) -> LabelRuns:
     """The runs of a map whose column `target[i]` is column `source[i]` of this one; `target` ascends."""
-    if np.array_equal(source, target):
+    if np.array_equal(source, target) and runs.col.max(initial=-1) < len(source):
         return runs
-    first = np.searchsorted(runs.col, np.arange(source.max() + 2))
+    first = np.searchsorted(runs.col, np.arange(source.max(initial=-1) + 2))
     count = np.diff(first)[source]
-    stops = np.cumsum(count)
-    taken = np.arange(stops[-1]) + np.repeat(first[source] - stops + count, count)
+    taken = np.arange(count.sum()) + np.repeat(first[source] - np.cumsum(count) + count, count)
     return LabelRuns(runs.label[taken], runs.row[taken], np.repeat(target, count), runs.length[taken])
 
 
