@@ -112,9 +112,7 @@ class Predictor:
             part_scores=_scores(last.part_logits, count, levels),
         )
 
-    def predict_in_chunks(
-        self, points_xy: Float[np.ndarray, "n 2"], size: int = 32
-    ) -> Iterator[tuple[slice, Answer]]:
+    def predict_in_chunks(self, points_xy: Float[np.ndarray, "n 2"], size: int = 32) -> Iterator[tuple[slice, Answer]]:
         """`predict` for many clicks, `size` at a time, so that memory stays bounded; gives (clicks, answer) pairs."""
         for start in range(0, len(points_xy), size):
             chunk = slice(start, min(start + size, len(points_xy)))

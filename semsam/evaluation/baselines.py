@@ -17,9 +17,7 @@ from semsam.evaluation.overlaps import ious_from_counts
 CANDIDATE_RADII = np.geomspace(0.01, 1.5, 32)
 
 
-def disc_ious(
-    atoms: AtomMap, click_xy: tuple[int, int], radii: Float[np.ndarray, " r"]
-) -> Float[np.ndarray, "r m"]:
+def disc_ious(atoms: AtomMap, click_xy: tuple[int, int], radii: Float[np.ndarray, " r"]) -> Float[np.ndarray, "r m"]:
     """IoU of discs around a click with every region; radii as shares of the image's geometric mean side, ascending."""
     height, width = atoms.labels.shape
     squared = (np.arange(height)[:, None] - click_xy[1]) ** 2 + (np.arange(width)[None] - click_xy[0]) ** 2

@@ -111,9 +111,7 @@ def clicked_regions(regions: list[Region], atoms: AtomMap) -> Iterator[ClickedRe
             yield ClickedRegion(column, region, innermost_pixel(atoms.mask(column)))
 
 
-def _measure_clicks(
-    predictor: Predictor, atoms: AtomMap, clicked: list[ClickedRegion], protocols: Protocols
-) -> None:
+def _measure_clicks(predictor: Predictor, atoms: AtomMap, clicked: list[ClickedRegion], protocols: Protocols) -> None:
     answer = predictor.predict(points_xy=np.array([one.click_xy for one in clicked]) + 0.5)
     for one, masks, predicted, object_scores, part_scores in zip(
         clicked, answer.masks, answer.iou_predictions, answer.object_scores, answer.part_scores, strict=True

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from semsam.data.manifest import Manifest, Shard, Vocabulary
+from semsam.tracking import Tracker, TrackingSettings, flatten, tracking_uri
+
+
+@pytest.fixture(scope="module")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> TrackingSettings:
+    folder = tmp_path_factory.mktemp("mlflow")
+    return TrackingSettings(uri=f"sqlite:///{folder / 'mlflow.db'}", experiment="tests")
+
+
+def manifest() -> Manifest:
+    vocabulary = Vocabulary(("cat", "dog"), (), (True, True))
+    shards = (Shard("shard-00000.arrow", 3, 10, "ab" * 32, 0, 3),)
+    return Manifest(
+        "ade20k", "val", "/data/ade", shards, 3, 5, {}, {}, {}, vocabulary, vocabulary.digest(), "0.1.0", {}
+    )
+
+
+def test_a_run_holds_params_metrics_inputs_and_artifacts(tracking: TrackingSettings, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    picture = tmp_path / "grid.png"
+    picture.write_bytes(b"png")
+    with Tracker(tracking, "first") as tracker:
+        tracker.log_params({"model": {"preset": "debug"}, "many": {str(i): i for i in range(150)}})
+        tracker.log_metrics({"one_click/ade20k/miou_max": 0.5}, step=7)
+        tracker.log_inputs([manifest()], context="evaluation")
+        tracker.log_artifact(picture, "pictures")
+    client = MlflowClient(tracking.uri)
+    run = client.get_run(tracker.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["model.preset"] == "debug"
+    assert len(run.data.params) == 151
+    assert client.get_metric_history(tracker.run_id, "one_click/ade20k/miou_max")[0].step == 7
+    [dataset_input] = run.inputs.dataset_inputs
+    assert dataset_input.dataset.name == "ade20k/val"
+    assert manifest().digest().startswith(dataset_input.dataset.digest)
+    assert [a.path for a in client.list_artifacts(tracker.run_id, "pictures")] == ["pictures/grid.png"]
+
+
+def test_a_run_goes_on_under_its_id_and_fails_with_its_job(tracking: TrackingSettings) -> None:
+    from mlflow import MlflowClient
+
+    with Tracker(tracking, "second") as first:
+        first.log_metrics({"loss": 2.0}, step=1)
+    with pytest.raises(RuntimeError), Tracker(tracking, "second", run_id=first.run_id) as again:
+        again.log_metrics({"loss": 1.0}, step=2)
+        raise RuntimeError("stopped")
+    client = MlflowClient(tracking.uri)
+    assert [m.step for m in client.get_metric_history(first.run_id, "loss")] == [1, 2]
+    assert client.get_run(first.run_id).info.status == "FAILED"
+
+
+def test_nested_values_get_dotted_names() -> None:
+    assert flatten({"a": {"b": 1, "c": {"d": 2}}, "e": [3]}) == {"a.b": 1, "a.c.d": 2, "e": [3]}
+
+
+def test_the_address_is_the_settings_then_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking_uri(TrackingSettings()) == "http://127.0.0.1:5000"
+    assert tracking_uri(TrackingSettings(uri="sqlite:///a.db")) == "sqlite:///a.db"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking_uri(TrackingSettings()).startswith("sqlite:////")
