@@ -38,9 +38,10 @@ class Tracker:
         self._client = MlflowClient(tracking_uri=self.uri)
         if run_id is None:
             experiment = self._client.get_experiment_by_name(tracking.experiment)
-            experiment_id = (
-                experiment.experiment_id if experiment else self._client.create_experiment(tracking.experiment)
-            )
+            if experiment:
+                experiment_id = experiment.experiment_id
+            else:
+                experiment_id = self._client.create_experiment(tracking.experiment, _artifact_location(self.uri))
             run_id = self._client.create_run(experiment_id, run_name=run_name).info.run_id
         else:
             self._client.update_run(run_id, status="RUNNING")
@@ -98,6 +99,13 @@ class Tracker:
 def tracking_uri(tracking: TrackingSettings) -> str:
     """Where MLflow keeps its runs: the settings' address, else MLFLOW_TRACKING_URI, else an SQLite file here."""
     return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Beside a database file, wherever the job was started; a tracking server decides for itself."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlruns").as_uri()
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -42,14 +42,19 @@ def test_a_run_holds_params_metrics_inputs_and_artifacts(tracking: TrackingSetti
     assert [a.path for a in client.list_artifacts(tracker.run_id, "pictures")] == ["pictures/grid.png"]
 
 
+def log_and_stop(tracking: TrackingSettings, run_id: str) -> None:
+    with Tracker(tracking, "second", run_id=run_id) as tracker:
+        tracker.log_metrics({"loss": 1.0}, step=2)
+        raise RuntimeError("stopped")
+
+
 def test_a_run_goes_on_under_its_id_and_fails_with_its_job(tracking: TrackingSettings) -> None:
     from mlflow import MlflowClient
 
     with Tracker(tracking, "second") as first:
         first.log_metrics({"loss": 2.0}, step=1)
-    with pytest.raises(RuntimeError), Tracker(tracking, "second", run_id=first.run_id) as again:
-        again.log_metrics({"loss": 1.0}, step=2)
-        raise RuntimeError("stopped")
+    with pytest.raises(RuntimeError, match="stopped"):
+        log_and_stop(tracking, first.run_id)
     client = MlflowClient(tracking.uri)
     assert [m.step for m in client.get_metric_history(first.run_id, "loss")] == [1, 2]
     assert client.get_run(first.run_id).info.status == "FAILED"
