@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from semsam.data.schema import SCHEMA_VERSION
 
@@ -84,21 +85,12 @@ class Manifest:
         try:
             values = orjson.loads(data)
             found = values["schema_version"]
-            if found != SCHEMA_VERSION:
-                raise ValueError(f"{path}: schema version {found}, expected {SCHEMA_VERSION}; run jobs.prepare again")
-            vocabulary = values["vocabulary"]
-            return Manifest(
-                **{
-                    **values,
-                    "shards": tuple(Shard(**s) for s in values["shards"]),
-                    "examples": {k: tuple(Example(**e) for e in v) for k, v in values["examples"].items()},
-                    "vocabulary": Vocabulary(
-                        objects=tuple(vocabulary["objects"]),
-                        parts=tuple(vocabulary["parts"]),
-                        things=tuple(vocabulary["things"]),
-                        object_parts=tuple((a, b) for a, b in vocabulary["object_parts"]),
-                    ),
-                }
-            )
         except (orjson.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a manifest: {error!r}") from None
+        if found != SCHEMA_VERSION:
+            raise ValueError(f"{path}: schema version {found}, expected {SCHEMA_VERSION}; run jobs.prepare again")
+        try:
+            return TypeAdapter(Manifest).validate_python(values)
+        except ValidationError as error:
+            faults = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
+            raise ValueError(f"{path}: not a manifest: {'; '.join(faults[:3])}") from None

@@ -75,12 +75,15 @@ class Batch:
     samples: tuple[Sample, ...]  # Atoms, regions, names; `samples[i].image` and `.prompts` are row i above.
 
     @staticmethod
-    def of(samples: list[Sample], step: int) -> Batch:
-        """Stack samples of equal image size and equal number of prompts."""
+    def of(samples: list[Sample], step: int, images: UInt8[np.ndarray, "b 3 h w"] | None = None) -> Batch:
+        """Stack samples of equal image size and equal number of prompts.
+
+        `images`: the stacked images, where somebody already put every sample's image in its row.
+        """
         return Batch(
             step=step,
             indices=np.array([s.index for s in samples], np.int64),
-            images=np.stack([s.image for s in samples]),
+            images=np.stack([s.image for s in samples]) if images is None else images,
             prompt_boxes_cxcywh=np.stack([s.prompts.boxes_cxcywh for s in samples]),
             prompt_is_box=np.stack([s.prompts.is_box for s in samples]),
             prompt_valid=np.stack([s.prompts.valid for s in samples]),

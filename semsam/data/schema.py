@@ -7,7 +7,7 @@ teaches nothing, and nobody needs to know which dataset it came from to see that
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -29,6 +29,8 @@ class Kind(StrEnum):
     CLASS_AGNOSTIC = "class_agnostic"  # A mask without a name (SA-1B).
     DERIVED = "derived"  # An object mask made as the union of its parts (PartImageNet).
 
+
+_KINDS = {kind.value: kind for kind in Kind}
 
 REGION = pa.struct(
     [
@@ -115,11 +117,11 @@ def to_row(record: Record) -> pa.RecordBatch:
 
 def from_row(row: pa.RecordBatch, index: int = 0) -> Record:
     """The record at `index` of a batch that has `RECORD`'s columns; the inverse of `to_row`."""
-    values: dict[str, Any] = row.slice(index, 1).to_pylist()[0]
-    values["regions"] = tuple(_region(r) for r in values["regions"])
+    row = row.slice(index, 1)
+    values: dict[str, Any] = row.drop_columns(["regions"]).to_pylist()[0]
     for name in ("checked_objects", "checked_parts", "not_exhaustive_objects"):
         values[name] = None if values[name] is None else tuple(values[name])
-    return Record(**values)
+    return Record(regions=_regions(row.column("regions").flatten()), **values)
 
 
 def check_schema(schema: pa.Schema, path: str) -> None:
@@ -131,8 +133,14 @@ def check_schema(schema: pa.Schema, path: str) -> None:
         raise ValueError(f"{path}: columns differ from semsam.data.schema.RECORD: {schema.names}")
 
 
-def _region(values: Mapping[str, Any]) -> Region:
-    return Region(**{**values, "box_xyxy": tuple(values["box_xyxy"]), "kind": Kind(values["kind"])})
+def _regions(column: pa.StructArray) -> tuple[Region, ...]:
+    """The regions of one row, read by column: half the time of going through a dict for each region."""
+    columns = dict(zip(REGION.names, column.flatten(), strict=True))
+    values = {name: columns[name].to_pylist() for name in columns if name != "box_xyxy"}
+    corners = columns["box_xyxy"].flatten().to_pylist()
+    values["box_xyxy"] = list(zip(*[iter(corners)] * 4, strict=True))
+    values["kind"] = [_KINDS[kind] for kind in values["kind"]]
+    return tuple(map(Region, *(values[f.name] for f in fields(Region))))
 
 
 def _plain(value: Any) -> Any:

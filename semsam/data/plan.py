@@ -1,0 +1,305 @@
+"""Which rows make the global batch of a step: a pure function of the seed, the shards, the weights and the step.
+
+Two questions, each answered in closed form so that step 300,000 costs what step 0 does:
+
+* which dataset does sample `t` of a stage come from?  A pattern repeats in which no dataset ever strays by a whole
+  sample from its share (`_Pattern`);
+* which row is draw `k` of a dataset?  Every epoch is another permutation, made of shuffled blocks of neighbouring rows
+  and of rows shuffled within a window of such blocks (`_window_rows`), so that reads stay near each other.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Int64
+
+from semsam.config import settings
+from semsam.data.randomness import generator, random_key
+
+MAX_PERIOD = 10_000
+
+
+@settings
+class Stage:
+    """A part of the run with one mixture: `weights` by dataset (any scale), up to the fraction `until` of all steps."""
+
+    weights: dict[str, float]
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weights:
+            raise ValueError("weights: a stage needs at least one dataset")
+        for dataset, weight in self.weights.items():
+            if not (weight > 0 and math.isfinite(weight)):
+                raise ValueError(f"weights.{dataset}: {weight} is not positive; leave a dataset out to not use it")
+
+
+def _default_stages() -> tuple[Stage, ...]:
+    everything = {
+        "sa1b": 0.4,
+        "coco_panoptic": 0.15,
+        "objects365": 0.15,
+        "ade20k": 0.1,
+        "pascal_part": 0.05,
+        "paco": 0.1,
+        "partimagenet": 0.05,
+    }
+    return (Stage({"sa1b": 1.0}, until=0.6), Stage(everything))
+
+
+@settings
+class PlanSettings:
+    """The mixture.
+
+    `fraction` limits a dataset to a fixed share of its rows, the same rows in every run.  An epoch shuffles blocks of
+    `block_rows` neighbouring rows, and rows within a window of `window_blocks` blocks.
+    """
+
+    stages: tuple[Stage, ...] = field(default_factory=_default_stages)
+    fraction: dict[str, float] = field(default_factory=dict)
+    block_rows: int = 64
+    window_blocks: int = 32
+
+    def __post_init__(self) -> None:
+        untils = [0.0, *(stage.until for stage in self.stages)]
+        if untils[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(untils)):
+            raise ValueError(f"stages: `until` must increase from stage to stage and end at 1, not {untils[1:]}")
+        for dataset, share in self.fraction.items():
+            if not 0 < share <= 1:
+                raise ValueError(f"fraction.{dataset}: {share} is not in (0, 1]")
+            if not any(dataset in stage.weights for stage in self.stages):
+                raise ValueError(f"fraction.{dataset}: no stage uses this dataset")
+        if self.block_rows < 1 or self.window_blocks < 1:
+            raise ValueError("block_rows and window_blocks must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample of a global batch.  `index`, its place among all samples of the run, is the key of its randomness."""
+
+    index: int
+    dataset: str
+    shard: int
+    row: int
+
+
+class Plan:
+    """The order of training.
+
+    `sizes` has the number of rows of every shard, by dataset; datasets that no stage uses are ignored.  `num_steps`
+    matters only for where a stage ends: with one stage the order does not depend on it.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        sizes: Mapping[str, tuple[int, ...]],
+        settings: PlanSettings,
+        global_batch: int,
+        num_steps: int,
+    ) -> None:
+        if global_batch < 1 or num_steps < 0:
+            raise ValueError(f"global_batch {global_batch} and num_steps {num_steps} must be positive")
+        self.global_batch = global_batch
+        self.num_steps = num_steps
+        self.settings = settings
+        # Sorted: the order in which a YAML lists its weights must not matter.
+        self.datasets = tuple(sorted({name for stage in settings.stages for name in stage.weights}))
+        for name in self.datasets:
+            if name not in sizes:
+                raise ValueError(f"stages: unknown dataset {name!r}; there are {', '.join(sorted(sizes)) or 'none'}")
+            if sum(sizes[name]) == 0:
+                raise ValueError(f"stages: dataset {name!r} has a weight but no rows")
+        self.sizes = {name: tuple(sizes[name]) for name in self.datasets}
+        self._rows = {name: _DatasetRows.of(seed, name, sizes[name], settings) for name in self.datasets}
+        self._patterns = [_Pattern.of(stage.weights, self.datasets) for stage in settings.stages]
+        self._ends = [round(stage.until * num_steps) for stage in settings.stages]
+        self._drawn = [np.zeros(len(self.datasets), np.int64)]  # Before each stage.
+        for start, end, pattern in zip([0, *self._ends], self._ends, self._patterns, strict=False):
+            self._drawn.append(self._drawn[-1] + pattern.drawn(np.array([(end - start) * global_batch]))[0])
+
+    def rows(self, step: int) -> list[Row]:
+        """The `global_batch` samples of a step, in order."""
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"no step {step} among {self.num_steps}")
+        stage, first = self._stage(step)
+        t = (step - first) * self.global_batch + np.arange(self.global_batch)
+        which = self._patterns[stage].order[t % self._patterns[stage].period]
+        draws = self._drawn[stage] + self._patterns[stage].drawn(t)
+        rows: list[Row] = []
+        places = np.empty((self.global_batch, 2), np.int64)
+        for position in np.unique(which):
+            mine = which == position
+            places[mine] = self._rows[self.datasets[position]].places(draws[mine, position])
+        for index, dataset, (shard, row) in zip(range(self.global_batch), which.tolist(), places.tolist(), strict=True):
+            rows.append(Row(step * self.global_batch + index, self.datasets[dataset], shard, row))
+        return rows
+
+    def samples_seen(self, step: int) -> dict[str, int]:
+        """How many samples of each dataset the steps before `step` (at most `num_steps`) consume."""
+        stage, first = self._stage(step)
+        in_stage = self._patterns[stage].drawn(np.array([(step - first) * self.global_batch]))[0]
+        return dict(zip(self.datasets, (self._drawn[stage] + in_stage).tolist(), strict=True))
+
+    def epoch_size(self, dataset: str) -> int:
+        """How many rows of a dataset are used, each once, before any of them comes again."""
+        return self._rows[dataset].num_rows
+
+    def _stage(self, step: int) -> tuple[int, int]:
+        """The stage of a step, and the stage's first step."""
+        stage = min(int(np.searchsorted(self._ends, step, side="right")), len(self._ends) - 1)
+        return stage, self._ends[stage - 1] if stage else 0
+
+
+@dataclass(frozen=True)
+class _Pattern:
+    """`order[t % period]` is the dataset of sample `t`; `counts[i]` counts the datasets in `order[:i]`."""
+
+    order: Int64[np.ndarray, " period"]
+    counts: Int64[np.ndarray, "period_plus_1 datasets"]
+
+    @property
+    def period(self) -> int:
+        return len(self.order)
+
+    @staticmethod
+    def of(weights: Mapping[str, float], datasets: tuple[str, ...]) -> _Pattern:
+        """The pattern whose every prefix has each dataset within one sample of its share.
+
+        A dataset with `a` of the period's `p` samples must place its `k`-th one after (k - 1) p / a and by k p / a;
+        serving the earliest deadline first keeps all of them (Tijdeman's chairman assignment).
+        """
+        parts = _whole_parts(weights)
+        period = sum(parts.values())
+        order = np.empty(period, np.int64)
+        waiting = [(0, position, 1) for position, name in enumerate(datasets) if name in parts]  # (release, dataset, k)
+        ready: list[tuple[int, int, int]] = []  # (deadline, dataset, k)
+        for t in range(period):
+            while waiting and waiting[0][0] <= t:
+                _, position, k = heapq.heappop(waiting)
+                heapq.heappush(ready, (-(-k * period // parts[datasets[position]]), position, k))
+            _, position, k = heapq.heappop(ready)
+            order[t] = position
+            if k < parts[datasets[position]]:
+                heapq.heappush(waiting, (k * period // parts[datasets[position]], position, k + 1))
+        counts = np.zeros((period + 1, len(datasets)), np.int64)
+        np.cumsum(order[:, None] == np.arange(len(datasets)), axis=0, out=counts[1:])
+        return _Pattern(order, counts)
+
+    def drawn(self, t: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, "b datasets"]:
+        """How many of the first `t` samples come from each dataset."""
+        return t[:, None] // self.period * self.counts[-1] + self.counts[t % self.period]
+
+
+def _whole_parts(weights: Mapping[str, float]) -> dict[str, int]:
+    """The weights as whole numbers without a common factor, adding up to at most `MAX_PERIOD`.
+
+    Exact for weights such as 0.45 or 3; weights that would need a longer period are rounded to 1 / MAX_PERIOD.
+    """
+    exact = {name: Fraction(str(weight)) for name, weight in weights.items()}
+    scale = math.lcm(*(weight.denominator for weight in exact.values()))
+    parts = {name: int(weight * scale) for name, weight in exact.items()}
+    total = sum(parts.values())
+    if total // math.gcd(*parts.values()) > MAX_PERIOD:
+        floors = {name: part * MAX_PERIOD // total for name, part in parts.items()}
+        by_remainder = sorted(parts, key=lambda name: (-(parts[name] * MAX_PERIOD % total), name))
+        for name in by_remainder[: MAX_PERIOD - sum(floors.values())]:
+            floors[name] += 1
+        parts = floors
+        for name, part in parts.items():
+            if part == 0:
+                raise ValueError(f"stages: the weight of {name!r} is less than 1/{MAX_PERIOD} of its stage's total")
+    divisor = math.gcd(*parts.values())
+    return {name: part // divisor for name, part in parts.items()}
+
+
+@dataclass(frozen=True)
+class _DatasetRows:
+    """The endless sequence of draws from one dataset: epoch after epoch, each a permutation of its rows."""
+
+    key: int
+    num_rows: int
+    shard_starts: Int64[np.ndarray, " shards"]
+    chosen: Int64[np.ndarray, " num_rows"] | None  # Row numbers that a `fraction` leaves; None: all.
+    block_rows: int
+    window_blocks: int
+
+    @staticmethod
+    def of(seed: int, dataset: str, sizes: tuple[int, ...], settings: PlanSettings) -> _DatasetRows:
+        name_key = zlib.crc32(dataset.encode())
+        num_rows = sum(sizes)
+        chosen = None
+        share = settings.fraction.get(dataset, 1.0)
+        if share < 1:
+            # Keyed by the dataset alone, so that runs with other seeds see the same data, and nested: a larger
+            # fraction holds all rows of a smaller one.
+            count = max(1, round(share * num_rows))
+            ranks = generator(0, name_key, "plan").bit_generator.random_raw(num_rows)
+            chosen = np.sort(np.argpartition(ranks, count - 1)[:count])
+            num_rows = count
+        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)[:-1]])
+        key = random_key(seed, name_key, "plan")
+        return _DatasetRows(key, num_rows, starts, chosen, settings.block_rows, settings.window_blocks)
+
+    def places(self, draws: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, "b 2"]:
+        """(shard, row) of each draw."""
+        epochs, positions = np.divmod(draws, self.num_rows)
+        rows = np.empty_like(draws)
+        for epoch in np.unique(epochs).tolist():
+            mine = epochs == epoch
+            rows[mine] = self._epoch_rows(epoch, positions[mine])
+        if self.chosen is not None:
+            rows = self.chosen[rows]
+        shards = np.searchsorted(self.shard_starts, rows, side="right") - 1
+        return np.stack([shards, rows - self.shard_starts[shards]], axis=1)
+
+    def _epoch_rows(self, epoch: int, positions: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
+        """Row numbers at positions of an epoch."""
+        num_blocks = -(-self.num_rows // self.block_rows)
+        _, last_block_place = _block_order(self.key, num_blocks, epoch)
+        # All windows are equally long, but for the one that holds the last block, which may be short; counting as if
+        # it were full keeps the arithmetic plain.
+        window_size = self.window_blocks * self.block_rows
+        missing = num_blocks * self.block_rows - self.num_rows
+        end_of_short_window = (last_block_place // self.window_blocks + 1) * window_size - missing
+        windows, offsets = np.divmod(positions + missing * (positions >= end_of_short_window), window_size)
+        rows = np.empty_like(positions)
+        for window in np.unique(windows).tolist():
+            mine = windows == window
+            order = _window_rows(self.key, self.num_rows, self.block_rows, self.window_blocks, epoch, window)
+            rows[mine] = order[offsets[mine]]
+        return rows
+
+
+@lru_cache(maxsize=16)
+def _block_order(key: int, num_blocks: int, epoch: int) -> tuple[Int64[np.ndarray, " num_blocks"], int]:
+    """The blocks of an epoch in the order of their use, and where in it the last block stands."""
+    order = _permutation(key, num_blocks, epoch, layer=0)
+    return order, int(np.flatnonzero(order == num_blocks - 1)[0])
+
+
+@lru_cache(maxsize=64)
+def _window_rows(
+    key: int, num_rows: int, block_rows: int, window_blocks: int, epoch: int, window: int
+) -> Int64[np.ndarray, " r"]:
+    """The rows of one window of blocks in the order of their use."""
+    order, _ = _block_order(key, -(-num_rows // block_rows), epoch)
+    blocks = order[window * window_blocks : (window + 1) * window_blocks]
+    rows = (blocks[:, None] * block_rows + np.arange(block_rows)).ravel()
+    rows = rows[rows < num_rows]
+    return rows[_permutation(key, len(rows), epoch, layer=window + 1)]
+
+
+def _permutation(key: int, size: int, epoch: int, layer: int) -> Int64[np.ndarray, " size"]:
+    """A permutation made from raw bits: unlike numpy's own `permutation` it is the same in every release of numpy."""
+    bits = generator(key, epoch, "plan", layer).bit_generator.random_raw(size)
+    return np.argsort(bits)

@@ -1,0 +1,199 @@
+"""Any record of a prepared split is one read away, and a damaged file is refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import orjson
+import pyarrow as pa
+import pytest
+
+from semsam.data.schema import RECORD, Kind, Record, Region, from_row, to_row
+from semsam.data.shards import Split, open_filesystem
+
+
+def record(number: int, num_regions: int = 2) -> Record:
+    regions = tuple(
+        Region(
+            annotation_id=f"{number}/{j}",
+            rle=None if j % 2 else b"04" * (j + 1),
+            box_xyxy=(0.0, 1.0, 2.5, float(j)),
+            area=3.5,
+            kind=Kind.PART if j % 2 else Kind.INSTANCE,
+            object_category=j,
+            part_category=None if j % 2 == 0 else 0,
+            parent=0 if j % 2 else None,
+            is_thing=j % 3 == 0,
+            is_crowd=j == 4,
+        )
+        for j in range(num_regions)
+    )
+    checked = None if number % 2 else tuple(range(number))
+    return Record(
+        "paco", "train", f"{number:012d}", bytes([number]) * 1000, 4, 5, 8, 10, regions, checked, checked, checked
+    )
+
+
+SHARDS = [[record(0), record(1, 0), record(2, 5)], [], [record(3), record(4, 1)]]
+RECORDS = [r for shard in SHARDS for r in shard]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, write_split: Callable[..., Path]) -> Path:
+    return write_split(tmp_path / "paco" / "train", SHARDS)
+
+
+def edit_manifest(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_bytes(orjson.dumps(orjson.loads(path.read_bytes()) | changes))
+
+
+def test_every_record_reads_back(folder: Path) -> None:
+    split = Split(str(folder))
+    assert len(split) == 5
+    assert split.rows_of_shard == (3, 0, 2)
+    assert [split.record(i) for i in range(5)] == RECORDS
+    assert [split.record_at(s, r) for s, shard in enumerate(SHARDS) for r in range(len(shard))] == RECORDS
+    split.verify()
+
+
+def test_a_row_in_the_middle_of_a_batch_reads_back() -> None:
+    together = pa.Table.from_batches([to_row(r) for r in RECORDS]).combine_chunks().to_batches()[0]
+    assert [from_row(together, i) for i in range(5)] == RECORDS
+
+
+def test_a_shard_with_a_footer_longer_than_the_first_read(tmp_path: Path, write_split: Callable[..., Path]) -> None:
+    small = [dataclasses.replace(record(1, 0), sample_id=f"{i:012d}") for i in range(3000)]
+    split = Split(str(write_split(tmp_path / "paco" / "train", [small])))
+    assert split.record(2999).sample_id == "000000002999"
+    assert split.record(0) == small[0]
+
+
+def test_few_shards_stay_open(tmp_path: Path, write_split: Callable[..., Path]) -> None:
+    split = Split(str(write_split(tmp_path / "paco" / "train", [[record(i)] for i in range(6)])), max_open=2)
+    order = [0, 1, 2, 3, 4, 5, 5, 0, 3, 0]
+    assert [split.record(i).sample_id for i in order] == [f"{i:012d}" for i in order]
+    assert list(split._open) == [3, 0]
+
+
+def test_threads_read_the_same_as_one(tmp_path: Path, write_split: Callable[..., Path]) -> None:
+    records = [record(i) for i in range(40)]
+    split = Split(str(write_split(tmp_path / "paco" / "train", [records[i : i + 4] for i in range(0, 40, 4)])), 3)
+    order = [i * 7 % 40 for i in range(400)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(split.record, order)) == [records[i] for i in order]
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_a_record_that_is_not_there_is_an_index_error(folder: Path, index: int) -> None:
+    with pytest.raises(IndexError, match=r"no record -?\d among 5"):
+        Split(str(folder)).record(index)
+    with pytest.raises(IndexError, match="no row 2 of shard 2"):
+        Split(str(folder)).record_at(2, 2)
+
+
+@pytest.mark.parametrize("keep", [0, 3, 20, 2000, -1])
+def test_a_shard_cut_short_is_refused_by_name(folder: Path, keep: int) -> None:
+    path = folder / "shard-00002.arrow"
+    data = path.read_bytes()
+    path.write_bytes(data[:keep])
+    split = Split(str(folder))
+    assert split.record(0) == RECORDS[0]
+    message = rf"shard-00002.arrow: cut short: {len(data[:keep])} bytes, the manifest says {len(data)}"
+    with pytest.raises(ValueError, match=message):
+        split.record(4)
+    with pytest.raises(ValueError, match=message):
+        split.verify()
+
+
+def test_a_shard_cut_short_while_it_is_open_is_refused_by_name(folder: Path) -> None:
+    split = Split(str(folder))
+    split.record(0)
+    path = folder / "shard-00000.arrow"
+    path.write_bytes(path.read_bytes()[:2500])
+    with pytest.raises(ValueError, match=r"shard-00000.arrow: row 2 cannot be read"):
+        split.record(2)
+
+
+def test_a_missing_shard_is_refused_by_name(folder: Path) -> None:
+    (folder / "shard-00000.arrow").unlink()
+    with pytest.raises(ValueError, match=r"shard-00000.arrow: no such file"):
+        Split(str(folder)).record(0)
+
+
+@pytest.mark.parametrize("place", [0.0, 0.2, 0.5, 0.8, 0.97, 0.999])
+def test_a_shard_with_damaged_bytes_never_passes(folder: Path, place: float) -> None:
+    path = folder / "shard-00000.arrow"
+    data = bytearray(path.read_bytes())
+    start = int(place * len(data))
+    data[start : start + 16] = bytes(byte ^ 0xFF for byte in data[start : start + 16])
+    path.write_bytes(data)
+    split = Split(str(folder))
+    with pytest.raises(ValueError, match=r"shard-00000.arrow: "):
+        split.verify()
+
+
+def test_a_row_with_damaged_offsets_is_refused_by_name(folder: Path) -> None:
+    path = folder / "shard-00000.arrow"
+    data = path.read_bytes()
+    length = (1000).to_bytes(8, "little")  # Where the image of each row ends: its second offset.
+    assert data.count(length) >= 3
+    path.write_bytes(data.replace(length, (2**40).to_bytes(8, "little")))
+    with pytest.raises(ValueError, match=r"shard-00000.arrow: row 0 cannot be read"):
+        Split(str(folder)).record(0)
+
+
+def test_another_number_of_rows_is_refused_by_name(folder: Path) -> None:
+    shards = orjson.loads((folder / "manifest.json").read_bytes())["shards"]
+    shards[0]["rows"] = 2
+    edit_manifest(folder, shards=shards, num_samples=4)
+    with pytest.raises(ValueError, match=r"shard-00000.arrow: 3 rows, the manifest says 2"):
+        Split(str(folder)).record(0)
+
+
+def test_another_schema_is_refused_by_name(folder: Path) -> None:
+    path = folder / "shard-00000.arrow"
+    for schema, message in [
+        (RECORD.with_metadata({"semsam_schema_version": "0"}), "schema version 0, expected 1"),
+        (RECORD.remove(0), "columns differ"),
+    ]:
+        with pa.ipc.new_file(str(path), schema):
+            pass
+        shards = orjson.loads((folder / "manifest.json").read_bytes())["shards"]
+        shards[0] |= {"bytes": path.stat().st_size}
+        edit_manifest(folder, shards=shards)
+        with pytest.raises(ValueError, match=rf"shard-00000.arrow: {message}"):
+            Split(str(folder)).record(0)
+
+
+def test_a_split_without_manifest_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"manifest.json: no such file; run jobs.prepare first"):
+        Split(str(tmp_path))
+
+
+def test_a_manifest_that_contradicts_itself_is_refused(folder: Path) -> None:
+    edit_manifest(folder, num_samples=7)
+    with pytest.raises(ValueError, match=r"manifest.json: 7 samples, but its shards add up to 5"):
+        Split(str(folder))
+
+
+def test_a_vocabulary_edited_by_hand_does_not_verify(folder: Path) -> None:
+    edit_manifest(folder, vocabulary={"objects": ["lorry"], "parts": [], "things": [], "object_parts": []})
+    with pytest.raises(ValueError, match=r"manifest.json: the vocabulary does not fit its digest"):
+        Split(str(folder)).verify()
+
+
+def test_another_kind_of_root_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a local path or s3://"):
+        open_filesystem("gs://bucket/folder")
+
+
+def test_an_s3_root_takes_its_endpoint_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000/")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    filesystem, path = open_filesystem("s3://bucket/some/folder")
+    assert path == "bucket/some/folder"
+    assert filesystem.region == "eu-west-1"
