@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -12,7 +12,6 @@ from jaxtyping import Bool, Float, Int, Int64, UInt, UInt64
 from semsam.data.rle import resample_toggles, toggles_of_many
 
 MAX_TABLE_BYTES = 2**28
-_ROWS_AT_ONCE = 4096  # Of the table, where a calculation needs a wider type than bool.
 
 
 class TooManyAtomsError(ValueError):
@@ -98,17 +97,21 @@ class AtomMap:
         runs = replace(runs, label=(np.cumsum(occurs) - 1)[runs.label])
         return _paint(runs, self.table[occurs], len(rows), len(cols))
 
+    def keep_masks(self, kept: Int[np.ndarray, " k"]) -> AtomMap:
+        """The map of masks `kept` alone, in that order.  The masks left out must be empty: no two labels become one."""
+        if np.array_equal(kept, np.arange(self.num_masks)):
+            return self
+        return replace(self, table=np.ascontiguousarray(self.table[:, kept]))
+
     def mask(self, j: int) -> Bool[np.ndarray, "h w"]:
         """Mask `j`, dense."""
         return self.table[:, j][self.labels]
 
     def areas(self) -> Int64[np.ndarray, " m"]:
         """How many pixels each mask covers."""
-        pixels = np.bincount(self.runs.label, self.runs.length, len(self.table)).astype(np.int64)
-        areas = np.zeros(self.num_masks, np.int64)
-        for rows in _row_blocks(len(self.table)):
-            areas += pixels[rows] @ self.table[rows]
-        return areas
+        pixels = np.bincount(self.runs.label, self.runs.length, len(self.table))
+        mask, label = self._members
+        return np.bincount(mask, pixels[label], self.num_masks).astype(np.int64)
 
     def boxes_xyxy(self) -> Float[np.ndarray, "m 4"]:
         """The masks' tight boxes in pixel edges (largest index + 1), float32; zeros for an empty mask."""
@@ -157,26 +160,30 @@ class AtomMap:
         return int(self.runs.row[inside[run]] + stops[run] - 1 - drawn), int(self.runs.col[inside[run]])
 
     @cached_property
+    def _members(self) -> tuple[Int64[np.ndarray, " i"], Int64[np.ndarray, " i"]]:
+        """The table as pairs (masks, labels), ordered by mask."""
+        mask, label = np.nonzero(np.ascontiguousarray(self.table.T))
+        return mask, label
+
+    @cached_property
     def _boxes(self) -> Int64[np.ndarray, "m 4"]:
         """Boxes of the labels from their runs, then of the masks from their labels."""
-        runs, (height, width) = self.runs, self.labels.shape
+        runs = self.runs
         order = np.argsort(runs.label.astype(self.labels.dtype), kind="stable")  # Column order within a label.
         label, row, col = runs.label[order], runs.row[order], runs.col[order]
         first = np.flatnonzero(np.diff(label, prepend=-1))
-        last = np.append(first[1:], len(label)) - 1
-        edges = np.full((4, len(self.table)), max(height, width), np.int64)
+        last = np.append(first[1:], len(label))[: len(first)] - 1
+        edges = np.zeros((4, len(self.table)), np.int64)
+        boxes = np.zeros((4, self.num_masks), np.int64)
         if len(first):
-            edges[0, label[first]] = col[first]
-            edges[1, label[first]] = np.minimum.reduceat(row, first)
-            edges[2, label[first]] = -col[last] - 1
-            edges[3, label[first]] = -np.maximum.reduceat(row + runs.length[order], first)
-        boxes = np.full((self.num_masks, 4), max(height, width), np.int64)
-        for rows in _row_blocks(len(self.table)):
-            for side in range(4):
-                inside = np.where(self.table[rows], edges[side, rows, None], max(height, width))
-                boxes[:, side] = np.minimum(boxes[:, side], inside.min(0))
-        boxes[:, 2:] *= -1
-        return np.where(boxes[:, 2:3] > 0, boxes, 0)
+            bottoms = np.maximum.reduceat(row + runs.length[order], first)
+            edges[:, label[first]] = col[first], np.minimum.reduceat(row, first), col[last] + 1, bottoms
+        mask, label = self._members
+        first = np.flatnonzero(np.diff(mask, prepend=-1))
+        for side, smallest_or_largest in enumerate((np.minimum, np.minimum, np.maximum, np.maximum)):
+            if len(first):
+                boxes[side, mask[first]] = smallest_or_largest.reduceat(edges[side, label], first)
+        return boxes.T
 
 
 def _inner(rows: Int[np.ndarray, " y"]) -> Int[np.ndarray, " z"]:
@@ -302,7 +309,3 @@ def _runs_of_labels(labels: UInt[np.ndarray, "h w"]) -> LabelRuns:
 
 def _label_type(num_labels: int) -> type[np.uint16] | type[np.uint32]:
     return np.uint16 if num_labels <= 2**16 else np.uint32
-
-
-def _row_blocks(num_rows: int) -> Iterator[slice]:
-    return (slice(start, start + _ROWS_AT_ONCE) for start in range(0, num_rows, _ROWS_AT_ONCE))

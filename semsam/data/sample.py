@@ -59,6 +59,7 @@ class Sample:
     checked_objects: Int32[np.ndarray, " x"] | None = None
     checked_parts: Int32[np.ndarray, " x"] | None = None
     not_exhaustive_objects: Int32[np.ndarray, " x"] | None = None
+    masks_left_out: int = 0  # Masks of noise that would have made the table of the atom map too large.
 
 
 @dataclass(frozen=True)
