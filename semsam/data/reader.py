@@ -1,0 +1,177 @@
+"""Each training worker's share of the plan, read ahead by a few threads and delivered in order.
+
+Threads are enough: reading, JPEG decoding and resampling free the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import numpy as np
+from jaxtyping import UInt8
+
+from semsam.config import settings
+from semsam.data.plan import Plan, Row
+from semsam.data.sample import Batch, Sample
+from semsam.data.shards import Split
+from semsam.data.training_sample import SampleSettings, empty_sample, training_sample
+
+
+@settings
+class ReaderSettings:
+    """`num_threads` of one worker load samples, up to `prefetch` batches ahead (and at least a sample per thread)."""
+
+    num_threads: int = 2
+    prefetch: int = 4
+
+    def __post_init__(self) -> None:
+        if self.num_threads < 1 or self.prefetch < 1:
+            raise ValueError("num_threads and prefetch must be at least 1")
+
+
+def worker_slices(global_batch: int, rank: int, world_size: int, accumulation: int) -> list[range]:
+    """Which positions of a global batch a worker takes, one range for each of its `accumulation` batches.
+
+    Joined over accumulation steps and, within each, over ranks, the ranges are the global batch in order.  Their sizes
+    differ by one at most; the reader pads the shorter ones, so that every worker's batches have the same shape.
+    """
+    if not 0 <= rank < world_size or accumulation < 1:
+        raise ValueError(f"rank {rank} of {world_size} workers, accumulation {accumulation}")
+    slots = world_size * accumulation
+    places = [step * world_size + rank for step in range(accumulation)]
+    return [range(place * global_batch // slots, (place + 1) * global_batch // slots) for place in places]
+
+
+def load_sample(split: Split, row: Row, seed: int, sample_settings: SampleSettings) -> Sample:
+    """The sample of one row of the plan; whatever is wrong with it raises `ValueError` naming shard and row."""
+    try:
+        return training_sample(split.record_at(row.shard, row.row), row.index, seed, sample_settings)
+    except Exception as error:
+        where = f"{row.dataset}: {split.shard_path(row.shard)}, row {row.row} (sample {row.index} of the run)"
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _BatchInWork:
+    step: int
+    images: UInt8[np.ndarray, "b 3 h w"]
+    samples: list[Future[Sample]]
+
+
+class Reader:
+    """Iterates over the steps from `start_step`: for each the `accumulation` batches of this worker.
+
+    A batch has ceil(global batch / (workers * accumulation)) samples, empty ones at its end where there are not that
+    many.  `data_wait` is how many seconds the last step's batches kept the caller waiting.  An error in a thread is
+    raised where its sample would have come.  Use it as a context manager, or `close` it: that ends its threads.
+
+    `allocate(shape, dtype)` makes the arrays that images are stacked in (pinned memory, say).
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        splits: Mapping[str, Split],
+        sample_settings: SampleSettings,
+        seed: int,
+        rank: int,
+        world_size: int,
+        accumulation: int = 1,
+        start_step: int = 0,
+        settings: ReaderSettings | None = None,
+        allocate: Callable[[tuple[int, ...], type], np.ndarray] = np.empty,
+    ) -> None:
+        for dataset in plan.datasets:
+            if dataset not in splits:
+                raise ValueError(f"{dataset}: the plan draws from it, but no split of it is given")
+            if splits[dataset].rows_of_shard != plan.sizes[dataset]:
+                raise ValueError(f"{splits[dataset].root}: other shards than those the plan was made for")
+        settings = settings or ReaderSettings()
+        self.data_wait = 0.0
+        self._plan = plan
+        self._splits = splits
+        self._sample_settings = sample_settings
+        self._seed = seed
+        self._slices = worker_slices(plan.global_batch, rank, world_size, accumulation)
+        self._batch_size = -(-plan.global_batch // (world_size * accumulation))
+        self._padding = empty_sample(sample_settings)
+        self._allocate = allocate
+        self._step = start_step
+        self._ahead = max(settings.prefetch, -(-settings.num_threads // self._batch_size))
+        self._in_work: deque[_BatchInWork] = deque()
+        self._pool = ThreadPoolExecutor(settings.num_threads, thread_name_prefix="reader")
+        self._closed = False
+        self._to_start = self._upcoming(start_step)
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        return self
+
+    def __next__(self) -> list[Batch]:
+        if self._step >= self._plan.num_steps:
+            self.close()
+            raise StopIteration
+        if self._closed:
+            raise ValueError("the reader is closed")
+        started = time.perf_counter()
+        try:
+            batches = [self._take() for _ in self._slices]
+        except BaseException:  # An interrupt too: no thread must outlive it.
+            self.close()
+            raise
+        self._step += 1
+        self.data_wait = time.perf_counter() - started
+        return batches
+
+    def close(self) -> None:
+        """End the threads; samples not yet begun are dropped."""
+        self._closed = True
+        self._in_work.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _take(self) -> Batch:
+        self._start_ahead()
+        work = self._in_work.popleft()
+        samples = [future.result() for future in work.samples]
+        self._start_ahead()
+        for place in range(len(samples), self._batch_size):
+            samples.append(self._place(self._padding, work.images[place]))
+        return Batch.of(samples, work.step, work.images)
+
+    def _start_ahead(self) -> None:
+        while len(self._in_work) < self._ahead:
+            upcoming = next(self._to_start, None)
+            if upcoming is None:
+                return
+            step, rows = upcoming
+            images = self._allocate((self._batch_size, *self._padding.image.shape), np.uint8)
+            samples = [self._pool.submit(self._load, row, image) for row, image in zip(rows, images, strict=False)]
+            self._in_work.append(_BatchInWork(step, images, samples))
+
+    def _upcoming(self, start_step: int) -> Iterator[tuple[int, list[Row]]]:
+        for step in range(start_step, self._plan.num_steps):
+            rows = self._plan.rows(step)
+            for part in self._slices:
+                yield step, rows[part.start : part.stop]
+
+    def _load(self, row: Row, image: UInt8[np.ndarray, "3 h w"]) -> Sample:
+        sample = load_sample(self._splits[row.dataset], row, self._seed, self._sample_settings)
+        return self._place(sample, image)
+
+    @staticmethod
+    def _place(sample: Sample, image: UInt8[np.ndarray, "3 h w"]) -> Sample:
+        """The sample with its image moved to a row of the batch."""
+        np.copyto(image, sample.image)
+        return replace(sample, image=image)

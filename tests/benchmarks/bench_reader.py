@@ -1,0 +1,218 @@
+"""How well the reader keeps up: threads against the same work inline, S3 against local disk, memory.
+
+Prints ratios of times taken in one run, in interleaved rounds.  Samples/s move with the machine and its load, and are
+there for orientation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+from jaxtyping import Bool
+
+from semsam.data import rle
+from semsam.data.augmentation import AugmentationSettings
+from semsam.data.images import encode_jpeg
+from semsam.data.manifest import MANIFEST_NAME, Manifest, Shard, Vocabulary
+from semsam.data.plan import Plan, PlanSettings, Stage
+from semsam.data.prompts import PromptSettings
+from semsam.data.reader import Reader, ReaderSettings, load_sample
+from semsam.data.sample import Batch
+from semsam.data.schema import RECORD, Kind, Record, Region, to_row
+from semsam.data.shards import Split, open_filesystem
+from semsam.data.training_sample import SampleSettings
+
+FULL = SampleSettings()
+TINY = SampleSettings(augmentation=AugmentationSettings(crop_size=32), prompts=PromptSettings(num_prompts=4))
+GLOBAL_BATCH = 4
+ROUNDS = 5
+
+
+def synthetic_record(number: int, height: int, width: int, num_masks: int) -> Record:
+    """A textured photo with nested and overlapping ellipses, about as heavy as an image of SA-1B."""
+    rng = np.random.default_rng(number)
+    coarse = rng.integers(0, 256, (height // 16 + 1, width // 16 + 1, 3), np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC).astype(np.int16)
+    image += rng.normal(0, 8, image.shape).astype(np.int16)
+    regions = []
+    for j in range(num_masks):
+        counts = rle.encode(_ellipse(rng, height, width))
+        box = rle.box_xyxy(counts, height, width)
+        regions.append(Region(f"{number}_{j}", counts, box, float(rle.area(counts)), Kind.CLASS_AGNOSTIC))
+    jpeg = encode_jpeg(image.clip(0, 255).astype(np.uint8))
+    return Record("sa1b", "train", f"{number:012d}", jpeg, height, width, height, width, tuple(regions))
+
+
+def _ellipse(rng: np.random.Generator, height: int, width: int) -> Bool[np.ndarray, "h w"]:
+    canvas = np.zeros((height, width), np.uint8)
+    radius = min(height, width) * 0.4 * rng.random() ** 2 + 2
+    centre = (int(rng.integers(0, width)), int(rng.integers(0, height)))
+    axes = (int(radius), int(radius * rng.uniform(0.4, 1) + 1))
+    cv2.ellipse(canvas, centre, axes, float(rng.uniform(0, 180)), 0, 360, 1, -1)
+    canvas[centre[1], centre[0]] = 1
+    return canvas.astype(bool)
+
+
+def write_split(folder: Path, records: list[Record], rows_per_shard: int) -> Split:
+    """The records as a prepared split."""
+    folder.mkdir(parents=True)
+    shards = []
+    for first in range(0, len(records), rows_per_shard):
+        path = folder / f"shard-{len(shards):05d}.arrow"
+        part = records[first : first + rows_per_shard]
+        with pa.ipc.new_file(str(path), RECORD) as writer:
+            for record in part:
+                writer.write_batch(to_row(record))
+        data = path.read_bytes()
+        shards.append(Shard(path.name, len(part), len(data), hashlib.sha256(data).hexdigest(), first, len(part)))
+    names = Vocabulary(())
+    regions = sum(len(record.regions) for record in records)
+    manifest = Manifest(
+        "sa1b", "train", "", tuple(shards), len(records), regions, {}, {}, {}, names, names.digest(), "bench", {}
+    )
+    (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
+    return Split(str(folder))
+
+
+def make_plan(split: Split, num_steps: int, global_batch: int = GLOBAL_BATCH) -> Plan:
+    """A plan of this split alone."""
+    settings = PlanSettings(stages=(Stage({"sa1b": 1.0}),))
+    return Plan(0, {"sa1b": split.rows_of_shard}, settings, global_batch, num_steps)
+
+
+def read_inline(split: Split, plan: Plan) -> None:
+    """The reader's work without threads."""
+    for step in range(plan.num_steps):
+        Batch.of([load_sample(split, row, 0, FULL) for row in plan.rows(step)], step)
+
+
+def read_with(split: Split, plan: Plan, num_threads: int) -> None:
+    """The reader's work, its batches thrown away."""
+    with Reader(plan, {"sa1b": split}, FULL, 0, 0, 1, settings=ReaderSettings(num_threads)) as reader:
+        for _ in reader:
+            pass
+
+
+def seconds(work: Callable[[], None]) -> float:
+    """Wall clock of one call."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def compare(works: dict[str, Callable[[], None]], num_samples: int) -> dict[str, float]:
+    """Median seconds of each, from interleaved rounds after one that is not counted; prints samples/s."""
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for turn in range(ROUNDS + 1):
+        for name, work in works.items():
+            taken = seconds(work)
+            if turn:
+                times[name].append(taken)
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    for name, median in medians.items():
+        print(f"  {name:<24}{num_samples / median:8.1f} samples/s")
+    return medians
+
+
+def bench_threads(split: Split) -> None:
+    """Threads against inline work."""
+    plan = make_plan(split, num_steps=10)
+    works: dict[str, Callable[[], None]] = {"inline": lambda: read_inline(split, plan)}
+    for num_threads in (1, 2):
+        works[f"{num_threads} thread(s)"] = lambda n=num_threads: read_with(split, plan, n)
+    took = compare(works, plan.num_steps * plan.global_batch)
+    print(f"  two threads / one thread    {took['1 thread(s)'] / took['2 thread(s)']:.2f}  (bound: 1.7)")
+    print(f"  one thread / inline         {took['inline'] / took['1 thread(s)']:.2f}  (bound: 0.9)")
+    print(f"  two threads / two inline    {took['inline'] / took['2 thread(s)'] / 2:.2f}")
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[None]:
+    """A local S3 server in a process of its own, set in the environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    os.environ |= {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "bench",
+        "AWS_SECRET_ACCESS_KEY": "bench",
+        "AWS_REGION": "us-east-1",
+    }
+    try:
+        for _ in range(100):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.2)
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def bench_s3(local: Split) -> None:
+    """Local disk against an S3 server on the same cores, two threads each."""
+    with s3_server():
+        filesystem, _ = open_filesystem("s3://bench")
+        filesystem = pa.fs.S3FileSystem(
+            endpoint_override=os.environ["AWS_ENDPOINT_URL"], region="us-east-1", allow_bucket_creation=True
+        )
+        filesystem.create_dir("bench")
+        pa.fs.copy_files(local.root, "bench/train", destination_filesystem=filesystem)
+        remote = Split("s3://bench/train")
+        plan = make_plan(local, num_steps=10)
+        works = {"local": lambda: read_with(local, plan, 2), "s3": lambda: read_with(remote, plan, 2)}
+        took = compare(works, plan.num_steps * plan.global_batch)
+        print(f"  s3 / local                  {took['local'] / took['s3']:.2f}  (bound: 0.7)")
+
+
+def resident_mib() -> float:
+    """Memory of this process."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def bench_memory(split: Split) -> None:
+    """20,000 tiny samples: memory after the first tenth and at the end."""
+    plan = make_plan(split, num_steps=625, global_batch=32)
+    started, marks = time.perf_counter(), []
+    with Reader(plan, {"sa1b": split}, TINY, 0, 0, 1) as reader:
+        for step, _ in enumerate(reader):
+            if step % 62 == 61:
+                marks.append(resident_mib())
+    print(f"  {20_000 / (time.perf_counter() - started):.0f} samples/s")
+    print(f"  memory after 10% and 100% of 20,000 samples: {marks[0]:.0f} and {marks[-1]:.0f} MiB")
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        records = [synthetic_record(i, 768, 1024, 100) for i in range(12)]
+        size = statistics.mean(len(record.image) for record in records) / 1024
+        split = write_split(folder / "sa1b" / "train", records, rows_per_shard=4)
+        print(f"SA-1B-like samples: 768x1024, 100 masks, JPEG of {size:.0f} KiB")
+        bench_threads(split)
+        print("From S3")
+        bench_s3(split)
+        print("Tiny samples")
+        tiny = [synthetic_record(i, 24, 30, 3) for i in range(1000)]
+        bench_memory(write_split(folder / "tiny" / "train", tiny, rows_per_shard=100))
+
+
+if __name__ == "__main__":
+    main()
