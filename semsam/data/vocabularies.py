@@ -1,0 +1,174 @@
+"""Names: as the text encoder reads them, and those of all datasets side by side."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import orjson
+
+from semsam.data.manifest import Vocabulary
+from semsam.data.sample import NOT_ANNOTATED
+from semsam.data.schema import DATASETS
+
+Category = TypeVar("Category", int, np.ndarray)
+
+# What COCO's panoptic names end in where several older classes were merged into one.
+_SUFFIXES = ("-merged", "-other", "-stuff")
+
+# Sentences that a name is put into.  Training draws one per step and evaluation averages over all, so that a class is
+# known by its name and not by the words around it.
+TEMPLATES = (
+    "{}",
+    "a {}",
+    "the {}",
+    "one {}",
+    "this is a {}",
+    "there is a {}",
+    "there is a {} here",
+    "here we see a {}",
+    "look at the {}",
+    "a photo of a {}",
+    "a photo with a {} in it",
+    "a picture of the {}",
+    "an image that shows a {}",
+    "a snapshot of a {}",
+    "a close view of a {}",
+    "a {} seen from nearby",
+    "a {} seen from far away",
+    "a {} seen from above",
+    "a {} seen from below",
+    "a {} seen from the side",
+    "a {} seen from behind",
+    "the front of a {}",
+    "a small {}",
+    "a tiny {} in the distance",
+    "a large {}",
+    "a {} that fills the picture",
+    "a {} at the edge of the picture",
+    "a {} in the middle of the picture",
+    "a {} in the background",
+    "a {} in the foreground",
+    "a {} that is partly hidden",
+    "a {} behind something else",
+    "part of a {}",
+    "a whole {}",
+    "several {}",
+    "many {} together",
+    "a single {}",
+    "two {} next to each other",
+    "a {} among other things",
+    "a row of {}",
+    "a blurred photo of a {}",
+    "a sharp photo of a {}",
+    "a dark photo of a {}",
+    "a {} in bright light",
+    "a {} in the shade",
+    "a {} at night",
+    "a {} by day",
+    "a {} outdoors",
+    "a {} indoors",
+    "a {} in the street",
+    "a {} in a room",
+    "a {} in the countryside",
+    "a {} in a city",
+    "a grainy photo of a {}",
+    "a low resolution photo of a {}",
+    "a detailed photo of a {}",
+    "a black and white photo of a {}",
+    "a colourful photo of a {}",
+    "a {} against a plain background",
+    "a {} in a crowded scene",
+    "an old {}",
+    "a new {}",
+    "a clean {}",
+    "a dirty {}",
+    "a plain {}",
+    "an unusual {}",
+    "a typical {}",
+    "my {}",
+    "somebody's {}",
+    "a drawing of a {}",
+    "a painting of a {}",
+    "a sketch of a {}",
+    "a scene with a {}",
+    "the outline of a {}",
+    "the region covered by the {}",
+    "a segment labelled {}",
+    "pixels that belong to a {}",
+    "an object known as {}",
+    "something called {}",
+    "what people call a {}",
+)
+
+
+def clean_name(name: str) -> str:
+    """A name as one would say it: lower case, blanks for underscores, without the endings of COCO's merged classes."""
+    name = name.replace("_", " ").lower().strip()
+    while name.endswith(_SUFFIXES):
+        name = name[: name.rindex("-")]
+    return " ".join(name.split())
+
+
+@dataclass(frozen=True)
+class JointVocabulary:
+    """The object names and part names of several datasets, one dataset after the other in the order of `DATASETS`.
+
+    A name that two datasets share is there twice: which samples may teach which entry is the router's business, and
+    what one dataset calls a table another may call a desk.
+    """
+
+    objects: tuple[str, ...]
+    parts: tuple[str, ...]
+    object_offset: dict[str, int]  # Of each dataset's first name.
+    part_offset: dict[str, int]
+    num_objects: dict[str, int]
+    num_parts: dict[str, int]
+
+    @staticmethod
+    def of(vocabularies: Mapping[str, Vocabulary]) -> JointVocabulary:
+        """Raises `ValueError` for a dataset that is none of `DATASETS`."""
+        unknown = set(vocabularies) - set(DATASETS)
+        if unknown:
+            raise ValueError(f"unknown datasets {sorted(unknown)}, expected some of {DATASETS}")
+        objects: list[str] = []
+        parts: list[str] = []
+        object_offset, part_offset = {}, {}
+        for dataset in DATASETS:
+            if dataset in vocabularies:
+                object_offset[dataset], part_offset[dataset] = len(objects), len(parts)
+                objects.extend(clean_name(name) for name in vocabularies[dataset].objects)
+                parts.extend(clean_name(name) for name in vocabularies[dataset].parts)
+        return JointVocabulary(
+            objects=tuple(objects),
+            parts=tuple(parts),
+            object_offset=object_offset,
+            part_offset=part_offset,
+            num_objects={dataset: len(vocabularies[dataset].objects) for dataset in object_offset},
+            num_parts={dataset: len(vocabularies[dataset].parts) for dataset in part_offset},
+        )
+
+    def object_index(self, dataset: str, category: Category) -> Category:
+        """Positions in `objects` of a dataset's own object categories; `NOT_ANNOTATED` stays what it is."""
+        return _shift(category, self.object_offset[dataset], self.num_objects[dataset], f"{dataset} object")
+
+    def part_index(self, dataset: str, category: Category) -> Category:
+        """Positions in `parts` of a dataset's own part categories; `NOT_ANNOTATED` stays what it is."""
+        return _shift(category, self.part_offset[dataset], self.num_parts[dataset], f"{dataset} part")
+
+    def digest(self) -> str:
+        """SHA-256 of the names and of which dataset each belongs to: a checkpoint remembers it."""
+        return hashlib.sha256(
+            orjson.dumps([self.objects, self.parts, self.object_offset, self.part_offset])
+        ).hexdigest()
+
+
+def _shift(category: Category, offset: int, num: int, what: str) -> Category:
+    indices = np.asarray(category)
+    if ((indices < NOT_ANNOTATED) | (indices >= num)).any():
+        raise ValueError(f"{what} category {indices[(indices < NOT_ANNOTATED) | (indices >= num)][0]} of {num} names")
+    shifted = np.where(indices == NOT_ANNOTATED, NOT_ANNOTATED, indices + offset)
+    return int(shifted) if isinstance(category, int) else shifted.astype(indices.dtype)
