@@ -16,8 +16,8 @@ from semsam.config import config_values, dump_config, load_config, settings
 from semsam.data.atoms import AtomMap
 from semsam.data.images import decode_jpeg
 from semsam.data.schema import DATASETS
-from semsam.data.shards import Split
-from semsam.data.training_sample import taught_regions
+from semsam.data.shards import Split, is_prepared
+from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import Baselines
 from semsam.evaluation.pictures import Row, click_row, encode_png, grid
 from semsam.evaluation.protocols import BASELINE, Protocols, clicked_regions
@@ -112,7 +112,7 @@ def table(metrics: dict[str, float]) -> str:
 
 
 def _find_splits(job: EvaluateJob) -> dict[str, Split]:
-    names = job.datasets or tuple(d for d in DATASETS if Split.exists(f"{job.data}/{d}/{job.split}"))
+    names = job.datasets or tuple(d for d in DATASETS if is_prepared(f"{job.data}/{d}/{job.split}"))
     if not names:
         raise ValueError(f"{job.data}: no prepared dataset with a {job.split} split; run jobs.prepare first")
     return {name: Split(f"{job.data}/{name}/{job.split}") for name in names}
@@ -120,7 +120,7 @@ def _find_splits(job: EvaluateJob) -> dict[str, Split]:
 
 def _baselines(job: EvaluateJob, dataset: str, levels: int) -> Baselines:
     root = f"{job.data}/{dataset}/train"
-    if not Split.exists(root):
+    if not is_prepared(root):
         print(f"{dataset}: no train split, so no blind baselines")
         return Baselines((), 0, None, None)
     count = min(len(Split(root)), job.baseline_images)
@@ -151,7 +151,7 @@ def _draw(job: EvaluateJob, dataset: str, split: Split, model: ModelReference, o
         if len(rows) == job.pictures:
             break
         record = split.record(index)
-        regions = taught_regions(record.regions)
+        regions = [record.regions[i] for i in regions_to_train(record.regions)]
         atoms = AtomMap.from_rles([r.rle for r in regions], record.height, record.width)
         clicked = sorted(clicked_regions(regions, atoms), key=lambda one: int(atoms.areas()[one.column]))
         if not clicked:

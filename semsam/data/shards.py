@@ -132,6 +132,13 @@ class Split:
         return opened
 
 
+def is_prepared(root: str) -> bool:
+    """Whether a split's manifest is there, which is written last."""
+    filesystem, folder = open_filesystem(root)
+    info = filesystem.get_file_info(f"{folder.rstrip('/')}/{MANIFEST_NAME}")
+    return info.type == pa.fs.FileType.File
+
+
 def open_filesystem(root: str) -> tuple[pa.fs.FileSystem, str]:
     """The filesystem of a local path or an `s3://` URI, and the path in it.
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from semsam.data.atoms import AtomMap
 from semsam.data.images import decode_jpeg
 from semsam.data.schema import Record, Region
-from semsam.data.training_sample import taught_regions
+from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import CANDIDATE_RADII, BaselineFit, Baselines, disc_ious
 from semsam.evaluation.box_prompt import BoxPrompt
 from semsam.evaluation.clicked_classes import ClickedClasses
@@ -78,7 +78,7 @@ class Protocols:
 
 def measure(predictor: Predictor, record: Record, baselines: Baselines, protocols: Protocols, chunk: int = 32) -> None:
     """Add one record of the evaluated split: clicks and boxes on its regions, in chunks of `chunk` prompts."""
-    regions = taught_regions(record.regions)
+    regions = [record.regions[i] for i in regions_to_train(record.regions)]
     if not regions:
         return
     predictor.set_image(decode_jpeg(record.image))
@@ -94,7 +94,7 @@ def measure(predictor: Predictor, record: Record, baselines: Baselines, protocol
 
 def fit_baselines(record: Record, fit: BaselineFit) -> None:
     """Add one record of the train split to what the blind baselines are tuned on."""
-    regions = taught_regions(record.regions)
+    regions = [record.regions[i] for i in regions_to_train(record.regions)]
     atoms = AtomMap.from_rles([region.rle for region in regions], record.height, record.width)
     clicked = {one.column: one for one in clicked_regions(regions, atoms)}
     for column, region in enumerate(regions):
