@@ -1,0 +1,62 @@
+"""Where masks are compared: random points that depend on the sample and the layer, and on nothing else."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from semsam.data.randomness import random_key
+
+# Layers of the branches in the random keys: a branch never sees another's points.
+GENERIC_LAYERS = 1_000
+PROPOSAL_LAYERS = 2_000
+
+
+class Draw(Protocol):
+    """A stream of uniform numbers: the same for every pair order and block size, pair after pair."""
+
+    def __call__(self, pairs: int, points: int) -> Float[Tensor, "pairs points 2"]:
+        """The next `pairs * points` points, uniform in [0, 1)."""
+        ...
+
+
+class PointSource(Protocol):
+    """Gives the points of every image; tests hand in recorded ones."""
+
+    def matcher(self, sample: int, count: int) -> Float[Tensor, "count 2"]:
+        """The points at which all predictions and all masks of one image are compared for matching."""
+        ...
+
+    def losses(self, sample: int, layer: int) -> Draw:
+        """The stream of points for the matched pairs of one image and layer."""
+        ...
+
+
+class KeyedPoints:
+    """Points keyed by (seed, global sample index, purpose, layer), drawn where they are used.
+
+    The numbers differ between kinds of device (copying gigabytes of them from the host would cost more than the loss),
+    but not between workers, batch compositions or restarts.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.seed = seed
+        self.device = device
+
+    def matcher(self, sample: int, count: int) -> Float[Tensor, "count 2"]:
+        return _stream(random_key(self.seed, sample, "matcher_points"), self.device)(1, count)[0]
+
+    def losses(self, sample: int, layer: int) -> Draw:
+        return _stream(random_key(self.seed, sample, "loss_points", layer), self.device)
+
+
+def _stream(key: int, device: torch.device) -> Draw:
+    if device.type == "cpu":
+        numbers = np.random.Generator(np.random.SFC64(key))  # Twice as fast as torch's generator.
+        return lambda pairs, points: torch.from_numpy(numbers.random((pairs, points, 2), dtype=np.float32))
+    generator = torch.Generator(device).manual_seed(key)
+    return lambda pairs, points: torch.rand((pairs, points, 2), generator=generator, device=device)

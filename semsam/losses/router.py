@@ -1,0 +1,127 @@
+"""What may a sample teach?  One table, and one function that reads it together with what the sample leaves null."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int64
+
+from semsam.data.sample import NOT_ANNOTATED, Sample
+from semsam.data.vocabularies import JointVocabulary
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the annotations of one dataset can teach at all."""
+
+    masks: bool  # Masks and predicted IoU; without them a region teaches its box, and only a box may prompt for it.
+    generic: bool  # The generic queries: every region is named and every unnamed place is a negative.
+    objects: bool  # The object head.
+    parts: bool  # The part head; a region that is no part is a negative for it.
+
+
+TABLE = {
+    "sa1b": Row(masks=True, generic=False, objects=False, parts=False),
+    "coco_panoptic": Row(masks=True, generic=True, objects=True, parts=False),
+    "ade20k": Row(masks=True, generic=True, objects=True, parts=False),
+    "objects365": Row(masks=False, generic=True, objects=True, parts=False),
+    "pascal_part": Row(masks=True, generic=True, objects=True, parts=True),
+    "paco": Row(masks=True, generic=True, objects=True, parts=True),
+    "partimagenet": Row(masks=True, generic=True, objects=True, parts=True),
+}
+NOTHING = Row(masks=False, generic=False, objects=False, parts=False)
+
+
+@dataclass(frozen=True)
+class NameLesson:
+    """What one sample teaches one head, of its `m` regions and of the `x` names of the joint vocabulary."""
+
+    names: Int64[np.ndarray, " m"]  # Positions in the joint vocabulary; NOT_ANNOTATED where a region has no name.
+    # Whether a query matched to the region learns at all; a region that teaches without a name is all-negative.
+    teaches: Bool[np.ndarray, " m"]
+    allowed: Bool[np.ndarray, " x"]  # Names about which the sample says anything: only these enter a loss.
+    # Allowed names all of whose instances are marked: only these are negatives for an unmatched query.
+    exhaustive: Bool[np.ndarray, " x"]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one sample teaches."""
+
+    generic: bool
+    teaches_mask: Bool[np.ndarray, " m"]
+    objects: NameLesson
+    parts: NameLesson
+
+
+def route(sample: Sample, vocabulary: JointVocabulary) -> Lesson:
+    """What `sample` may teach; a padding sample (dataset "") and a region without annotation teach nothing.
+
+    * A part carries two labels: the name of the object it belongs to (its own, else its parent's) and its bare name.
+    * An object of a dataset with parts is a negative for the part head; a part without a name is not.
+    * Federated datasets: an image speaks only of the names that were checked on it (and of those its regions bear).
+      Among these, a name marked "not exhaustive" may have instances that nobody drew, so an unmatched query that finds
+      one is not told that it is wrong; a query *matched* to a region of another name is, for that region is known.
+      Parts have no such mark of their own, and are taken as exhaustive.
+    """
+    row = row_of(sample.dataset)
+    regions = sample.regions
+    objects, parts = regions.object_category.astype(np.int64), regions.part_category.astype(np.int64)
+    has_parent = regions.parent >= 0
+    unnamed = (objects < 0) & has_parent
+    objects[unnamed] = objects[regions.parent[unnamed]]
+    own_objects, own_parts = _own_names(sample.dataset, vocabulary, row)
+    object_names, part_names = _joint(objects, own_objects), _joint(parts, own_parts)
+    allowed_objects = _allowed(len(vocabulary.objects), own_objects, sample.checked_objects, object_names)
+    allowed_parts = _allowed(len(vocabulary.parts), own_parts, sample.checked_parts, part_names)
+    exhaustive = allowed_objects.copy()
+    if row.objects and sample.not_exhaustive_objects is not None:
+        exhaustive[own_objects.start + sample.not_exhaustive_objects.astype(np.int64)] = False
+    is_unnamed_part = has_parent & (parts < 0)
+    return Lesson(
+        generic=row.generic,
+        teaches_mask=regions.has_mask & row.masks,
+        objects=NameLesson(object_names, object_names >= 0, allowed_objects, exhaustive),
+        parts=NameLesson(part_names, ~is_unnamed_part & row.parts, allowed_parts, allowed_parts),
+    )
+
+
+def row_of(dataset: str) -> Row:
+    """The dataset's row of the table; padding ("") teaches nothing."""
+    if not dataset:
+        return NOTHING
+    if dataset not in TABLE:
+        raise ValueError(f"{dataset}: no row in semsam.losses.router.TABLE says what this dataset teaches")
+    return TABLE[dataset]
+
+
+def _own_names(dataset: str, vocabulary: JointVocabulary, row: Row) -> tuple[range, range]:
+    """Where the dataset's own object and part names stand in the joint vocabulary; empty for a head it cannot teach."""
+    objects = parts = range(0)
+    if row.objects:
+        start = vocabulary.object_offset[dataset]
+        objects = range(start, start + vocabulary.num_objects[dataset])
+    if row.parts:
+        start = vocabulary.part_offset[dataset]
+        parts = range(start, start + vocabulary.num_parts[dataset])
+    return objects, parts
+
+
+def _joint(categories: Int64[np.ndarray, " m"], own: range) -> Int64[np.ndarray, " m"]:
+    """Positions in the joint vocabulary."""
+    taught = (categories >= 0) & (len(own) > 0)
+    return np.where(taught, categories + own.start, NOT_ANNOTATED)
+
+
+def _allowed(
+    size: int, own: range, checked: np.ndarray | None, present: Int64[np.ndarray, " m"]
+) -> Bool[np.ndarray, " names"]:
+    """The names of the joint vocabulary about which a sample says anything."""
+    allowed = np.zeros(size, bool)
+    if checked is None or not own:
+        allowed[own.start : own.stop] = True
+    else:
+        allowed[own.start + checked.astype(np.int64)] = True
+        allowed[present[present >= 0]] = True
+    return allowed

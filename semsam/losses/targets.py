@@ -1,0 +1,165 @@
+"""A batch's ground truth on the device, and the counts by which its losses are divided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64, Int32, Int64
+from torch import Tensor
+
+from semsam.data.sample import NOT_ANNOTATED, Batch, Sample
+from semsam.data.vocabularies import JointVocabulary
+from semsam.losses.router import NameLesson, route, row_of
+from semsam.ops.point_sampling import border
+
+SIZE_DIVISOR = 32  # The model pads images to a multiple of this, at the right and bottom.
+
+# What `count_targets` counts, in this order: the pairs of a prediction and a target that each group of terms sums over.
+NORMALIZERS = (
+    "click/boxes",
+    "click/masks",
+    "click/objects",
+    "click/parts",
+    "generic/boxes",
+    "generic/masks",
+    "generic/objects",
+    "generic/parts",
+)
+
+
+@dataclass(frozen=True)
+class NameTargets:
+    """What the samples teach one head, as `router.NameLesson` has it for one sample."""
+
+    names: Int64[Tensor, "b m"]
+    teaches: Bool[Tensor, "b m"]
+    allowed: Bool[Tensor, "b x"]
+    exhaustive: Bool[Tensor, "b x"]
+    # The shortest range of names with all allowed ones of each sample: a dataset's names are neighbours.
+    spans_host: tuple[slice, ...]
+
+    @staticmethod
+    def of(lessons: Sequence[NameLesson], device: torch.device) -> NameTargets:
+        """The lessons of a batch's samples on `device`."""
+        return NameTargets(
+            names=_ragged([lesson.names for lesson in lessons], device, fill=NOT_ANNOTATED),
+            teaches=_ragged([lesson.teaches for lesson in lessons], device),
+            allowed=torch.from_numpy(np.stack([lesson.allowed for lesson in lessons])).to(device),
+            exhaustive=torch.from_numpy(np.stack([lesson.exhaustive for lesson in lessons])).to(device),
+            spans_host=tuple(_span(lesson.allowed) for lesson in lessons),
+        )
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The targets of `b` images with at most `m` regions, `a` labels and `n` prompts of `t` targets.
+
+    Boxes and label maps are relative to the padded image, as the model's predictions are.  Fields whose names end in
+    `_host` are what the host must know to cut tensors into shape without waiting for the device.
+    """
+
+    samples: tuple[int, ...]  # Global sample indices: the keys of random draws.
+    labels: Int32[Tensor, "b h2 w2"]  # With a border, as `region_values` takes them.
+    tables: Float[Tensor, "b a m"]  # 1 where region m covers label a.
+    boxes_cxcywh: Float[Tensor, "b m 4"]
+    teaches_mask: Bool[Tensor, "b m"]
+    objects: NameTargets
+    parts: NameTargets
+    prompt_targets: Int64[Tensor, "b n t"]  # Regions of the prompt's image; -1: none.
+    generic_host: tuple[bool, ...]  # Samples that teach generic queries.
+    num_regions_host: tuple[int, ...]
+    teaches_mask_host: Bool[np.ndarray, "b m"]
+    prompt_targets_host: Int64[np.ndarray, "b n t"]
+
+    @staticmethod
+    def of(batch: Batch, vocabulary: JointVocabulary, device: torch.device) -> Targets:
+        """Route every sample of `batch` and move what it teaches to `device`."""
+        lessons = [route(sample, vocabulary) for sample in batch.samples]
+        height, width = batch.images.shape[2:]
+        padded = _round_up(height), _round_up(width)
+        scale = np.array([width / padded[1], height / padded[0]] * 2, np.float32)
+        prompt_targets = np.where(batch.prompt_valid[..., None], batch.prompt_targets, -1).astype(np.int64)
+        teaches_mask = _padded([lesson.teaches_mask for lesson in lessons], fill=0)
+        return Targets(
+            samples=tuple(int(index) for index in batch.indices),
+            labels=border(torch.from_numpy(_label_maps(batch.samples, padded)).to(device)),
+            tables=torch.from_numpy(_tables(batch.samples)).to(device).float(),
+            boxes_cxcywh=_ragged([sample.regions.boxes_cxcywh * scale for sample in batch.samples], device),
+            teaches_mask=torch.from_numpy(teaches_mask).to(device),
+            objects=NameTargets.of([lesson.objects for lesson in lessons], device),
+            parts=NameTargets.of([lesson.parts for lesson in lessons], device),
+            prompt_targets=torch.from_numpy(prompt_targets).to(device),
+            generic_host=tuple(lesson.generic for lesson in lessons),
+            num_regions_host=tuple(len(sample.regions) for sample in batch.samples),
+            teaches_mask_host=teaches_mask,
+            prompt_targets_host=prompt_targets,
+        )
+
+
+def count_targets(batch: Batch, many_to_one: bool = False) -> Float64[np.ndarray, " normalizers"]:
+    """How much this batch adds to each of `NORMALIZERS`; known before the forward pass, and summed over all workers.
+
+    A target counts for a head if its dataset teaches that head, so objects count for the part head as negatives.  With
+    `many_to_one` a prompt has one target, its first.
+    """
+    counts = dict.fromkeys(NORMALIZERS, 0)
+    for position, sample in enumerate(batch.samples):
+        row = row_of(sample.dataset)
+        teaches_mask = sample.regions.has_mask & row.masks
+        targets = batch.prompt_targets[position][batch.prompt_valid[position]]
+        targets = targets[:, :1] if many_to_one else targets
+        targets = targets[targets >= 0]
+        num_regions = len(sample.regions) if row.generic else 0
+        for branch, pairs, masks in (
+            ("click", len(targets), int(teaches_mask[targets].sum())),
+            ("generic", num_regions, int(teaches_mask.sum()) if row.generic else 0),
+        ):
+            counts[f"{branch}/boxes"] += pairs
+            counts[f"{branch}/masks"] += masks
+            counts[f"{branch}/objects"] += pairs if row.objects else 0
+            counts[f"{branch}/parts"] += pairs if row.parts else 0
+    return np.array([counts[name] for name in NORMALIZERS], np.float64)
+
+
+def _label_maps(samples: Sequence[Sample], padded: tuple[int, int]) -> Int32[np.ndarray, "b h w"]:
+    maps = np.zeros((len(samples), *padded), np.int32)
+    for target, sample in zip(maps, samples, strict=True):
+        labels = sample.atoms.labels
+        target[: labels.shape[0], : labels.shape[1]] = labels
+    return maps
+
+
+def _tables(samples: Sequence[Sample]) -> Bool[np.ndarray, "b a m"]:
+    num_labels = max(len(sample.atoms.table) for sample in samples)
+    # At least one region: look-ups by index need something to point at.
+    num_regions = max(1, *(sample.atoms.table.shape[1] for sample in samples))
+    tables = np.zeros((len(samples), max(1, num_labels), num_regions), bool)
+    for table, sample in zip(tables, samples, strict=True):
+        found = sample.atoms.table
+        table[: found.shape[0], : found.shape[1]] = found
+    return tables
+
+
+def _padded(columns: Sequence[np.ndarray], fill: int) -> np.ndarray:
+    """Columns of unequal length as one array, at least one region long."""
+    length = max(1, *(len(column) for column in columns))
+    padded = np.full((len(columns), length, *columns[0].shape[1:]), fill, columns[0].dtype)
+    for row, column in zip(padded, columns, strict=True):
+        row[: len(column)] = column
+    return padded
+
+
+def _ragged(columns: Sequence[np.ndarray], device: torch.device, fill: int = 0) -> Tensor:
+    return torch.from_numpy(_padded(columns, fill)).to(device)
+
+
+def _span(allowed: Bool[np.ndarray, " x"]) -> slice:
+    (found,) = np.nonzero(allowed)
+    return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
+
+
+def _round_up(size: int) -> int:
+    return -(-size // SIZE_DIVISOR) * SIZE_DIVISOR
