@@ -31,12 +31,16 @@ class Rejected:
     detail: str
 
 
-class BadSample(Exception):
+class BadSample(Exception):  # noqa: N818 - it is an outcome that is counted, not an error.
     """Raised by `Source.read` when the whole image is unusable."""
 
     def __init__(self, reason: str, sample_id: str, detail: str) -> None:
         super().__init__(f"{sample_id}: {reason}: {detail}")
         self.rejected = Rejected(reason, sample_id, detail)
+
+    def __reduce__(self) -> tuple[type[BadSample], tuple[str, str, str]]:
+        # Exceptions are pickled by their message alone, which is not what __init__ takes.
+        return BadSample, (self.rejected.reason, self.rejected.sample_id, self.rejected.detail)
 
 
 @dataclass
@@ -61,7 +65,8 @@ class Files(Protocol):
     Paths are relative, with forward slashes.  `read_bytes` raises `FileNotFoundError`.  Picklable.
     """
 
-    root: str
+    @property
+    def root(self) -> str: ...
 
     def read_bytes(self, path: str) -> bytes: ...
 
@@ -73,7 +78,8 @@ class Files(Protocol):
 class Source(Protocol):
     """Reads one dataset's own release layout.  Stateless and picklable: Ray sends it to workers."""
 
-    dataset: str
+    @property
+    def dataset(self) -> str: ...
 
     def vocabulary(self) -> Vocabulary: ...
 

@@ -1,0 +1,74 @@
+"""The vocabularies in `pipelines/categories/<dataset>.json`, one format for all datasets.
+
+`objects` and `object_parts` list what the dataset annotates, with its native ids; a `native` name stands beside `name`
+where the dataset spells it another way.  A source may keep more keys there and read them from `Categories.document`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from semsam.data.manifest import Vocabulary
+
+FOLDER = Path(__file__).parents[1] / "categories"
+
+
+@dataclass(frozen=True)
+class Category:
+    """What a native category says of a region, as positions in the vocabulary; `part` is None for whole objects."""
+
+    object: int
+    part: int | None = None
+    thing: bool = True
+
+
+@dataclass(frozen=True)
+class Categories:
+    """A dataset's vocabulary and the way from its native names and ids into it."""
+
+    vocabulary: Vocabulary
+    all: tuple[Category, ...]  # Objects, then object-part pairs, in the order of the file.
+    position_of_name: Mapping[str, int]  # Into `all`, by lower-case native or corrected name.
+    document: Mapping[str, Any]
+
+    def positions_of_ids(self, rows: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+        """The position in `all` for each id of a json's own `categories`.
+
+        Releases number their categories differently (Objects365 v1 and v2), so the names decide; an id whose name is
+        not in the vocabulary is left out.
+        """
+        names = {row["id"]: str(row["name"]).strip().lower() for row in rows}
+        return {i: self.position_of_name[name] for i, name in names.items() if name in self.position_of_name}
+
+    def objects_by(self, key: str) -> dict[Any, Category]:
+        """The object categories by a key of their rows, such as `id`; rows without it are left out."""
+        rows = zip(self.document["objects"], self.all, strict=False)
+        return {row[key]: category for row, category in rows if key in row}
+
+
+@cache
+def load_categories(dataset: str) -> Categories:
+    """The categories of one dataset."""
+    document = orjson.loads((FOLDER / f"{dataset}.json").read_bytes())
+    objects, pairs = document["objects"], document["object_parts"]
+    object_position = {row["name"]: i for i, row in enumerate(objects)}
+    part_position = {name: i for i, name in enumerate(document["parts"])}
+    things = [bool(row["thing"]) for row in objects]
+    object_parts = [(object_position[row["object"]], part_position[row["part"]]) for row in pairs]
+    names = [(row["name"], row.get("native")) for row in objects]
+    names += [(f"{row['object']}:{row['part']}", row.get("native")) for row in pairs]
+    return Categories(
+        vocabulary=Vocabulary(tuple(object_position), tuple(part_position), tuple(things), tuple(object_parts)),
+        all=(
+            *(Category(i, None, thing) for i, thing in enumerate(things)),
+            *(Category(o, p, things[o]) for o, p in object_parts),
+        ),
+        position_of_name={name.strip().lower(): i for i, both in enumerate(names) for name in both if name},
+        document=document,
+    )

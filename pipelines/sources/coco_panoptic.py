@@ -1,0 +1,98 @@
+"""COCO 2017 with panoptic annotations, in its release layout:
+
+    annotations/panoptic_{train,val}2017.json    annotations/instances_{train,val}2017.json
+    panoptic_{train,val}2017/*.png               {train,val}2017/*.jpg
+
+A record holds the panoptic segments, which are trained on, and the instances, on which AP is measured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import orjson
+from jaxtyping import Int64
+
+from pipelines.sources.categories import load_categories
+from pipelines.sources.coco_json import Document, add_segmentation, known_rows, orphans, sample_id
+from pipelines.sources.regions import Regions, masks_of
+from pipelines.sources.source import BadSample, Entry, Files, Index, Read, Rejected
+from pipelines.sources.stored_image import check_size, read_image
+from semsam.data.images import read_image_any
+from semsam.data.manifest import Vocabulary
+from semsam.data.schema import Kind
+
+
+class CocoPanoptic:
+    """Segments with the exact pixels of the PNGs, and instances from polygons or run lengths."""
+
+    dataset = "coco_panoptic"
+
+    def vocabulary(self) -> Vocabulary:
+        return load_categories(self.dataset).vocabulary
+
+    def index(self, files: Files, split: str) -> Index:
+        categories = load_categories(self.dataset)
+        panoptic = Document(files, f"annotations/panoptic_{split}2017.json", categories)
+        images, rejected = panoptic.first_images()
+        segments = panoptic.take_annotations(("id", "iscrowd", "area"), inner="segments_info")
+        document = Document(files, f"annotations/instances_{split}2017.json", categories)
+        instances = document.take_annotations(("id", "iscrowd", "area", "segmentation"))
+        pngs = self._pngs(files, split)
+        entries = []
+        for row in images:
+            key, png = sample_id(row["id"]), row["file_name"].rpartition(".")[0] + ".png"
+            short = {name: row[name] for name in ("height", "width")}
+            short |= {"segments": segments.pop(row["id"], None), "instances": instances.pop(row["id"], [])}
+            if short["segments"] is None:
+                rejected.append(Rejected("missing panoptic annotation", key, f"{panoptic.path}: {row['file_name']}"))
+            elif png not in pngs:
+                rejected.append(Rejected("missing panoptic PNG", key, f"{files.root}/panoptic_{split}2017/{png}"))
+            else:
+                short["png"] = pngs[png]
+                entries.append(Entry(key, f"{split}2017/{row['file_name']}", orjson.dumps(short)))
+        rejected += orphans(segments, panoptic.path)
+        return Index(sorted(entries, key=lambda entry: entry.sample_id), rejected)
+
+    def read(self, files: Files, split: str, entry: Entry) -> Read:
+        rows = orjson.loads(entry.annotations)
+        regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id))
+        check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
+        self._add_segments(regions, rows["segments"], _segment_ids(files, rows["png"], regions))
+        for row, annotation_id, category in known_rows(regions, rows["instances"], load_categories(self.dataset)):
+            add_segmentation(regions, row, annotation_id, Kind.INSTANCE, category)
+        return regions.read(self.dataset, split)
+
+    def _add_segments(self, regions: Regions, rows: list[dict[str, Any]], ids: Int64[np.ndarray, "h w"]) -> None:
+        masks = dict(masks_of(ids))
+        listed = {row["id"] for row in rows}
+        for row, annotation_id, category in known_rows(regions, rows, load_categories(self.dataset)):
+            mask = masks.get(row["id"])
+            if mask is None:
+                regions.drop("empty mask", f"segment {annotation_id} has no pixel")
+            else:
+                is_crowd = bool(row.get("iscrowd", 0))
+                regions.add_mask(mask, annotation_id, Kind.PANOPTIC, category, is_crowd=is_crowd)
+        for unlisted in masks.keys() - listed:
+            regions.drop("segment not in json", f"segment {unlisted}: {masks[unlisted].sum()} pixels")
+
+    def _pngs(self, files: Files, split: str) -> dict[str, str]:
+        """The path of each PNG by its name: half-unzipped folders are a common accident, and one listing shows it.
+
+        The zip files lie in `annotations/`, where some copies have unzipped them.
+        """
+        folder = f"panoptic_{split}2017/*.png"
+        paths = files.glob(folder) or files.glob(f"annotations/{folder}")
+        return {path.rpartition("/")[2]: path for path in paths}
+
+
+def _segment_ids(files: Files, path: str, regions: Regions) -> Int64[np.ndarray, "h w"]:
+    """The segment of each pixel: red + 256 green + 65536 blue; 0 is void."""
+    try:
+        pixels = read_image_any(files.read_bytes(path)).astype(np.int64)
+    except (ValueError, FileNotFoundError) as error:
+        raise BadSample("broken panoptic PNG", regions.sample_id, f"{files.root}/{path}: {error}") from None
+    check_size(regions.image, pixels.shape[:2], regions.sample_id)
+    ids: Int64[np.ndarray, "h w"] = pixels @ np.array([1, 256, 65536])
+    return ids

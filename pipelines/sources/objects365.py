@@ -1,0 +1,54 @@
+"""Objects365 v2: `zhiyuan_objv2_{train,val}.json`, boxes only.
+
+The json says `images/v1/patch8/x.jpg`; copies have `patch8/x.jpg` in one place or another.  Three train images are
+missing from every copy.  Drawn objects (`isfake`) and mirror images (`isreflected`) are ordinary boxes here.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from pipelines.sources.categories import load_categories
+from pipelines.sources.coco_json import Document, find_file, index_document, known_rows, possible_paths
+from pipelines.sources.regions import Regions
+from pipelines.sources.source import Entry, Files, Index, Read
+from pipelines.sources.stored_image import check_size, read_image
+from semsam.data.manifest import Vocabulary
+from semsam.data.schema import Kind
+
+_LAYOUTS = (
+    "{file_name}",
+    "{split}/{file_name}",
+    "{split}/{folder}/{name}",
+    "images/{split}/{folder}/{name}",
+    "images/{split}/{release}/{folder}/{name}",
+    "images/{folder}/{name}",
+    "{folder}/{name}",
+)
+
+
+class Objects365:
+    """Boxes clipped to the image."""
+
+    dataset = "objects365"
+
+    def vocabulary(self) -> Vocabulary:
+        return load_categories(self.dataset).vocabulary
+
+    def index(self, files: Files, split: str) -> Index:
+        name = f"zhiyuan_objv2_{split}.json"
+        path = find_file(files, [f"annotations/{name}", name, f"{split}/{name}"])
+        document = Document(files, path, load_categories(self.dataset))
+        return index_document(files, document, split, _LAYOUTS, keep=("id", "bbox", "area", "iscrowd"))
+
+    def read(self, files: Files, split: str, entry: Entry) -> Read:
+        rows = orjson.loads(entry.annotations)
+        paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
+        regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id))
+        check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
+        for row, annotation_id, category in known_rows(regions, rows["annotations"], load_categories(self.dataset)):
+            is_crowd = bool(row.get("iscrowd", 0))
+            regions.add_box(
+                row.get("bbox"), annotation_id, Kind.INSTANCE, category, area=row.get("area"), is_crowd=is_crowd
+            )
+        return regions.read(self.dataset, split)

@@ -1,0 +1,83 @@
+"""PACO-LVIS: `paco_lvis_v1_{train,val}.json`, with the images in COCO's folders (`train2017/x.jpg`).
+
+Objects and parts are rows of one list; an object's `obj_ann_id` is its own id, a part's is its object's.  The dataset
+is federated: an image speaks of the names that its rows bear and of its `neg_category_ids`, which were looked for and
+not found; all others are unknown there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from pipelines.sources.categories import Category, load_categories
+from pipelines.sources.coco_json import (
+    Document,
+    add_segmentation,
+    find_file,
+    index_document,
+    known_rows,
+    possible_paths,
+)
+from pipelines.sources.regions import Regions
+from pipelines.sources.source import Entry, Files, Index, Read
+from pipelines.sources.stored_image import check_size, read_image
+from semsam.data.manifest import Vocabulary
+from semsam.data.schema import Kind
+
+_LAYOUTS = (
+    "{file_name}",
+    "images/{file_name}",
+    "coco/{file_name}",
+    "../coco/{file_name}",
+    "../coco_panoptic/{file_name}",
+)
+
+
+class Paco:
+    """Objects, and parts that know their object."""
+
+    dataset = "paco"
+
+    def vocabulary(self) -> Vocabulary:
+        return load_categories(self.dataset).vocabulary
+
+    def index(self, files: Files, split: str) -> Index:
+        name = f"paco_lvis_v1_{split}.json"
+        path = find_file(files, [f"annotations/{name}", name])
+        document = Document(files, path, load_categories(self.dataset))
+        for row in document.images:
+            row["absent"] = document.positions(row.get("neg_category_ids", ()))
+            row["not_exhaustive"] = document.positions(row.get("not_exhaustive_category_ids", ()))
+        keep = ("id", "segmentation", "area", "iscrowd", "obj_ann_id")
+        return index_document(files, document, split, _LAYOUTS, keep, ("absent", "not_exhaustive"))
+
+    def read(self, files: Files, split: str, entry: Entry) -> Read:
+        rows = orjson.loads(entry.annotations)
+        paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
+        regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id))
+        check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
+        known = list(known_rows(regions, rows["annotations"], load_categories(self.dataset)))
+        index_of_object: dict[Any, int | None] = {}
+        for row, annotation_id, category in known:
+            if category.part is None:
+                index_of_object[row["id"]] = add_segmentation(regions, row, annotation_id, Kind.INSTANCE, category)
+        for row, annotation_id, category in known:
+            if category.part is not None:
+                # The object's row may be unusable; the part's own category still says what object it is of.
+                parent = index_of_object.get(row.get("obj_ann_id"))
+                add_segmentation(regions, row, annotation_id, Kind.PART, category, parent)
+        return regions.read(self.dataset, split, **_checked(rows, [category for _, _, category in known]))
+
+
+def _checked(rows: dict[str, Any], present: list[Category]) -> dict[str, tuple[int, ...]]:
+    """The names that were looked for on this image, whether found or not, and those found but not marked everywhere."""
+    all_categories = load_categories(Paco.dataset).all
+    looked_for = present + [all_categories[i] for i in rows["absent"]]
+    partly_marked = [all_categories[i] for i in rows["not_exhaustive"]]
+    return {
+        "checked_objects": tuple(sorted({c.object for c in looked_for if c.part is None})),
+        "checked_parts": tuple(sorted({c.part for c in looked_for if c.part is not None})),
+        "not_exhaustive_objects": tuple(sorted({c.object for c in partly_marked if c.part is None})),
+    }

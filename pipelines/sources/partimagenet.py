@@ -1,0 +1,80 @@
+"""PartImageNet: `{train,val}.json` with polygons of parts, and images in one folder per ImageNet class.
+
+Objects are not annotated.  The object region of an image is derived: the union of the parts of one kind of object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import orjson
+from pycocotools import mask as coco_mask
+
+from pipelines.sources.categories import Category, load_categories
+from pipelines.sources.coco_json import (
+    Document,
+    Row,
+    add_segmentation,
+    find_file,
+    index_document,
+    known_rows,
+    possible_paths,
+)
+from pipelines.sources.regions import Regions
+from pipelines.sources.source import Entry, Files, Index, Read
+from pipelines.sources.stored_image import check_size, read_image
+from semsam.data.manifest import Vocabulary
+from semsam.data.schema import Kind
+
+_LAYOUTS = (
+    "{split}/{prefix}/{name}",
+    "images/{split}/{prefix}/{name}",
+    "images/{split}/{name}",
+    "{split}/{name}",
+    "images/{file_name}",
+    "{file_name}",
+)
+
+
+class PartImageNet:
+    """Parts, and after them the derived object region that each belongs to."""
+
+    dataset = "partimagenet"
+
+    def vocabulary(self) -> Vocabulary:
+        return load_categories(self.dataset).vocabulary
+
+    def index(self, files: Files, split: str) -> Index:
+        path = find_file(files, [f"{split}.json", f"annotations/{split}.json", f"annotations/{split}/{split}.json"])
+        document = Document(files, path, load_categories(self.dataset))
+        return index_document(files, document, split, _LAYOUTS, keep=("id", "segmentation", "area", "iscrowd"))
+
+    def read(self, files: Files, split: str, entry: Entry) -> Read:
+        rows = orjson.loads(entry.annotations)
+        paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
+        regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id))
+        check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
+        by_object: dict[int, list[tuple[Row, str, Category]]] = {}
+        for known in known_rows(regions, rows["annotations"], load_categories(self.dataset)):
+            by_object.setdefault(known[2].object, []).append(known)
+        for parts in by_object.values():
+            _add_object(regions, parts)
+        return regions.read(self.dataset, split)
+
+
+def _add_object(regions: Regions, rows: list[tuple[Row, str, Category]]) -> None:
+    """Add the parts of one kind of object, then their union, which becomes the parent of them all."""
+    added = [add_segmentation(regions, row, i, Kind.PART, category) for row, i, category in rows]
+    parts = [i for i in added if i is not None]
+    if not parts:
+        return
+    # A crowd of parts covers more than the parts, so it shapes the object only where there is nothing else.
+    single = [i for i in parts if not regions.regions[i].is_crowd]
+    size = [regions.image.height, regions.image.width]
+    pieces = [{"size": size, "counts": regions.regions[i].rle} for i in single or parts]
+    category = Category(rows[0][2].object, None, rows[0][2].thing)
+    name = load_categories(PartImageNet.dataset).vocabulary.objects[category.object]
+    counts = coco_mask.merge(pieces)["counts"]
+    parent = regions.add_rle(counts, f"derived/{name}", Kind.DERIVED, category, is_crowd=not single)
+    for i in parts:
+        regions.regions[i] = replace(regions.regions[i], parent=parent)

@@ -1,0 +1,150 @@
+"""Collects the regions of one image, and what of them has to be dropped and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Integer
+
+from pipelines.sources.categories import Category
+from pipelines.sources.source import Read, Rejected
+from pipelines.sources.stored_image import StoredImage
+from semsam.data import rle
+from semsam.data.schema import Kind, Record, Region
+
+
+class Regions:
+    """The regions of one image in the order in which they are added.
+
+    Every `add_` returns the new region's index, or None when the region is unusable and was dropped.  Boxes of masks
+    are always recomputed from the mask: tight, in pixel edges (largest index + 1).
+    """
+
+    def __init__(self, sample_id: str, image: StoredImage) -> None:
+        self.sample_id = sample_id
+        self.image = image
+        self.regions: list[Region] = []
+        self.dropped: list[Rejected] = []
+
+    def drop(self, reason: str, detail: str) -> None:
+        """Count a region that the record will not hold."""
+        self.dropped.append(Rejected(reason, self.sample_id, detail))
+
+    def add_rle(
+        self,
+        counts: bytes,
+        annotation_id: str,
+        kind: Kind,
+        category: Category | None = None,
+        *,
+        area: object = None,
+        parent: int | None = None,
+        is_crowd: bool = False,
+    ) -> int | None:
+        """Add a mask given as COCO counts, which are stored as they are; drops "broken RLE" and "empty mask"."""
+        try:
+            box = rle.box_xyxy(counts, self.image.height, self.image.width)
+        except ValueError as error:
+            self.drop("broken RLE", f"annotation {annotation_id}: {error}")
+            return None
+        if box[2] == 0:
+            self.drop("empty mask", f"annotation {annotation_id}")
+            return None
+        native_area = finite(area)
+        return self._add(
+            Region(
+                annotation_id=annotation_id,
+                rle=counts,
+                box_xyxy=box,
+                area=float(rle.area(counts)) if native_area is None else native_area,
+                kind=kind,
+                object_category=category.object if category else None,
+                part_category=category.part if category else None,
+                parent=parent,
+                is_thing=category.thing if category else True,
+                is_crowd=is_crowd,
+            )
+        )
+
+    def add_mask(
+        self,
+        mask: Bool[np.ndarray, "h w"],
+        annotation_id: str,
+        kind: Kind,
+        category: Category | None = None,
+        *,
+        parent: int | None = None,
+        is_crowd: bool = False,
+    ) -> int | None:
+        """Add a dense mask of the image's size; drops "empty mask"."""
+        counts = rle.encode(mask)
+        return self.add_rle(counts, annotation_id, kind, category, parent=parent, is_crowd=is_crowd)
+
+    def add_box(
+        self, xywh: object, annotation_id: str, kind: Kind, category: Category, *, area: object, is_crowd: bool
+    ) -> int | None:
+        """Add a box without a mask, clipped to the image; drops "broken box" and "empty box" (or wholly outside)."""
+        numbers = [finite(value) for value in xywh] if isinstance(xywh, Sequence) else []
+        if len(numbers) != 4 or None in numbers:
+            self.drop("broken box", f"annotation {annotation_id}: {xywh!r}")
+            return None
+        x, y, w, h = (value for value in numbers if value is not None)
+        # Rounded as the record stores them, so that a sliver cannot become empty later.
+        corners = np.array([max(x, 0), max(y, 0), min(x + w, self.image.width), min(y + h, self.image.height)], "f4")
+        x1, y1, x2, y2 = corners.tolist()
+        if x2 <= x1 or y2 <= y1:
+            self.drop("empty box", f"annotation {annotation_id}: {xywh!r}")
+            return None
+        native_area = finite(area)
+        return self._add(
+            Region(
+                annotation_id=annotation_id,
+                rle=None,
+                box_xyxy=(x1, y1, x2, y2),
+                area=w * h if native_area is None else native_area,
+                kind=kind,
+                object_category=category.object,
+                part_category=category.part,
+                is_thing=category.thing,
+                is_crowd=is_crowd,
+            )
+        )
+
+    def read(self, dataset: str, split: str, **checked: tuple[int, ...]) -> Read:
+        """The finished record; `checked` are the fields of federated datasets."""
+        image = self.image
+        record = Record(
+            dataset=dataset,
+            split=split,
+            sample_id=self.sample_id,
+            image=image.data,
+            height=image.height,
+            width=image.width,
+            original_height=image.height,
+            original_width=image.width,
+            regions=tuple(self.regions),
+            **checked,
+        )
+        return Read(record, tuple(self.dropped))
+
+    def _add(self, region: Region) -> int:
+        self.regions.append(region)
+        return len(self.regions) - 1
+
+
+def masks_of(ids: Integer[np.ndarray, "h w"]) -> Iterator[tuple[int, Bool[np.ndarray, "h w"]]]:
+    """Each non-zero id of an id map, ascending, with its pixels."""
+    ids = np.asfortranarray(ids)  # RLE runs down the columns.
+    for value in np.unique(ids).tolist():
+        if value:
+            yield value, ids == value
+
+
+def finite(value: Any) -> float | None:
+    """The value as a float, or None when it is no finite number."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
