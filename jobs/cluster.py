@@ -1,0 +1,107 @@
+"""How every job meets Ray, reports its faults and ends: the one place that knows whether there is a cluster to join."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+# Read when Ray is imported.  `uv run` would otherwise ship the folder a second time, beside what we set below.
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+import ray
+import ray.data
+
+ROOT = Path(__file__).parents[1]
+# Set by `ray job submit` for the command it starts: the runtime environment of the job is already chosen then.
+_SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+@contextmanager
+def connect(num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
+    """A Ray connection for the length of a `with` block.
+
+    Joins the connection that this process already has, so that jobs can be chained; else the cluster that it was
+    submitted to or that `RAY_ADDRESS` names; else starts one on this machine and ends it with the block.  `num_cpus`
+    and `dashboard` are for that last case (Ray Train asks the dashboard's process whether its controller lives).
+    """
+    if ray.is_initialized():
+        yield
+        return
+    _quiet_logs()
+    if _is_submitted():
+        ray.init(logging_level=logging.ERROR)
+    elif os.environ.get("RAY_ADDRESS"):
+        # A checkout need not be installed on the other machines: they get this one's files.
+        ray.init(logging_level=logging.ERROR, runtime_env={"working_dir": str(ROOT)})
+    else:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=dashboard,
+            logging_level=logging.ERROR,
+            runtime_env={"env_vars": {"PYTHONPATH": _with_root(os.environ.get("PYTHONPATH", ""))}},
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def stable_path(path: str, setting: str) -> str:
+    """An absolute path (or the `s3://` URI as it is), which means the same to this process and to its workers.
+
+    Raises `ValueError`, naming the setting, for a relative path in a submitted job: there it would point into the
+    cluster's temporary copy of the working directory, which is deleted after the job.
+    """
+    if "://" in path:
+        return path
+    if _is_submitted() and not Path(path).expanduser().is_absolute():
+        raise ValueError(f"{setting}: {path!r} is relative; a submitted job needs an absolute path or s3://")
+    return str(Path(path).expanduser().absolute())
+
+
+def main_exit(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+    """Run a job's `main` and end the process: status 0 if it came through, else 1 with the reason on the last lines.
+
+    What a user can mend (`ValueError`, with the path, key or field) is shown without a traceback.
+    """
+    try:
+        main(arguments)
+    except KeyboardInterrupt:
+        _end(130, "interrupted")
+    except ValueError as error:
+        _end(1, f"error: {error}")
+    except Exception as error:
+        traceback.print_exc()
+        _end(1, f"error: {type(error).__name__}: {error}")
+    _end(0)
+
+
+def _end(status: int, message: str = "") -> None:
+    sys.stdout.flush()
+    if message:
+        print(message, file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def _is_submitted() -> bool:
+    return _SUBMITTED in os.environ
+
+
+def _with_root(python_path: str) -> str:
+    return os.pathsep.join([str(ROOT), *(part for part in python_path.split(os.pathsep) if part)])
+
+
+def _quiet_logs() -> None:
+    """Keep Ray's account of its own workings out of a job's output; the session's log files still have it."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)

@@ -1,0 +1,147 @@
+"""Native datasets to Arrow shards: `python -m jobs.prepare <config.yaml> [section.field=value ...]`.
+
+A job that was killed goes on where it stopped when it is started again with the same settings.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from jobs.cluster import connect, main_exit, stable_path
+from pipelines.files import open_root
+from pipelines.prepare import prepare
+from pipelines.shard_writer import Options, SplitTask
+from pipelines.sources import SOURCES
+from semsam.config import load_config, settings
+from semsam.data.manifest import Manifest
+from semsam.data.schema import DATASETS, SPLITS
+
+# SA-1B's train images are about 1500 x 2250, and training never looks at more than 1024 of it.
+SA1B_TRAIN_LONG_SIDE = 1024
+
+
+@settings
+class DatasetSettings:
+    """Where one dataset lies and how it is prepared."""
+
+    root: str  # The folder of the dataset's own release, local or s3://.
+    splits: tuple[str, ...] = SPLITS
+    # The share of a split's images, and of its regions, that may be unusable; beyond it the job fails.
+    max_rejected: float = 0.01
+    # Larger train images are made smaller, with their masks; evaluation splits keep their pixels.  0: none are.
+    max_long_side: int | None = None  # None: 1024 for sa1b, 0 for the others.
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.splits) - set(SPLITS))
+        if unknown or not self.splits:
+            raise ValueError(f"splits must be some of {list(SPLITS)}, not {list(self.splits)}")
+        if not 0 <= self.max_rejected <= 1:
+            raise ValueError(f"max_rejected must lie in [0, 1], not {self.max_rejected}")
+        if self.max_long_side is not None and self.max_long_side < 0:
+            raise ValueError(f"max_long_side must be positive, or 0 for no limit, not {self.max_long_side}")
+        if self.max_long_side and "train" not in self.splits:
+            raise ValueError("max_long_side is for the train split, which is not among splits")
+
+    def long_side(self, dataset: str, split: str) -> int:
+        """The limit for one split; 0 for none."""
+        if split != "train":
+            return 0
+        if self.max_long_side is None:
+            return SA1B_TRAIN_LONG_SIDE if dataset == "sa1b" else 0
+        return self.max_long_side
+
+
+@settings
+class PrepareJob:
+    """What to prepare from where."""
+
+    datasets: dict[str, DatasetSettings]  # By name, one of the seven.
+    output: str = "outputs/shards"  # Local or s3://; shards go to <output>/<dataset>/<split>/.
+    rows_per_shard: int = 512
+    jpeg_quality: int = 92  # Of resized images; others keep their bytes.
+    progress_interval: float = 10.0  # Seconds between lines where there is no terminal.
+    redo: bool = False  # Write finished shards again: for source files that changed in place.
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.datasets) - set(DATASETS))
+        if unknown:
+            raise ValueError(f"datasets: {unknown} not among {list(DATASETS)}")
+        if not self.datasets:
+            raise ValueError(f"datasets: name at least one of {list(DATASETS)}, each with its root")
+        if self.rows_per_shard < 1:
+            raise ValueError(f"rows_per_shard must be at least 1, not {self.rows_per_shard}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality must lie in [1, 100], not {self.jpeg_quality}")
+
+
+def run(job: PrepareJob) -> list[Manifest]:
+    """Prepare every split of every dataset and return the manifests.
+
+    Raises `ValueError` for a root that is not there before any worker starts, and see `pipelines.prepare.prepare`.
+    """
+    tasks = split_tasks(job)
+    with connect():
+        manifests = prepare(tasks, job.progress_interval)
+    print(table(manifests))
+    return manifests
+
+
+def split_tasks(job: PrepareJob) -> list[SplitTask]:
+    """One task per split, in the order of the configuration; roots are looked for."""
+    output = stable_path(job.output, "output")
+    tasks = []
+    for dataset, one in job.datasets.items():
+        try:
+            files = open_root(stable_path(one.root, "root").rstrip("/"))
+        except ValueError as error:
+            raise ValueError(f"datasets.{dataset}.root: {error}") from None
+        for split in one.splits:
+            tasks.append(
+                SplitTask(
+                    source=SOURCES[dataset],
+                    files=files,
+                    split=split,
+                    output=f"{output}/{dataset}/{split}",
+                    options=Options(job.rows_per_shard, one.long_side(dataset, split), job.jpeg_quality),
+                    code_version=_code_version(),
+                    max_rejected=one.max_rejected,
+                    redo=job.redo,
+                )
+            )
+    return tasks
+
+
+def table(manifests: Sequence[Manifest]) -> str:
+    """What was kept and what was dropped, a line per split and one per reason."""
+    lines = [f"{'dataset':<16}{'split':<8}{'images':>10}{'regions':>12}{'shards':>8}  dropped"]
+    for manifest in manifests:
+        images, regions = sum(manifest.dropped_samples.values()), sum(manifest.dropped_regions.values())
+        counts = f"{manifest.num_samples:>10}{manifest.num_regions:>12}{len(manifest.shards):>8}"
+        dropped = f"{images} images, {regions} regions" if images or regions else "nothing"
+        lines.append(f"{manifest.dataset:<16}{manifest.split:<8}{counts}  {dropped}")
+        for what, reasons in (("images", manifest.dropped_samples), ("regions", manifest.dropped_regions)):
+            for reason, count in reasons.items():
+                example = manifest.examples[reason][0]
+                lines.append(f"{'':<24}{count} {what}: {reason} (e.g. {example.sample_id}: {example.detail})")
+    return "\n".join(lines)
+
+
+def _code_version() -> str:
+    try:
+        return version("semsam")
+    except PackageNotFoundError:  # A working directory that was shipped to a cluster, not installed.
+        return "not installed"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the job that a command line asks for; its last line says where the shards are."""
+    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
+    job = load_config(PrepareJob, config, overrides)
+    run(job)
+    print(f"shards and manifests in {stable_path(job.output, 'output')}")
+
+
+if __name__ == "__main__":
+    main_exit(main, sys.argv[1:])

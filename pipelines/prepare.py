@@ -1,0 +1,203 @@
+"""Native datasets to Arrow shards and manifests, on all cores of a cluster.
+
+Three steps: every split's index is read by one task and cut into blocks of entries, which stay in Ray's object store;
+Ray Data turns each block into a shard; a split whose shards are all there gets its manifest.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+import ray.data
+from ray.exceptions import RayTaskError
+
+from pipelines.dropped import Dropped
+from pipelines.output_folder import OutputFolder
+from pipelines.progress import Progress
+from pipelines.shard_writer import ShardReport, SplitTask, shard_name, sidecar_name, write_shard
+from pipelines.sources.source import Entry
+from semsam.data.manifest import MANIFEST_NAME, Manifest
+
+ENTRIES = pa.schema(
+    [
+        pa.field("task", pa.int32()),  # Position of the split in the job.
+        pa.field("shard", pa.int32()),
+        pa.field("sample_id", pa.string()),
+        pa.field("image", pa.string()),
+        pa.field("annotations", pa.large_binary()),
+    ]
+)
+_SHARD_FILE = re.compile(r"shard-\d+\.(arrow|json)")
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What is known of a split before any image is opened."""
+
+    num_entries: int
+    num_shards: int
+    dropped: Dropped
+
+
+def prepare(tasks: Sequence[SplitTask], progress_interval: float) -> list[Manifest]:
+    """Prepare splits side by side and return their manifests, in order.
+
+    Needs a Ray connection.  Raises `ValueError` for an index that cannot be read or shows more unusable images than
+    the split's `max_rejected`, before any shard is written; and, after all other splits are finished, for the splits
+    of which too much had to be dropped.  Those get no manifest, so that nothing can be trained on them by mistake.
+    """
+    summaries, blocks = _index(tasks)
+    too_bad = [fault for task, summary in zip(tasks, summaries, strict=True) if (fault := _index_fault(task, summary))]
+    if too_bad:
+        raise ValueError("\n".join(too_bad))
+    for task in tasks:
+        OutputFolder(task.output).remove(MANIFEST_NAME)  # It would vouch for shards that are about to change.
+    reports: list[list[ShardReport]] = [[] for _ in tasks]
+    manifests: dict[int, Manifest] = {}
+    progress = Progress("prepare", sum(s.num_entries for s in summaries), interval=progress_interval)
+    for position, report, is_found in _write_shards(tasks, blocks):
+        progress.add(report.shard.entries, is_found)
+        reports[position].append(report)
+        if len(reports[position]) == summaries[position].num_shards:
+            fault, manifest = _finish(tasks[position], summaries[position], reports[position])
+            manifests[position] = manifest
+            if fault:
+                too_bad.append(fault)
+    progress.close()
+    if too_bad:
+        raise ValueError("\n".join(too_bad))
+    return [manifests[position] for position in range(len(tasks))]
+
+
+def _index(tasks: Sequence[SplitTask]) -> tuple[list[IndexSummary], list[ray.ObjectRef]]:
+    """A summary of each split, and the blocks of entries of all of them; the entries never come to this process."""
+    read = ray.remote(num_returns="streaming", max_retries=1)(_read_index)
+    results = [read.remote(position, task) for position, task in enumerate(tasks)]
+    summaries: list[IndexSummary] = []
+    blocks: list[ray.ObjectRef] = []
+    for result in results:
+        summaries.append(_get(next(result)))
+        blocks.extend(result)
+    return summaries, blocks
+
+
+def _read_index(position: int, task: SplitTask) -> Iterator[IndexSummary | pa.Table]:
+    """First the summary of a split, then one table of entries per shard."""
+    index = task.source.index(task.files, task.split)
+    rows = task.options.rows_per_shard
+    starts = range(0, len(index.entries), rows)
+    yield IndexSummary(len(index.entries), len(starts), Dropped.of(index.rejected))
+    for shard, start in enumerate(starts):
+        entries = index.entries[start : start + rows]
+        columns = [
+            [position] * len(entries),
+            [shard] * len(entries),
+            [entry.sample_id for entry in entries],
+            [entry.image for entry in entries],
+            [entry.annotations for entry in entries],
+        ]
+        yield pa.table(columns, schema=ENTRIES)
+
+
+def _write_shards(
+    tasks: Sequence[SplitTask], blocks: Sequence[ray.ObjectRef]
+) -> Iterator[tuple[int, ShardReport, bool]]:
+    """The split, the report, and whether it was found finished, for each shard in the order in which they end."""
+    if not blocks:
+        return
+    # One block is one shard is one task, however many rows it has.
+    results = ray.data.from_arrow_refs(list(blocks)).map_batches(
+        _write_block, fn_kwargs={"tasks": tuple(tasks)}, batch_size=None, batch_format="pyarrow", num_cpus=1
+    )
+    try:
+        for row in results.iter_rows():
+            report = ShardReport.from_json(row["report"])
+            assert report is not None
+            yield row["task"], report, row["found"]
+    except RayTaskError as error:
+        raise _origin(error) from None
+
+
+def _write_block(block: pa.Table, tasks: Sequence[SplitTask]) -> pa.Table:
+    position, shard = block["task"][0].as_py(), block["shard"][0].as_py()
+    columns = (block[name].to_pylist() for name in ("sample_id", "image", "annotations"))
+    entries = [Entry(*values) for values in zip(*columns, strict=True)]
+    report, found = write_shard(tasks[position], shard, entries)
+    return pa.table({"task": [position], "report": [report.to_json()], "found": [found]})
+
+
+def _finish(task: SplitTask, summary: IndexSummary, reports: Sequence[ShardReport]) -> tuple[str, Manifest]:
+    """The manifest, written unless too much was dropped; and in that case what to tell the user."""
+    reports = sorted(reports, key=lambda report: report.shard.first_entry)
+    assert sum(report.shard.entries for report in reports) == summary.num_entries
+    samples = Dropped.merge([summary.dropped, *(report.dropped_samples for report in reports)])
+    regions = Dropped.merge([report.dropped_regions for report in reports])
+    vocabulary = task.source.vocabulary()
+    manifest = Manifest(
+        dataset=task.source.dataset,
+        split=task.split,
+        source_root=task.files.root,
+        shards=tuple(report.shard for report in reports),
+        num_samples=sum(report.shard.rows for report in reports),
+        num_regions=sum(report.num_regions for report in reports),
+        dropped_samples=samples.counts,
+        dropped_regions=regions.counts,
+        examples=Dropped.merge([samples, regions]).examples,
+        vocabulary=vocabulary,
+        vocabulary_digest=vocabulary.digest(),
+        code_version=task.code_version,
+        options=dataclasses.asdict(task.options),
+    )
+    faults = [
+        _fault(task, "images", samples, manifest.num_samples + samples.total()),
+        _fault(task, "regions", regions, manifest.num_regions + regions.total()),
+    ]
+    if not any(faults):
+        folder = OutputFolder(task.output)
+        _remove_strangers(folder, len(reports))
+        with folder.publishing(MANIFEST_NAME) as draft:
+            draft.write_bytes(manifest.to_json())
+    return "\n".join(filter(None, faults)), manifest
+
+
+def _index_fault(task: SplitTask, summary: IndexSummary) -> str:
+    total = summary.num_entries + summary.dropped.total()
+    if total == 0:
+        return f"{task.name}: no image found in {task.files.root}"
+    return _fault(task, "images", summary.dropped, total)
+
+
+def _fault(task: SplitTask, what: str, dropped: Dropped, total: int) -> str:
+    if dropped.total() <= task.max_rejected * total:
+        return ""
+    first = (
+        f"{task.name}: {dropped.total()} of {total} {what} are unusable, more than max_rejected = {task.max_rejected:g}"
+    )
+    return "\n  ".join([first, *dropped.lines()])
+
+
+def _remove_strangers(folder: OutputFolder, num_shards: int) -> None:
+    """Delete shards of an earlier run that had more of them."""
+    ours = {name(position) for position in range(num_shards) for name in (shard_name, sidecar_name)}
+    for name in folder.names():
+        if _SHARD_FILE.fullmatch(name) and name not in ours:
+            folder.remove(name)
+
+
+def _get(result: ray.ObjectRef) -> IndexSummary:
+    try:
+        summary: IndexSummary = ray.get(result)
+    except RayTaskError as error:
+        raise _origin(error) from None
+    return summary
+
+
+def _origin(error: BaseException) -> BaseException:
+    """What was raised in the worker, without the layers that Ray puts around it."""
+    inner = getattr(error, "cause", None) or error.__cause__
+    return _origin(inner) if isinstance(inner, BaseException) and isinstance(error, RayTaskError) else error

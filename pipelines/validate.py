@@ -1,0 +1,135 @@
+"""Does a record keep the promises of `semsam.data.schema`?  What does not is left out, with a reason to count by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from pipelines.sources.source import BadSample, Read, Rejected
+from semsam.data import rle
+from semsam.data.images import jpeg_size
+from semsam.data.manifest import Vocabulary
+from semsam.data.schema import Kind, Record, Region
+
+# Boxes are stored as float32, so a coordinate of a few thousand pixels is off by less than this.
+BOX_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why one region cannot stay: a short fixed phrase to count by, and what was seen."""
+
+    reason: str
+    detail: str
+
+
+def validate(read: Read, vocabulary: Vocabulary) -> Read:
+    """The record with its usable regions; the others join `dropped`.
+
+    A record whose regions are all unusable stays, without any.  Sources have decoded the image already, so that a JPEG
+    that was cut short never gets here: its header is looked at, not its pixels.  Raises `BadSample` for an image that
+    is no JPEG or has another size than the record says, and for federated categories outside the vocabulary.
+    """
+    record = read.record
+    _check_image(record)
+    _check_federation(record, vocabulary)
+    faults: dict[int, Fault] = {}
+    for position, region in enumerate(record.regions):
+        fault = (
+            _fault_of_geometry(region, record)
+            or _fault_of_names(region, vocabulary)
+            or _fault_of_parent(position, record)
+        )
+        if fault is not None:
+            faults[position] = fault
+    return Read(*without(record, faults, read.dropped))
+
+
+def without(
+    record: Record, faults: Mapping[int, Fault], dropped: tuple[Rejected, ...] = ()
+) -> tuple[Record, tuple[Rejected, ...]]:
+    """The record without the regions (by position) that have a fault, and `dropped` with those added.
+
+    Parts go with their object: without it they would be taken for parts of nothing.  Parents are renumbered.
+    """
+    if not faults:
+        return record, dropped
+    faults = dict(faults)
+    for position, region in enumerate(record.regions):
+        if position not in faults and region.parent is not None and region.parent in faults:
+            faults[position] = Fault(
+                "part of a dropped object", f"object {record.regions[region.parent].annotation_id}"
+            )
+    kept = [position for position in range(len(record.regions)) if position not in faults]
+    moved = {old: new for new, old in enumerate(kept)}
+    regions = tuple(
+        replace(region, parent=None if region.parent is None else moved[region.parent])
+        for region in (record.regions[position] for position in kept)
+    )
+    added = tuple(
+        Rejected(fault.reason, record.sample_id, f"region {record.regions[position].annotation_id}: {fault.detail}")
+        for position, fault in sorted(faults.items())
+    )
+    return replace(record, regions=regions), dropped + added
+
+
+def _check_image(record: Record) -> None:
+    try:
+        height, width = jpeg_size(record.image)
+    except ValueError as error:
+        raise BadSample("broken image", record.sample_id, str(error)) from None
+    if (height, width) != (record.height, record.width):
+        seen = f"image {height} x {width}, record {record.height} x {record.width} (height x width)"
+        raise BadSample("image size differs from annotation", record.sample_id, seen)
+
+
+def _check_federation(record: Record, vocabulary: Vocabulary) -> None:
+    for listed, names in (
+        (record.checked_objects, vocabulary.objects),
+        (record.not_exhaustive_objects, vocabulary.objects),
+        (record.checked_parts, vocabulary.parts),
+    ):
+        for category in listed or ():
+            if not 0 <= category < len(names):
+                raise BadSample("unknown category", record.sample_id, f"checked category {category} of {len(names)}")
+
+
+def _fault_of_geometry(region: Region, record: Record) -> Fault | None:
+    x1, y1, x2, y2 = box = region.box_xyxy
+    if not all(map(math.isfinite, (*box, region.area))) or region.area < 0:
+        return Fault("box or area is no number", f"box {box}, area {region.area}")
+    if region.rle is not None:
+        try:
+            tight = rle.box_xyxy(region.rle, record.height, record.width)
+        except ValueError as error:
+            return Fault("broken RLE", str(error))
+        if tight[0] == tight[2]:
+            return Fault("empty mask", "no pixel inside")
+        if max(abs(a - b) for a, b in zip(tight, box, strict=True)) > BOX_TOLERANCE:
+            return Fault("box does not fit the mask", f"box {box}, mask {tight}")
+    if x1 >= x2 or y1 >= y2:
+        return Fault("empty box", f"box {box}")
+    if x1 < 0 or y1 < 0 or x2 > record.width or y2 > record.height:
+        return Fault("box outside the image", f"box {box} in {record.width} x {record.height}")
+    return None
+
+
+def _fault_of_names(region: Region, vocabulary: Vocabulary) -> Fault | None:
+    for category, names in ((region.object_category, vocabulary.objects), (region.part_category, vocabulary.parts)):
+        if category is not None and not 0 <= category < len(names):
+            return Fault("unknown category", f"category {category} of {len(names)}")
+    if (region.part_category is not None) != (region.kind == Kind.PART):
+        return Fault("kind and names disagree", f"{region.kind.value} with part category {region.part_category}")
+    if region.kind == Kind.CLASS_AGNOSTIC and region.object_category is not None:
+        return Fault("kind and names disagree", f"{region.kind.value} with object category {region.object_category}")
+    return None
+
+
+def _fault_of_parent(position: int, record: Record) -> Fault | None:
+    parent = record.regions[position].parent
+    if parent is None:
+        return None
+    if not 0 <= parent < len(record.regions) or parent == position or record.regions[parent].kind == Kind.PART:
+        return Fault("parent is no object", f"parent {parent} among {len(record.regions)} regions")
+    return None
