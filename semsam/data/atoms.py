@@ -162,8 +162,9 @@ class AtomMap:
     @cached_property
     def _members(self) -> tuple[Int64[np.ndarray, " i"], Int64[np.ndarray, " i"]]:
         """The table as pairs (masks, labels), ordered by mask."""
-        mask, label = np.nonzero(np.ascontiguousarray(self.table.T))
-        return mask, label
+        pairs = np.flatnonzero(np.ascontiguousarray(self.table.T))
+        mask = pairs // len(self.table)
+        return mask, pairs - mask * len(self.table)
 
     @cached_property
     def _boxes(self) -> Int64[np.ndarray, "m 4"]:

@@ -33,7 +33,7 @@ SETTINGS = SampleSettings()
 def nested_masks(height: int, width: int, num: int, seed: int) -> list[np.ndarray]:
     """Wobbly discs, most of them inside another one, from a hundredth to half of the image's side."""
     rng = np.random.default_rng(seed)
-    angles = np.linspace(0, 2 * np.pi, 100, endpoint=False)
+    angles = np.linspace(0, 2 * np.pi, 140, endpoint=False)
     parents = [(width / 2, height / 2, width * 0.5, height * 0.5)]
     masks = []
     for _ in range(num):
