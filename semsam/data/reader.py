@@ -6,6 +6,7 @@ Threads are enough: reading, JPEG decoding and resampling free the interpreter's
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -63,6 +64,29 @@ class _BatchInWork:
     samples: list[Future[Sample]]
 
 
+class _ImageMemory:
+    """Arrays for stacked images, whose memory is used again once nobody refers to an array or to a part of it.
+
+    Fresh memory costs a page fault for every 4 KiB (as much as resizing the image), and pinned memory far more.
+    """
+
+    def __init__(self, shape: tuple[int, ...], allocate: Callable[[tuple[int, ...], type], np.ndarray]) -> None:
+        self._shape = shape
+        self._allocate = allocate
+        self._free: deque[np.ndarray] = deque()
+
+    def take(self) -> UInt8[np.ndarray, "b 3 h w"]:
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            memory = self._allocate(self._shape, np.uint8)
+        # Through a memoryview, so that numpy makes this array, and not `memory`, the base of every view taken of it:
+        # it lives as long as any of them.
+        array = np.asarray(memory.data)
+        weakref.finalize(array, self._free.append, memory).atexit = False
+        return array
+
+
 class Reader:
     """Iterates over the steps from `start_step`: for each the `accumulation` batches of this worker.
 
@@ -70,7 +94,8 @@ class Reader:
     many.  `data_wait` is how many seconds the last step's batches kept the caller waiting.  An error in a thread is
     raised where its sample would have come.  Use it as a context manager, or `close` it: that ends its threads.
 
-    `allocate(shape, dtype)` makes the arrays that images are stacked in (pinned memory, say).
+    `allocate(shape, dtype)` makes the memory that images are stacked in (pinned, say).  It is used again for a later
+    batch as soon as nothing refers to the earlier one, not before.
     """
 
     def __init__(
@@ -100,7 +125,7 @@ class Reader:
         self._slices = worker_slices(plan.global_batch, rank, world_size, accumulation)
         self._batch_size = -(-plan.global_batch // (world_size * accumulation))
         self._padding = empty_sample(sample_settings)
-        self._allocate = allocate
+        self._memory = _ImageMemory((self._batch_size, *self._padding.image.shape), allocate)
         self._step = start_step
         self._ahead = max(settings.prefetch, -(-settings.num_threads // self._batch_size))
         self._in_work: deque[_BatchInWork] = deque()
@@ -156,7 +181,7 @@ class Reader:
             if upcoming is None:
                 return
             step, rows = upcoming
-            images = self._allocate((self._batch_size, *self._padding.image.shape), np.uint8)
+            images = self._memory.take()
             samples = [self._pool.submit(self._load, row, image) for row, image in zip(rows, images, strict=False)]
             self._in_work.append(_BatchInWork(step, images, samples))
 

@@ -197,10 +197,31 @@ def test_work_ahead_is_bounded(splits: dict[str, Split]) -> None:
     settings = ReaderSettings(num_threads=2, prefetch=3)
     with Reader(plan, splits, SAMPLES, SEED, 0, 1, 2, settings=settings, allocate=allocate) as reader:
         assert len(begun) == 0
+        held = []  # So that no memory is used twice, and every batch begun shows.
         for step in range(1, 4):
-            first, second = next(reader)
+            held.append(next(reader))
             assert len(begun) == 2 * step + 3
-            assert first.images.shape == second.images.shape == begun[0]
+
+
+def test_memory_of_images_is_used_again_but_never_while_somebody_holds_a_part_of_it(splits: dict[str, Split]) -> None:
+    owners: list[np.ndarray] = []
+
+    def allocate(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+        owners.append(np.empty(shape, dtype))
+        return owners[-1]
+
+    plan = plan_for(splits, num_steps=30)
+    settings = ReaderSettings(num_threads=2, prefetch=2)
+    held, copies = [], []
+    with Reader(plan, splits, SAMPLES, SEED, 0, 1, settings=settings, allocate=allocate) as reader:
+        for step, (batch,) in enumerate(reader):
+            if step in (3, 8):
+                held.append(batch.samples[1].image[0, 2:5])
+                copies.append(held[-1].copy())
+            del batch
+    for image, copy in zip(held, copies, strict=True):
+        np.testing.assert_array_equal(image, copy)
+    assert len(owners) <= 2 + len(held) + 2
 
 
 def test_a_closed_reader_says_so_and_closes_twice(splits: dict[str, Split]) -> None:
