@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int32, Int64
 
 from semsam.config import settings
-from semsam.data.atoms import AtomMap, TooManyAtomsError
+from semsam.data.atoms import AtomMap
 from semsam.data.augmentation import PADDING_GREY, AugmentationSettings, Geometry, random_geometry
+from semsam.data.label_runs import TooManyAtomsError
 from semsam.data.prompts import PromptSettings, make_prompts, no_prompts
 from semsam.data.randomness import generator
 from semsam.data.sample import NOT_ANNOTATED, Regions, Sample

@@ -9,7 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from semsam.data import rle
-from semsam.data.atoms import AtomMap, TooManyAtomsError, _labels_of_hashes
+from semsam.data.atoms import AtomMap
+from semsam.data.label_runs import TooManyAtomsError, labels_of_hashes
 
 quick = hypothesis_settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -89,6 +90,15 @@ def test_rows_out_of_order_are_refused(rows: list[int]) -> None:
         atoms_of(masks, rows=np.array(rows), cols=np.arange(3))
 
 
+@pytest.mark.parametrize(("rows", "cols"), [([0, 3], [0]), ([0], [2, 3])])
+def test_tables_beyond_the_map_are_refused(rows: list[int], cols: list[int]) -> None:
+    masks = random_masks(2, 3, 3, seed=0)
+    with pytest.raises(ValueError, match="beyond a map of 3 x 3"):
+        atoms_of(masks).resample(np.array(rows), np.array(cols))
+    with pytest.raises(ValueError, match="beyond a map of 3 x 3"):
+        atoms_of(masks, rows=np.array(rows), cols=np.array(cols))
+
+
 @pytest.mark.parametrize("num", [63, 64, 65, 128, 200])
 def test_more_masks_than_bits_in_a_word(num: int) -> None:
     masks = random_masks(num, 12, 11, seed=num)
@@ -157,7 +167,7 @@ def test_a_table_past_the_limit_is_refused_before_it_is_made() -> None:
 
 def test_hashes_that_differ_only_in_the_bits_that_hold_the_index_get_different_labels() -> None:
     hashes = np.array([0, 5, 4, 5, 2**63, 0, 4, 1], np.uint64)
-    label, example = _labels_of_hashes(hashes)
+    label, example = labels_of_hashes(hashes)
     np.testing.assert_array_equal(hashes[example][label], hashes)
     assert len(example) == 5
     assert label[0] == label[5] == 0
