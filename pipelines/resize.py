@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import cv2
 import numpy as np
+from jaxtyping import UInt8
 
+from pipelines.many_masks import resize as resize_masks
 from pipelines.sources.source import Read
 from pipelines.validate import Fault, without
-from semsam.data import rle
-from semsam.data.images import decode_jpeg, encode_jpeg
-from semsam.data.schema import Region
+from semsam.data.images import decode_jpeg, decode_jpeg_eighths, encode_jpeg
+from semsam.data.schema import Record, Region
 
 # One task is one core; OpenCV's own threads would only fight with the other tasks.
 cv2.setNumThreads(1)
@@ -27,14 +28,14 @@ def resize(read: Read, max_long_side: int, jpeg_quality: int) -> Read:
     height, width = fitted_size(record.height, record.width, max_long_side)
     if (height, width) == (record.height, record.width):
         return read
-    old_size, new_size = (record.height, record.width), (height, width)
-    regions = tuple(_resized_region(region, old_size, new_size) for region in record.regions)
+    regions = _resized_regions(record, height, width)
     vanished = {
         position: Fault("mask vanished in the resize", f"area {region.area:g} in the original")
         for position, region in enumerate(regions)
         if region.box_xyxy[0] == region.box_xyxy[2]
     }
-    smaller = cv2.resize(decode_jpeg(record.image), (width, height), interpolation=cv2.INTER_AREA)
+    pixels = _decode_reduced(record, height, width)
+    smaller = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     resized = replace(
         record,
         image=encode_jpeg(np.asarray(smaller, np.uint8), jpeg_quality),
@@ -54,10 +55,29 @@ def fitted_size(height: int, width: int, max_long_side: int) -> tuple[int, int]:
     return max(1, new_height), max(1, new_width)
 
 
-def _resized_region(region: Region, old_size: tuple[int, int], new_size: tuple[int, int]) -> Region:
-    if region.rle is not None:
-        counts = rle.resize(region.rle, *old_size, *new_size)
-        return replace(region, rle=counts, box_xyxy=rle.box_xyxy(counts, *new_size))
-    y, x = (new / old for new, old in zip(new_size, old_size, strict=True))
-    x1, y1, x2, y2 = region.box_xyxy
-    return replace(region, box_xyxy=(x1 * x, y1 * y, x2 * x, y2 * y))
+def _decode_reduced(record: Record, height: int, width: int) -> UInt8[np.ndarray, "h w 3"]:
+    """The image, or half, a quarter or an eighth of it where that is enough and divides its size.
+
+    The decoder rounds sizes that do not divide up to whole pixels, which would shift image against masks.
+    """
+    for eighths in (1, 2, 4):
+        sides = ((record.height, height), (record.width, width))
+        if all(old * eighths % 8 == 0 and old * eighths >= new * 8 for old, new in sides):
+            return decode_jpeg_eighths(record.image, eighths)
+    return decode_jpeg(record.image)
+
+
+def _resized_regions(record: Record, height: int, width: int) -> tuple[Region, ...]:
+    masks = [region.rle for region in record.regions if region.rle is not None]
+    counts, boxes = resize_masks(masks, record.height, record.width, height, width)
+    of_masks = zip(counts, boxes.tolist(), strict=True)
+    y, x = height / record.height, width / record.width
+    regions = []
+    for region in record.regions:
+        if region.rle is None:
+            x1, y1, x2, y2 = region.box_xyxy
+            regions.append(replace(region, box_xyxy=(x1 * x, y1 * y, x2 * x, y2 * y)))
+        else:
+            smaller, box = next(of_masks)
+            regions.append(replace(region, rle=smaller, box_xyxy=tuple(box)))
+    return tuple(regions)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from pipelines.many_masks import boxes_xyxy
 from pipelines.sources.source import BadSample, Read, Rejected
 from semsam.data import rle
 from semsam.data.images import jpeg_size
@@ -14,6 +15,8 @@ from semsam.data.schema import Kind, Record, Region
 
 # Boxes are stored as float32, so a coordinate of a few thousand pixels is off by less than this.
 BOX_TOLERANCE = 1e-2
+
+Box = Sequence[float]  # x1, y1, x2, y2
 
 
 @dataclass(frozen=True)
@@ -35,9 +38,10 @@ def validate(read: Read, vocabulary: Vocabulary) -> Read:
     _check_image(record)
     _check_federation(record, vocabulary)
     faults: dict[int, Fault] = {}
+    tight = _tight_boxes(record)
     for position, region in enumerate(record.regions):
         fault = (
-            _fault_of_geometry(region, record)
+            _fault_of_geometry(region, tight[position], record)
             or _fault_of_names(region, vocabulary)
             or _fault_of_parent(position, record)
         )
@@ -95,19 +99,36 @@ def _check_federation(record: Record, vocabulary: Vocabulary) -> None:
                 raise BadSample("unknown category", record.sample_id, f"checked category {category} of {len(names)}")
 
 
-def _fault_of_geometry(region: Region, record: Record) -> Fault | None:
+def _tight_boxes(record: Record) -> list[Box | str | None]:
+    """The box of each region's mask; None where it has none, and what is wrong where it is no mask of the image."""
+    size = record.height, record.width
+    masks = [region.rle for region in record.regions if region.rle is not None]
+    try:
+        found: Iterator[Box | str] = iter(boxes_xyxy(masks, *size).tolist())
+    except ValueError:  # One of them; which, and what about it?
+        found = (_box_or_reason(counts, *size) for counts in masks)
+    return [None if region.rle is None else next(found) for region in record.regions]
+
+
+def _box_or_reason(counts: bytes, height: int, width: int) -> Box | str:
+    try:
+        return rle.box_xyxy(counts, height, width)
+    except ValueError as error:
+        return str(error)
+
+
+def _fault_of_geometry(region: Region, tight: Box | str | None, record: Record) -> Fault | None:
+    """`tight` is the box of the region's mask, as `_tight_boxes` gives it."""
     x1, y1, x2, y2 = box = region.box_xyxy
     if not all(map(math.isfinite, (*box, region.area))) or region.area < 0:
         return Fault("box or area is no number", f"box {box}, area {region.area}")
-    if region.rle is not None:
-        try:
-            tight = rle.box_xyxy(region.rle, record.height, record.width)
-        except ValueError as error:
-            return Fault("broken RLE", str(error))
+    if isinstance(tight, str):
+        return Fault("broken RLE", tight)
+    if tight is not None:
         if tight[0] == tight[2]:
             return Fault("empty mask", "no pixel inside")
         if max(abs(a - b) for a, b in zip(tight, box, strict=True)) > BOX_TOLERANCE:
-            return Fault("box does not fit the mask", f"box {box}, mask {tight}")
+            return Fault("box does not fit the mask", f"box {box}, mask {tuple(tight)}")
     if x1 >= x2 or y1 >= y2:
         return Fault("empty box", f"box {box}")
     if x1 < 0 or y1 < 0 or x2 > record.width or y2 > record.height:
