@@ -1,4 +1,4 @@
-"""Read access to a dataset's folder, local or on S3, through one small interface (`pipelines.sources.source.Files`)."""
+"""Read access to a dataset's folder, local or on S3, through one small interface."""
 
 from __future__ import annotations
 
@@ -7,14 +7,28 @@ import glob
 import os
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import fsspec
 
-from pipelines.sources.source import Files
+
+class Files(Protocol):
+    """Read access below a dataset's root; `open_root` makes one.
+
+    Paths are relative, with forward slashes.  `read_bytes` raises `FileNotFoundError`.  Picklable.
+    """
+
+    @property
+    def root(self) -> str: ...
+
+    def read_bytes(self, path: str) -> bytes: ...
+
+    def exists(self, path: str) -> bool: ...
+
+    def glob(self, pattern: str) -> list[str]: ...
 
 
 def open_root(root: str) -> Files:
@@ -30,6 +44,14 @@ def open_root(root: str) -> Files:
     if not Path(root).is_dir():
         raise ValueError(f"{root}: no such folder")
     return LocalFiles(root)
+
+
+def find_file(files: Files, candidates: Sequence[str]) -> str:
+    """The first path that exists.  Raises `ValueError` naming all of them."""
+    for path in candidates:
+        if files.exists(path):
+            return path
+    raise ValueError(f"{files.root}: found none of {', '.join(candidates)}")
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ import numpy as np
 import orjson
 from jaxtyping import Int64, UInt8
 
+from pipelines.files import Files
 from pipelines.sources.categories import load_categories
 from pipelines.sources.regions import Regions, masks_of
-from pipelines.sources.source import BadSample, Entry, Files, Index, Read, Rejected
+from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
 from pipelines.sources.stored_image import check_size, read_image
 from semsam.data.images import read_image_any
 from semsam.data.manifest import Vocabulary

@@ -16,9 +16,10 @@ import numpy as np
 import orjson
 from pycocotools import mask as coco_mask
 
+from pipelines.files import Files, find_file
 from pipelines.sources.categories import Categories, Category
 from pipelines.sources.regions import Regions, finite
-from pipelines.sources.source import BadSample, Entry, Files, Index, Rejected
+from pipelines.sources.source import BadSample, Entry, Index, Rejected
 from semsam.data import rle
 from semsam.data.schema import Kind
 
@@ -35,18 +36,11 @@ def parse_json(data: bytes, path: str) -> Any:
         raise ValueError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
 
 
-def find_file(files: Files, candidates: Sequence[str]) -> str:
-    """The first path that exists.  Raises `ValueError` naming all of them."""
-    for path in candidates:
-        if files.exists(path):
-            return path
-    raise ValueError(f"{files.root}: found none of {', '.join(candidates)}")
-
-
 class Document:
-    """A COCO-like json: `images`, `annotations` by image, and what its category ids mean."""
+    """A COCO-like json at one of several places: its images, its annotations, and what its category ids mean."""
 
-    def __init__(self, files: Files, path: str, categories: Categories) -> None:
+    def __init__(self, files: Files, places: Sequence[str], categories: Categories) -> None:
+        path = find_file(files, places)
         self.path = f"{files.root}/{path}"
         with _no_garbage_collection():
             values = parse_json(files.read_bytes(path), self.path)

@@ -14,10 +14,11 @@ import numpy as np
 import orjson
 from jaxtyping import Int64
 
+from pipelines.files import Files
 from pipelines.sources.categories import load_categories
 from pipelines.sources.coco_json import Document, add_segmentation, known_rows, orphans, sample_id
 from pipelines.sources.regions import Regions, masks_of
-from pipelines.sources.source import BadSample, Entry, Files, Index, Read, Rejected
+from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
 from pipelines.sources.stored_image import check_size, read_image
 from semsam.data.images import read_image_any
 from semsam.data.manifest import Vocabulary
@@ -34,10 +35,10 @@ class CocoPanoptic:
 
     def index(self, files: Files, split: str) -> Index:
         categories = load_categories(self.dataset)
-        panoptic = Document(files, f"annotations/panoptic_{split}2017.json", categories)
+        panoptic = Document(files, [f"annotations/panoptic_{split}2017.json"], categories)
         images, rejected = panoptic.first_images()
         segments = panoptic.take_annotations(("id", "iscrowd", "area"), inner="segments_info")
-        document = Document(files, f"annotations/instances_{split}2017.json", categories)
+        document = Document(files, [f"annotations/instances_{split}2017.json"], categories)
         instances = document.take_annotations(("id", "iscrowd", "area", "segmentation"))
         pngs = self._pngs(files, split)
         entries = []

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import orjson
 
+from pipelines.files import Files
 from pipelines.sources.categories import load_categories
-from pipelines.sources.coco_json import Document, find_file, index_document, known_rows, possible_paths
+from pipelines.sources.coco_json import Document, index_document, known_rows, possible_paths
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Files, Index, Read
+from pipelines.sources.source import Entry, Index, Read
 from pipelines.sources.stored_image import check_size, read_image
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
@@ -37,8 +38,8 @@ class Objects365:
 
     def index(self, files: Files, split: str) -> Index:
         name = f"zhiyuan_objv2_{split}.json"
-        path = find_file(files, [f"annotations/{name}", name, f"{split}/{name}"])
-        document = Document(files, path, load_categories(self.dataset))
+        places = [f"annotations/{name}", name, f"{split}/{name}"]
+        document = Document(files, places, load_categories(self.dataset))
         return index_document(files, document, split, _LAYOUTS, keep=("id", "bbox", "area", "iscrowd"))
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:

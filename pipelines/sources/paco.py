@@ -11,17 +11,17 @@ from typing import Any
 
 import orjson
 
+from pipelines.files import Files
 from pipelines.sources.categories import Category, load_categories
 from pipelines.sources.coco_json import (
     Document,
     add_segmentation,
-    find_file,
     index_document,
     known_rows,
     possible_paths,
 )
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Files, Index, Read
+from pipelines.sources.source import Entry, Index, Read
 from pipelines.sources.stored_image import check_size, read_image
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
@@ -45,8 +45,7 @@ class Paco:
 
     def index(self, files: Files, split: str) -> Index:
         name = f"paco_lvis_v1_{split}.json"
-        path = find_file(files, [f"annotations/{name}", name])
-        document = Document(files, path, load_categories(self.dataset))
+        document = Document(files, [f"annotations/{name}", name], load_categories(self.dataset))
         for row in document.images:
             row["absent"] = document.positions(row.get("neg_category_ids", ()))
             row["not_exhaustive"] = document.positions(row.get("not_exhaustive_category_ids", ()))

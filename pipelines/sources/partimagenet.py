@@ -10,18 +10,18 @@ from dataclasses import replace
 import orjson
 from pycocotools import mask as coco_mask
 
+from pipelines.files import Files
 from pipelines.sources.categories import Category, load_categories
 from pipelines.sources.coco_json import (
     Document,
     Row,
     add_segmentation,
-    find_file,
     index_document,
     known_rows,
     possible_paths,
 )
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Files, Index, Read
+from pipelines.sources.source import Entry, Index, Read
 from pipelines.sources.stored_image import check_size, read_image
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
@@ -45,8 +45,8 @@ class PartImageNet:
         return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
-        path = find_file(files, [f"{split}.json", f"annotations/{split}.json", f"annotations/{split}/{split}.json"])
-        document = Document(files, path, load_categories(self.dataset))
+        places = [f"{split}.json", f"annotations/{split}.json", f"annotations/{split}/{split}.json"]
+        document = Document(files, places, load_categories(self.dataset))
         return index_document(files, document, split, _LAYOUTS, keep=("id", "segmentation", "area", "iscrowd"))
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:

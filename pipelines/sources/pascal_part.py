@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Bool
 from scipy.io import loadmat
 
+from pipelines.files import Files, find_file
 from pipelines.sources.categories import Category, load_categories
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import BadSample, Entry, Files, Index, Read, Rejected
+from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
 from pipelines.sources.stored_image import check_size, read_image
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
@@ -34,10 +35,7 @@ class PascalPart:
         return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
-        lists = [f"{folder}ImageSets/Main/{split}.txt" for folder in _VOC_FOLDERS]
-        path = next((path for path in lists if files.exists(path)), None)
-        if path is None:
-            raise ValueError(f"{files.root}: found none of {', '.join(lists)}")
+        path = find_file(files, [f"{folder}ImageSets/Main/{split}.txt" for folder in _VOC_FOLDERS])
         folder = path.removesuffix(f"ImageSets/Main/{split}.txt")
         lines = files.read_bytes(path).decode().splitlines()
         names = [line.split()[0] for line in lines if line.strip()]

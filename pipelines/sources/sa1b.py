@@ -10,10 +10,11 @@ import hashlib
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.files import Files
 from pipelines.sources.categories import load_categories
 from pipelines.sources.coco_json import parse_json, rle_counts, sample_id
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import BadSample, Entry, Files, Index, Read, Rejected
+from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
 from pipelines.sources.stored_image import check_size, read_image
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
@@ -32,6 +33,8 @@ class Sa1b:
     def index(self, files: Files, split: str) -> Index:
         has_folders = bool(files.glob("val/*"))
         paths = files.glob(f"{split}/**/sa_*.json" if has_folders else "**/sa_*.json")
+        if not paths:
+            raise ValueError(f"{files.root}: found no sa_*.json")
         entries: dict[str, Entry] = {}
         rejected = []
         for path in paths:
@@ -42,8 +45,6 @@ class Sa1b:
             if key in entries:
                 rejected.append(Rejected("duplicate image id", key, f"{files.root}/{path}"))
             entries.setdefault(key, Entry(key, path.removesuffix(".json") + ".jpg"))
-        if not paths:
-            raise ValueError(f"{files.root}: found no sa_*.json")
         return Index([entries[key] for key in sorted(entries)], rejected)
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pipelines.files import Files as Files
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Record
 
@@ -57,22 +58,6 @@ class Read:
 
     record: Record
     dropped: tuple[Rejected, ...] = ()
-
-
-class Files(Protocol):
-    """Read access below a dataset's root; `pipelines.files.open_root` makes one for a local folder or `s3://`.
-
-    Paths are relative, with forward slashes.  `read_bytes` raises `FileNotFoundError`.  Picklable.
-    """
-
-    @property
-    def root(self) -> str: ...
-
-    def read_bytes(self, path: str) -> bytes: ...
-
-    def exists(self, path: str) -> bool: ...
-
-    def glob(self, pattern: str) -> list[str]: ...
 
 
 class Source(Protocol):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.sources.source import BadSample, Files
+from pipelines.files import Files
+from pipelines.sources.source import BadSample
 from semsam.data.images import decode_jpeg, encode_jpeg, read_image_any
 
 

@@ -1,0 +1,72 @@
+"""PACO: objects, their parts, and what a federated image speaks of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from pipelines.sources import SOURCES
+from pipelines.sources.categories import load_categories
+from semsam.data.schema import Kind
+
+JSON = "annotations/paco_lvis_v1_val.json"
+VOCABULARY = SOURCES["paco"].vocabulary()
+IDS = {row.get("native", row.get("name")): row["id"] for row in load_categories("paco").document["objects"]}
+IDS |= {row["native"]: row["id"] for row in load_categories("paco").document["object_parts"]}
+
+
+def test_a_part_carries_its_object_s_name_and_its_own(write_native: Any) -> None:
+    mug, handle = write_native("paco").read().record.regions
+    assert (mug.kind, mug.parent, mug.part_category) == (Kind.INSTANCE, None, None)
+    assert (handle.kind, handle.parent) == (Kind.PART, 0)
+    assert VOCABULARY.objects[mug.object_category] == VOCABULARY.objects[handle.object_category] == "mug"
+    assert VOCABULARY.parts[handle.part_category] == "handle"
+
+
+def test_parts_may_come_before_their_objects(write_native: Any) -> None:
+    native = write_native("paco")
+    native.edit(JSON, lambda document: document["annotations"].reverse())
+    mug, handle = native.read().record.regions
+    assert (mug.kind, handle.kind, handle.parent) == (Kind.INSTANCE, Kind.PART, 0)
+
+
+@pytest.mark.parametrize("fault", ["no such row", "unusable row"])
+def test_a_part_whose_object_is_missing_is_kept_without_a_parent(write_native: Any, fault: str) -> None:
+    native = write_native("paco")
+    if fault == "no such row":
+        native.edit(JSON, lambda document: document["annotations"].pop(0))
+    else:
+        native.edit(JSON, lambda document: document["annotations"][0].update(segmentation=[]))
+    (handle,) = native.read().record.regions
+    assert (handle.kind, handle.parent) == (Kind.PART, None)
+    assert VOCABULARY.objects[handle.object_category] == "mug"
+
+
+def test_checked_names_are_those_present_and_those_looked_for(write_native: Any) -> None:
+    native = write_native("paco")
+    absent = [IDS["dog"], IDS["car_(automobile)"], IDS["chair:arm"], 424242]
+
+    def change(document: Any) -> None:
+        document["images"][1].update(neg_category_ids=absent, not_exhaustive_category_ids=[IDS["mug"]])
+
+    native.edit(JSON, change)
+    record, empty = native.read(0).record, native.read(1).record
+    assert {VOCABULARY.objects[i] for i in record.checked_objects} == {"mug", "dog", "car"}
+    assert {VOCABULARY.parts[i] for i in record.checked_parts} == {"handle", "arm"}
+    assert {VOCABULARY.objects[i] for i in record.not_exhaustive_objects} == {"mug"}
+    assert (empty.checked_objects, empty.checked_parts, empty.not_exhaustive_objects) == ((), (), ())
+
+
+@pytest.mark.parametrize("folder", ["coco", "../coco", "images"])
+def test_images_may_lie_in_a_coco_folder(write_native: Any, folder: str, tmp_path_factory: Any) -> None:
+    native = write_native("paco")
+    root = native.root / "paco"
+    root.mkdir()
+    (native.root / "annotations").rename(root / "annotations")
+    (root / folder).resolve().mkdir(exist_ok=True)
+    (native.root / "val2017").rename((root / folder).resolve() / "val2017")
+    native.root = root
+    entry = native.index().entries[0]
+    assert entry.image == f"{folder}/val2017/000000000003.jpg"
+    assert len(native.read(entry).record.regions) == 2
