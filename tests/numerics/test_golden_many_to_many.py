@@ -24,7 +24,7 @@ from semsam.losses.criterion import Criterion, CriterionSettings, SharedPoints
 from semsam.losses.mask_losses import MaskSource, importance_points
 from semsam.losses.targets import Targets, count_targets
 from semsam.model.predictions import ModelOutput, Predictions
-from semsam.ops.point_sampling import sample_maps
+from semsam.ops.point_sampling import sample_maps, to_grid
 
 TOLERANCE = 1e-5
 SIZE = 128
@@ -133,7 +133,7 @@ def case(reference_dir: Path) -> Case:
 
 
 def test_cost_matrix_and_assignment_are_those_of_the_published_matcher(case: Case) -> None:
-    at = case.points.matcher(0, 256)[None]
+    at = to_grid(case.points.matcher(0, 256)[None])
     shared = SharedPoints(at, matcher.region_values_at(case.targets, at))
     layers = Layers.of(case.output.prompts, read_maps(case.output.prompts))
     cost = case.criterion.click_cost(layers, case.targets, shared)
@@ -179,7 +179,7 @@ def test_kept_points_are_those_of_the_published_criterion(case: Case) -> None:
         published = case.golden[f"points_used.{(layer + 1) % len(case.output.prompts)}"]
         maps = read_maps(case.output.prompts)[layer].pairs(0, queries).detach()
         ours, _ = importance_points(maps, case.points.losses(0, layer), case.criterion.counts)
-        assert np.array_equal(np.sort(ours[..., 0].numpy()), np.sort(published[case.points.order][..., 0]))
+        assert np.array_equal(np.sort(ours[..., 0].numpy()), np.sort(2 * published[case.points.order][..., 0] - 1))
 
 
 def predictions(maps: Tensor, boxes: Tensor, ious: Tensor) -> Predictions:
