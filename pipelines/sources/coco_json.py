@@ -6,10 +6,8 @@ whose `category` is a position in `Categories.all` (null for an unknown id) besi
 
 from __future__ import annotations
 
-import gc
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -18,22 +16,13 @@ from pycocotools import mask as coco_mask
 
 from pipelines.files import Files, find_file
 from pipelines.sources.categories import Categories, Category
+from pipelines.sources.json_lists import JsonLists, Row
 from pipelines.sources.regions import Regions, finite
 from pipelines.sources.source import BadSample, Entry, Index, Rejected
 from semsam.data import rle
 from semsam.data.schema import Kind
 
-Row = dict[str, Any]
-
 _FARTHEST = 1e5  # No image is as large; the rasteriser's memory grows with the length of an edge.
-
-
-def parse_json(data: bytes, path: str) -> Any:
-    """The parsed JSON.  Raises `ValueError` naming the file, line and column."""
-    try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError as error:
-        raise ValueError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}") from None
 
 
 class Document:
@@ -42,13 +31,9 @@ class Document:
     def __init__(self, files: Files, places: Sequence[str], categories: Categories) -> None:
         path = find_file(files, places)
         self.path = f"{files.root}/{path}"
-        with _no_garbage_collection():
-            values = parse_json(files.read_bytes(path), self.path)
-            if not isinstance(values, dict):
-                raise ValueError(f"{self.path}: expected an object, found {type(values).__name__}")
-            self.images: list[Row] = self._rows(values, "images", ("id", "file_name", "height", "width"))
-            self._annotations: list[Row] = self._rows(values, "annotations", ("image_id",))
-            self._positions = categories.positions_of_ids(self._rows(values, "categories", ("id", "name")))
+        self._lists = JsonLists(files.read_bytes(path), self.path)
+        self._positions = categories.positions_of_ids(self._rows("categories", ("id", "name")))
+        self.images = list(self._rows("images", ("id", "file_name", "height", "width")))
 
     def first_images(self) -> tuple[list[Row], list[Rejected]]:
         """The image rows without those whose id has come before."""
@@ -62,21 +47,18 @@ class Document:
             first.setdefault(row["id"], row)
         return list(first.values()), rejected
 
-    def take_annotations(self, keep: Sequence[str], inner: str | None = None) -> dict[Any, list[Row]]:
-        """The annotations of each image id, cut down to `keep` and `category`; can be taken once.
+    def annotations(self, keep: Sequence[str], inner: str | None = None) -> dict[Any, bytearray]:
+        """The annotations of each image id, with the keys `keep` and `category`: JSON rows separated by commas.
 
-        With `inner`, the rows lie in a list of that name in each annotation (panoptic `segments_info`).  The parsed
-        rows are let go one by one, so that the json is not held twice.
+        With `inner`, the rows lie in a list of that name in each annotation (panoptic `segments_info`).  JSON, because
+        27 million rows as dicts do not fit into many a machine's memory.
         """
-        by_image: dict[Any, list[Row]] = {}
-        with _no_garbage_collection():
-            while self._annotations:
-                annotation = self._annotations.pop()
-                rows = annotation[inner] if inner else [annotation]
-                short = [{key: row[key] for key in keep if key in row} | self._category(row) for row in rows]
-                by_image.setdefault(annotation["image_id"], []).extend(reversed(short))
-            for rows in by_image.values():
-                rows.reverse()  # They were taken from the end.
+        by_image: dict[Any, bytearray] = {}
+        for annotation in self._rows("annotations", ("image_id", inner) if inner else ("image_id",)):
+            rows = by_image.setdefault(annotation["image_id"], bytearray())
+            for row in annotation[inner] if inner else [annotation]:
+                rows += b"," if rows else b""
+                rows += orjson.dumps({key: row[key] for key in keep if key in row} | self._category(row))
         return by_image
 
     def positions(self, native_ids: Iterable[int]) -> list[int]:
@@ -89,15 +71,18 @@ class Document:
             return {"category": self._positions[native]}
         return {"category": None, "category_id": native}
 
-    def _rows(self, values: Row, key: str, required: Sequence[str]) -> list[Row]:
-        rows = values.pop(key, None)
-        if not isinstance(rows, list):
-            raise ValueError(f"{self.path}: no list {key!r}")
-        for i, row in enumerate(rows):
-            for name in required:
-                if name not in row:
-                    raise ValueError(f"{self.path}: {key}[{i}] has no {name!r}")
-        return rows
+    def _rows(self, name: str, required: Sequence[str]) -> Iterator[Row]:
+        for i, row in enumerate(self._lists.rows(name)):
+            for key in required:
+                if key not in row:
+                    raise ValueError(f"{self.path}: {name}[{i}] has no {key!r}")
+            yield row
+
+
+def pack(values: Row, **lists: bytearray) -> bytes:
+    """The JSON of an entry: `values`, and lists whose rows are JSON already."""
+    fragments = {name: orjson.Fragment(b"[" + rows + b"]") for name, rows in lists.items()}
+    return bytes(memoryview(orjson.dumps(values | fragments)))
 
 
 def index_document(
@@ -110,22 +95,21 @@ def index_document(
 ) -> Index:
     """One entry per image of the document; `layouts` are the places where its images may lie (see `image_paths`)."""
     rows, rejected = document.first_images()
-    annotations = document.take_annotations(keep)
+    annotations = document.annotations(keep)
     layouts = _order_layouts(files, layouts, split, rows)
     entries = []
     for row in rows:
         short = {key: row[key] for key in ("file_name", "height", "width", *keep_image) if key in row}
-        short["annotations"] = annotations.pop(row["id"], [])
         path = image_paths(layouts, split, row["file_name"])[0]
-        entries.append(Entry(sample_id(row["id"]), path, orjson.dumps(short)))
+        packed = pack(short, annotations=annotations.pop(row["id"], bytearray()))
+        entries.append(Entry(sample_id(row["id"]), path, packed))
     rejected += orphans(annotations, document.path)
     return Index(sorted(entries, key=lambda entry: entry.sample_id), rejected)
 
 
-def orphans(annotations: Mapping[Any, Sequence[Row]], path: str) -> list[Rejected]:
-    """What is left of the annotations when every listed image has taken its own."""
-    reason = "annotations of an image that is not listed"
-    return [Rejected(reason, sample_id(i), f"{path}: {len(rows)} annotations") for i, rows in annotations.items()]
+def orphans(image_ids: Iterable[Any], path: str) -> list[Rejected]:
+    """The images that have annotations but are not listed."""
+    return [Rejected("annotations of an image that is not listed", sample_id(i), path) for i in image_ids]
 
 
 def image_paths(layouts: Sequence[str], split: str, file_name: str) -> list[str]:
@@ -223,15 +207,3 @@ def _order_layouts(files: Files, layouts: Sequence[str], split: str, rows: Seque
             if files.exists(image_paths([layout], split, row["file_name"])[0]):
                 return [layout, *(other for other in layouts if other != layout)]
     return list(layouts)
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    # Millions of new dicts make the collector look at all of them again and again; none of them is a cycle.
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

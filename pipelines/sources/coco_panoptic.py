@@ -16,7 +16,7 @@ from jaxtyping import Int64
 
 from pipelines.files import Files
 from pipelines.sources.categories import load_categories
-from pipelines.sources.coco_json import Document, add_segmentation, known_rows, orphans, sample_id
+from pipelines.sources.coco_json import Document, add_segmentation, known_rows, orphans, pack, sample_id
 from pipelines.sources.regions import Regions, masks_of
 from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
 from pipelines.sources.stored_image import check_size, read_image
@@ -37,23 +37,23 @@ class CocoPanoptic:
         categories = load_categories(self.dataset)
         panoptic = Document(files, [f"annotations/panoptic_{split}2017.json"], categories)
         images, rejected = panoptic.first_images()
-        segments = panoptic.take_annotations(("id", "iscrowd", "area"), inner="segments_info")
+        segments = panoptic.annotations(("id", "iscrowd", "area"), inner="segments_info")
         document = Document(files, [f"annotations/instances_{split}2017.json"], categories)
-        instances = document.take_annotations(("id", "iscrowd", "area", "segmentation"))
+        instances = document.annotations(("id", "iscrowd", "area", "segmentation"))
         pngs = self._pngs(files, split)
         entries = []
         for row in images:
             key, png = sample_id(row["id"]), row["file_name"].rpartition(".")[0] + ".png"
             short = {name: row[name] for name in ("height", "width")}
-            short |= {"segments": segments.pop(row["id"], None), "instances": instances.pop(row["id"], [])}
-            if short["segments"] is None:
+            if row["id"] not in segments:
                 rejected.append(Rejected("missing panoptic annotation", key, f"{panoptic.path}: {row['file_name']}"))
             elif png not in pngs:
                 rejected.append(Rejected("missing panoptic PNG", key, f"{files.root}/panoptic_{split}2017/{png}"))
             else:
-                short["png"] = pngs[png]
-                entries.append(Entry(key, f"{split}2017/{row['file_name']}", orjson.dumps(short)))
-        rejected += orphans(segments, panoptic.path)
+                lists = {"segments": segments[row["id"]], "instances": instances.get(row["id"], bytearray())}
+                packed = pack(short | {"png": pngs[png]}, **lists)
+                entries.append(Entry(key, f"{split}2017/{row['file_name']}", packed))
+        rejected += orphans(segments.keys() - {row["id"] for row in images}, panoptic.path)
         return Index(sorted(entries, key=lambda entry: entry.sample_id), rejected)
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:

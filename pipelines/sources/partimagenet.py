@@ -14,12 +14,12 @@ from pipelines.files import Files
 from pipelines.sources.categories import Category, load_categories
 from pipelines.sources.coco_json import (
     Document,
-    Row,
     add_segmentation,
     index_document,
     known_rows,
     possible_paths,
 )
+from pipelines.sources.json_lists import Row
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import Entry, Index, Read
 from pipelines.sources.stored_image import check_size, read_image

@@ -12,7 +12,8 @@ from typing import Any
 
 from pipelines.files import Files
 from pipelines.sources.categories import load_categories
-from pipelines.sources.coco_json import parse_json, rle_counts, sample_id
+from pipelines.sources.coco_json import rle_counts, sample_id
+from pipelines.sources.json_lists import parse_json
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
 from pipelines.sources.stored_image import check_size, read_image
