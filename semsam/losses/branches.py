@@ -12,9 +12,9 @@ from torch import Tensor
 from semsam.data.sample import NOT_ANNOTATED
 from semsam.losses.box_losses import box_losses
 from semsam.losses.class_losses import ClassBlock, focal_losses
-from semsam.losses.mask_losses import MaskSource, PointCounts, point_losses
+from semsam.losses.mask_losses import MaskSource, PairTruth, PointCounts, block_pairs, point_losses
 from semsam.losses.matcher import Pairs
-from semsam.losses.points import PointSource
+from semsam.losses.points import PointSource, chained
 from semsam.losses.targets import NameTargets, Targets
 from semsam.model.predictions import Predictions
 
@@ -57,19 +57,38 @@ def pair_mask_losses(
 ) -> tuple[Float[Tensor, "l m"], Float[Tensor, "l m"]]:
     """Cross-entropy and Dice losses of every pair in every layer.
 
-    One image's maps of one layer exist at a time.  `first_layer` keys the points: it differs between branches.
+    The maps of one image and layer are made, sampled and freed together; small ones share one pass.  `first_layer` keys
+    the points: it differs between branches.
     """
-    found = [layers.boxes_cxcywh.new_zeros((2, len(layers.masks), 0))]
-    for image, rows in pairs.slices():
-        columns = targets.tables[image].T.index_select(0, pairs.region[rows])
-        by_layer = []
-        for layer, masks in enumerate(layers.masks):
-            maps = masks.pairs(image, pairs.query[rows])
-            draw = points.losses(targets.samples[image], first_layer + layer)
-            by_layer.append(torch.stack(point_losses(maps, targets.labels[image], columns, draw, counts)))
-        found.append(torch.stack(by_layer, dim=1))
-    bce, dice = torch.cat(found, dim=2).unbind()
+    if not len(pairs):
+        nothing = layers.boxes_cxcywh.new_zeros((len(layers.masks), 0))
+        return nothing, nothing
+    work = [(layer, image, rows) for layer in range(len(layers.masks)) for image, rows in pairs.slices()]
+    most = block_pairs(counts, pairs.query.device)
+    found = []
+    for group in _grouped(work, most):
+        maps = [layers.masks[layer].pairs(image, pairs.query[rows]) for layer, image, rows in group]
+        draws = [points.losses(targets.samples[image], first_layer + layer) for layer, image, _ in group]
+        image, region = (torch.cat([index[rows] for _, _, rows in group]) for index in (pairs.image, pairs.region))
+        truth = PairTruth(targets.labels, image, targets.tables[image, :, region])
+        draw = chained(draws, [len(m) for m in maps])
+        found.append(torch.stack(point_losses(maps[0] if len(maps) == 1 else torch.cat(maps), truth, draw, counts)))
+    bce, dice = torch.cat(found, dim=1).unflatten(1, (len(layers.masks), len(pairs))).unbind()
     return bce, dice
+
+
+def _grouped(work: list[tuple[int, int, slice]], most: int) -> list[list[tuple[int, int, slice]]]:
+    """Neighbours joined as long as they are no more than `most` pairs together."""
+    groups: list[list[tuple[int, int, slice]]] = []
+    room = 0
+    for item in work:
+        size = item[2].stop - item[2].start
+        if not groups or size > room:
+            groups.append([])
+            room = most
+        groups[-1].append(item)
+        room -= size
+    return groups
 
 
 def iou_losses(

@@ -8,22 +8,24 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int32, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from semsam.losses.points import Draw
 from semsam.model.predictions import Predictions
 from semsam.ops.point_sampling import (
+    LabelMaps,
     most_uncertain,
     region_values,
     sample_features,
     sample_maps,
     sample_maps_backward,
+    to_grid,
 )
 
 # Candidate points handled at once: on a CPU what fits its cache, elsewhere what bounds memory.
 BLOCK_POINTS_CPU = 2**19
-BLOCK_POINTS = 2**26
+BLOCK_POINTS = 2**25
 
 
 class MaskSource(Protocol):
@@ -82,80 +84,85 @@ class PointCounts:
         return PointCounts(num_points, int(num_points * oversample), int(num_points * importance))
 
 
+@dataclass(frozen=True)
+class PairTruth:
+    """What the masks of matched pairs are compared with: a column of the label table each."""
+
+    labels: LabelMaps
+    image: Int64[Tensor, " m"]
+    columns: Float[Tensor, "m a"]  # 1 for the labels that the pair's region covers.
+
+
 def point_losses(
-    maps: Float[Tensor, "m h w"],
-    bordered: Int32[Tensor, "h2 w2"],
-    columns: Float[Tensor, "m a"],
-    draw: Draw,
-    counts: PointCounts,
+    maps: Float[Tensor, "m h w"], truth: PairTruth, draw: Draw, counts: PointCounts
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """Binary cross-entropy (mean over points) and one minus soft Dice of each pair of a predicted and a true mask.
 
-    `bordered` is the image's label map and `columns[j]` the labels of pair `j`'s region, as in `region_values`.  Of
-    each pair's points some are the most uncertain of uniform candidates and the rest are uniform (PointRend).  Dice
+    Of each pair's points some are the most uncertain of uniform candidates and the rest are uniform (PointRend).  Dice
     adds 1 to both sides of the fraction, so that an empty mask predicted empty has no loss.
     """
     apply: Callable[..., tuple[Tensor, Tensor]] = _PointLosses.apply
-    return apply(maps, bordered, columns, draw, counts)
+    return apply(maps, truth, draw, counts)
 
 
 class _PointLosses(torch.autograd.Function):
     """Keeps of every point its position, predicted probability and truth: 16 bytes, no maps."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, maps: Tensor, bordered: Tensor, columns: Tensor, draw: Draw, counts: PointCounts
-    ) -> tuple[Tensor, Tensor]:
-        m, points = len(maps), counts.total
-        positions = maps.new_empty((m, points, 2))
-        probabilities, truths = maps.new_empty((m, points)), maps.new_empty((m, points))
+    def forward(ctx: Any, maps: Tensor, truth: PairTruth, draw: Draw, counts: PointCounts) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        m, num_points = len(maps), counts.total
+        points = maps.new_empty((m, num_points, 2))
+        probabilities, truths = maps.new_empty((m, num_points)), maps.new_empty((m, num_points))
         bce = maps.new_empty(m)
-        for rows in _blocks(m, counts.candidates, maps.device):
-            where, logits = importance_points(maps[rows], draw, counts)
-            truth = region_values(bordered, columns[rows], where)
-            bce[rows] = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").mean(1)
-            positions[rows], truths[rows] = where, truth
+        for rows in _blocks(m, block_pairs(counts, maps.device)):
+            at, logits = importance_points(maps[rows], draw, counts)
+            values = region_values(truth.labels, truth.image[rows], truth.columns[rows], at)
+            bce[rows] = F.binary_cross_entropy_with_logits(logits, values, reduction="none").mean(1)
+            points[rows], truths[rows] = at, values
             torch.sigmoid(logits, out=probabilities[rows])
         overlap = torch.einsum("mp,mp->m", probabilities, truths)
         mass = probabilities.sum(1) + truths.sum(1) + 1
-        ctx.save_for_backward(positions, probabilities, truths, overlap, mass)
+        ctx.save_for_backward(points, probabilities, truths, overlap, mass)
         ctx.shape = maps.shape[1:]
-        ctx.candidates = counts.candidates
+        ctx.block_pairs = block_pairs(counts, maps.device)
         return bce, 1 - (2 * overlap + 1) / mass
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         of_bce, of_dice = gradients
-        positions, probabilities, truths, overlap, mass = ctx.saved_tensors
+        points, probabilities, truths, overlap, mass = ctx.saved_tensors
         # d dice / d probability = (2 overlap + 1) / mass^2 - truth * 2 / mass
         constant = (of_dice * (2 * overlap + 1) / mass**2)[:, None]
         per_truth = (of_dice * 2 / mass)[:, None]
-        per_error = (of_bce / positions.shape[1])[:, None]
-        found = probabilities.new_empty((len(positions), *ctx.shape))
-        for rows in _blocks(len(positions), ctx.candidates, positions.device):
+        per_error = (of_bce / points.shape[1])[:, None]
+        found = probabilities.new_empty((len(points), *ctx.shape))
+        for rows in _blocks(len(points), ctx.block_pairs):
             p, t = probabilities[rows], truths[rows]
             of_logits = torch.addcmul(constant[rows], t, per_truth[rows], value=-1).mul_(p * (1 - p))
             of_logits.addcmul_(p - t, per_error[rows])
-            found[rows] = sample_maps_backward(of_logits, positions[rows], ctx.shape)
-        return found, None, None, None, None
+            found[rows] = sample_maps_backward(of_logits, points[rows], ctx.shape)
+        return found, None, None, None
 
 
 def importance_points(
     maps: Float[Tensor, "m h w"], draw: Draw, counts: PointCounts
 ) -> tuple[Float[Tensor, "m p 2"], Float[Tensor, "m p"]]:
     """The points of each pair and the logits there."""
-    m, random = len(maps), counts.total - counts.uncertain
-    drawn = draw(m, counts.candidates + random)
+    drawn = to_grid(draw(len(maps), counts.candidates + counts.total - counts.uncertain))
     logits = sample_maps(maps, drawn)
     candidates = logits[:, : counts.candidates]
     kept = most_uncertain(candidates, counts.uncertain)
     pairs_of_floats = drawn.view(torch.int64)[..., 0]  # One 8-byte value per point: gathered at once.
     chosen = torch.cat([pairs_of_floats.gather(1, kept), pairs_of_floats[:, counts.candidates :]], dim=1)
     values = torch.cat([candidates.gather(1, kept), logits[:, counts.candidates :]], dim=1)
-    return chosen.view(torch.float32).view(m, counts.total, 2), values
+    return chosen.view(torch.float32).view(len(maps), counts.total, 2), values
 
 
-def _blocks(pairs: int, candidates: int, device: torch.device) -> list[slice]:
-    size = max(1, (BLOCK_POINTS_CPU if device.type == "cpu" else BLOCK_POINTS) // max(1, candidates))
+def block_pairs(counts: PointCounts, device: torch.device) -> int:
+    """How many pairs are handled at once."""
+    return max(1, (BLOCK_POINTS_CPU if device.type == "cpu" else BLOCK_POINTS) // max(1, counts.candidates))
+
+
+def _blocks(pairs: int, size: int) -> list[slice]:
     return [slice(start, start + size) for start in range(0, pairs, size)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -89,12 +90,7 @@ def mask_costs(
 
 def region_values_at(targets: Targets, points: Float[Tensor, "b p 2"]) -> Float[Tensor, "b p m"]:
     """The true masks of each image at points that all its regions share."""
-    return torch.stack(
-        [
-            all_region_values(labels, table, at)
-            for labels, table, at in zip(targets.labels, targets.tables, points, strict=True)
-        ]
-    )
+    return all_region_values(targets.labels, targets.tables, points)
 
 
 @torch.no_grad()
@@ -199,4 +195,4 @@ def match_one_to_one(costs: Sequence[Float[Tensor, "b q m"]], targets: Targets) 
 @lru_cache
 def _choices(k: int, t: int) -> Int64[np.ndarray, "choices t"]:
     """Every ordered choice of t out of k levels."""
-    return np.array(list(itertools.permutations(range(k), t)), np.int64).reshape(-1, t)
+    return np.array(list(itertools.permutations(range(k), t)), np.int64).reshape(math.perm(k, t), t)

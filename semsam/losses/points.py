@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ class PointSource(Protocol):
     """Gives the points of every image; tests hand in recorded ones."""
 
     def matcher(self, sample: int, count: int) -> Float[Tensor, "count 2"]:
-        """The points at which all predictions and all masks of one image are compared for matching."""
+        """The points at which all predictions and all masks of one image are compared for matching, in [0, 1)."""
         ...
 
     def losses(self, sample: int, layer: int) -> Draw:
@@ -52,6 +53,13 @@ class KeyedPoints:
 
     def losses(self, sample: int, layer: int) -> Draw:
         return _stream(random_key(self.seed, sample, "loss_points", layer), self.device)
+
+
+def chained(draws: Sequence[Draw], pairs: Sequence[int]) -> Draw:
+    """One stream for several groups of pairs, `pairs[i]` of which draw from `draws[i]`; to be drawn from in one go."""
+    if len(draws) == 1:
+        return draws[0]
+    return lambda _, points: torch.cat([draw(count, points) for draw, count in zip(draws, pairs, strict=True)])
 
 
 def _stream(key: int, device: torch.device) -> Draw:

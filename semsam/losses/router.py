@@ -72,7 +72,9 @@ def route(sample: Sample, vocabulary: JointVocabulary) -> Lesson:
     unnamed = (objects < 0) & has_parent
     objects[unnamed] = objects[regions.parent[unnamed]]
     own_objects, own_parts = _own_names(sample.dataset, vocabulary, row)
-    object_names, part_names = _joint(objects, own_objects), _joint(parts, own_parts)
+    nothing = np.full_like(objects, NOT_ANNOTATED)
+    object_names = vocabulary.object_index(sample.dataset, objects) if row.objects else nothing
+    part_names = vocabulary.part_index(sample.dataset, parts) if row.parts else nothing
     allowed_objects = _allowed(len(vocabulary.objects), own_objects, sample.checked_objects, object_names)
     allowed_parts = _allowed(len(vocabulary.parts), own_parts, sample.checked_parts, part_names)
     exhaustive = allowed_objects.copy()
@@ -106,12 +108,6 @@ def _own_names(dataset: str, vocabulary: JointVocabulary, row: Row) -> tuple[ran
         start = vocabulary.part_offset[dataset]
         parts = range(start, start + vocabulary.num_parts[dataset])
     return objects, parts
-
-
-def _joint(categories: Int64[np.ndarray, " m"], own: range) -> Int64[np.ndarray, " m"]:
-    """Positions in the joint vocabulary."""
-    taught = (categories >= 0) & (len(own) > 0)
-    return np.where(taught, categories + own.start, NOT_ANNOTATED)
 
 
 def _allowed(

@@ -13,7 +13,7 @@ from torch import Tensor
 from semsam.data.sample import NOT_ANNOTATED, Batch, Sample
 from semsam.data.vocabularies import JointVocabulary
 from semsam.losses.router import NameLesson, route, row_of
-from semsam.ops.point_sampling import border
+from semsam.ops.point_sampling import LabelMaps
 
 SIZE_DIVISOR = 32  # The model pads images to a multiple of this, at the right and bottom.
 
@@ -62,7 +62,7 @@ class Targets:
     """
 
     samples: tuple[int, ...]  # Global sample indices: the keys of random draws.
-    labels: Int32[Tensor, "b h2 w2"]  # With a border, as `region_values` takes them.
+    labels: LabelMaps
     tables: Float[Tensor, "b a m"]  # 1 where region m covers label a.
     boxes_cxcywh: Float[Tensor, "b m 4"]
     teaches_mask: Bool[Tensor, "b m"]
@@ -85,7 +85,7 @@ class Targets:
         teaches_mask = _padded([lesson.teaches_mask for lesson in lessons], fill=0)
         return Targets(
             samples=tuple(int(index) for index in batch.indices),
-            labels=border(torch.from_numpy(_label_maps(batch.samples, padded)).to(device)),
+            labels=LabelMaps.of(torch.from_numpy(_label_maps(batch.samples, padded)).to(device)),
             tables=torch.from_numpy(_tables(batch.samples)).to(device).float(),
             boxes_cxcywh=_ragged([sample.regions.boxes_cxcywh * scale for sample in batch.samples], device),
             teaches_mask=torch.from_numpy(teaches_mask).to(device),

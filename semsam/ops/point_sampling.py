@@ -1,10 +1,12 @@
 """Values at points: of predicted maps, and of ground truth kept as label maps.
 
-A point is (x, y) in fractions of the map, 0 and 1 being its outer edges, so that one set of points reads maps of any
-resolution.  Bilinear with zeros outside, as `grid_sample(align_corners=False)`.
+Points are (x, y) in the coordinates of `grid_sample`: -1 and 1 are a map's outer edges, so that one set of points reads
+maps of any resolution.  Everything is bilinear with zeros outside, as `grid_sample(align_corners=False)`.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,29 +15,31 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 
+def to_grid(fractions: Float[Tensor, "*m p 2"]) -> Float[Tensor, "*m p 2"]:
+    """Points given as fractions of the map's width and height."""
+    return torch.add(torch.tensor(-1.0, device=fractions.device), fractions, alpha=2)
+
+
 def sample_maps(maps: Float[Tensor, "m h w"], points: Float[Tensor, "m p 2"]) -> Float[Tensor, "m p"]:
     """The value of each map at its own points."""
-    return F.grid_sample(maps[:, None], (points * 2 - 1)[:, None], align_corners=False)[:, 0, 0]
+    return F.grid_sample(maps[:, None], points[:, None], align_corners=False)[:, 0, 0]
 
 
 def sample_maps_backward(
     gradient: Float[Tensor, "m p"], points: Float[Tensor, "m p 2"], shape: tuple[int, int]
 ) -> Float[Tensor, "m h w"]:
     """The gradient of `sample_maps` with respect to its maps, which need not be kept for it."""
-    maps = gradient.new_empty(
-        (len(gradient), 1, *shape)
-    )  # Read for the gradient of the points only, which is not asked.
-    grid = (points * 2 - 1)[:, None]
+    maps = gradient.new_empty((len(gradient), 1, *shape))  # Read for the gradient of the points, which is not asked.
     bilinear, zeros = 0, 0
     found: Tensor = torch.ops.aten.grid_sampler_2d_backward(
-        gradient[:, None, None], maps, grid, bilinear, zeros, False, [True, False]
+        gradient[:, None, None], maps, points[:, None], bilinear, zeros, False, [True, False]
     )[0]
     return found[:, 0]
 
 
 def sample_features(features: Float[Tensor, "b c h w"], points: Float[Tensor, "b p 2"]) -> Float[Tensor, "b c p"]:
     """All channels of an image at the points of that image."""
-    return F.grid_sample(features, (points * 2 - 1)[:, None], align_corners=False)[:, :, 0]
+    return F.grid_sample(features, points[:, None], align_corners=False)[:, :, 0]
 
 
 def most_uncertain(logits: Float[Tensor, "m c"], count: int) -> Int64[Tensor, "m count"]:
@@ -47,60 +51,75 @@ def most_uncertain(logits: Float[Tensor, "m c"], count: int) -> Int64[Tensor, "m
     return distance.topk(count, dim=1, largest=False, sorted=False).indices
 
 
-def border(labels: Int32[Tensor, "*b h w"]) -> Int32[Tensor, "*b h+2 w+2"]:
-    """The label maps with one pixel of label 0 (covered by no mask) around them, as the look-ups below take them."""
-    return F.pad(labels, (1, 1, 1, 1))
+@dataclass(frozen=True)
+class LabelMaps:
+    """Label maps made ready for bilinear look-ups: two neighbours per entry, and a border of label 0 (no mask).
+
+    The entry at (y + 1, x + 1) holds the label of pixel (y, x) in its lower half and that of (y, x + 1) in its upper.
+    A point thus costs two random reads, one per row, whatever number of masks it is compared with.
+    """
+
+    entries: Int64[Tensor, "b entries"]
+    height: int
+    width: int
+
+    @staticmethod
+    def of(labels: Int32[Tensor, "b h w"]) -> LabelMaps:
+        """The maps of labels as `AtomMap` has them."""
+        bordered = F.pad(labels.long(), (1, 1, 1, 1))
+        entries = bordered[:, :, :-1] | (bordered[:, :, 1:] << 32)
+        return LabelMaps(entries.flatten(1), *labels.shape[1:])
+
+    def corners(
+        self, image: Int64[Tensor, " m"], points: Float[Tensor, "m p 2"]
+    ) -> list[tuple[Int64[Tensor, "m p"], Float[Tensor, "m p"]]]:
+        """The four pixels around each point: their labels and their weights.
+
+        Positions are computed in float32, exact for maps below 2**24 pixels.
+        """
+        # Clamped to the border, where whatever has a weight is label 0: what lies beyond is zero as well.
+        x = _to_pixels(points[..., 0], self.width).clamp_(-1, self.width)
+        y = _to_pixels(points[..., 1], self.height).clamp_(-1, self.height)
+        column, row = x.floor().clamp_(max=self.width - 1), y.floor().clamp_(max=self.height - 1)
+        right, down = x.sub_(column), y.sub_(row)
+        row_length = self.width + 1
+        position = row.mul_(row_length).add_(column).add_(row_length + 1).long()
+        position.add_(image[:, None] * self.entries.shape[1])
+        flat = self.entries.flatten()
+        found = []
+        for offset, weight in ((0, 1 - down), (row_length, down)):
+            pair = flat[offset:].index_select(0, position.flatten()).view(position.shape)
+            of_right = weight * right
+            found += [(pair & 0xFFFFFFFF, weight - of_right), (pair >> 32, of_right)]
+        return found
 
 
 def region_values(
-    bordered: Int32[Tensor, "h+2 w+2"],
-    columns: Float[Tensor, "m a"],
-    points: Float[Tensor, "m p 2"],
-    nearest: bool = False,
+    labels: LabelMaps, image: Int64[Tensor, " m"], columns: Float[Tensor, "m a"], points: Float[Tensor, "m p 2"]
 ) -> Float[Tensor, "m p"]:
     """Each region's mask at that region's own points; `columns[j]` is 1 for the labels that region `j` covers.
 
-    Equals `sample_maps` of the dense masks.  `nearest` reads the pixel that the point lies in, one look-up for four.
+    Equals `sample_maps` of the dense masks.
     """
-    first, corners = _corners(bordered, points, nearest)
-    flat = bordered.flatten()
-    total = torch.zeros(points.shape[:-1], device=points.device)
-    for offset, weight in corners:
-        label = flat[offset:].index_select(0, first.flatten()).view(first.shape).long()
+    total = torch.zeros(points.shape[:2], device=points.device)
+    for label, weight in labels.corners(image, points):
         total.addcmul_(columns.gather(1, label), weight)
     return total
 
 
 def all_region_values(
-    bordered: Int32[Tensor, "h+2 w+2"], table: Float[Tensor, "a m"], points: Float[Tensor, "p 2"], nearest: bool = False
-) -> Float[Tensor, "p m"]:
-    """Every region's mask at points that all share; `table[label, j]` is 1 where region `j` covers the label."""
-    first, corners = _corners(bordered, points, nearest)
-    flat = bordered.flatten()
-    total = torch.zeros((len(points), table.shape[1]), device=points.device)
-    for offset, weight in corners:
-        label = flat[offset:].index_select(0, first)
-        total.addcmul_(table.index_select(0, label), weight[:, None])
-    return total
+    labels: LabelMaps, tables: Float[Tensor, "b a m"], points: Float[Tensor, "b p 2"]
+) -> Float[Tensor, "b p m"]:
+    """Every region's mask at points that all of an image share; `tables[i, label, j]` is 1 where j covers it."""
+    b, num_labels, num_regions = tables.shape
+    image = torch.arange(b, device=points.device)
+    total = torch.zeros((points[..., 0].numel(), num_regions), device=points.device)
+    for label, weight in labels.corners(image, points):
+        rows = (label + image[:, None] * num_labels).flatten()
+        total.addcmul_(tables.flatten(0, 1).index_select(0, rows), weight.flatten()[:, None])
+    return total.view(b, -1, num_regions)
 
 
-def _corners(
-    bordered: Int32[Tensor, "h+2 w+2"], points: Float[Tensor, "*m p 2"], nearest: bool
-) -> tuple[Int64[Tensor, "*m p"], list[tuple[int, Float[Tensor, "*m p"]]]]:
-    """Where to look in the flattened map: one position per point, and offsets from there with their weights.
-
-    One position and four offsets rather than four positions: the map is read through four shifted views.  Positions
-    are computed in float32, exact for maps below 2**24 pixels.
-    """
-    height, width = bordered.shape[-2] - 2, bordered.shape[-1] - 2
-    x, y = points[..., 0] * width, points[..., 1] * height
-    if nearest:
-        column, row = x.floor().clamp_(-1, width), y.floor().clamp_(-1, height)
-        return row.add_(1).mul_(width + 2).add_(column).add_(1).long(), [(0, torch.ones_like(x))]
-    # Clamped to the border, where every corner with a weight is label 0: what lies beyond is zero as well.
-    x, y = x.sub_(0.5).clamp_(-1, width), y.sub_(0.5).clamp_(-1, height)
-    column, row = x.floor().clamp_(max=width - 1), y.floor().clamp_(max=height - 1)
-    right, down = x.sub_(column), y.sub_(row)
-    position = row.add_(1).mul_(width + 2).add_(column).add_(1).long()
-    left, up = 1 - right, 1 - down
-    return position, [(0, up * left), (1, up * right), (width + 2, down * left), (width + 3, down * right)]
+def _to_pixels(coordinate: Float[Tensor, "m p"], size: int) -> Float[Tensor, "m p"]:
+    """Pixel coordinates, 0 being the centre of the first pixel."""
+    return (coordinate + 1).mul_(size / 2).sub_(0.5)
