@@ -37,7 +37,7 @@ _LAYOUTS = (
 
 
 class PartImageNet:
-    """Parts, and after them the derived object region that each belongs to."""
+    """Derived object regions, and after each the parts that it is made of."""
 
     dataset = "partimagenet"
 
@@ -63,18 +63,18 @@ class PartImageNet:
 
 
 def _add_object(regions: Regions, rows: list[tuple[Row, str, Category]]) -> None:
-    """Add the parts of one kind of object, then their union, which becomes the parent of them all."""
-    added = [add_segmentation(regions, row, i, Kind.PART, category) for row, i, category in rows]
-    parts = [i for i in added if i is not None]
-    if not parts:
+    """Add the union of the parts of one kind of object, and after it the parts."""
+    found = Regions(regions.sample_id, regions.image)
+    for row, annotation_id, category in rows:
+        add_segmentation(found, row, annotation_id, Kind.PART, category)
+    regions.dropped += found.dropped
+    if not found.regions:
         return
     # A crowd of parts covers more than the parts, so it shapes the object only where there is nothing else.
-    single = [i for i in parts if not regions.regions[i].is_crowd]
+    single = [part for part in found.regions if not part.is_crowd]
     size = [regions.image.height, regions.image.width]
-    pieces = [{"size": size, "counts": regions.regions[i].rle} for i in single or parts]
-    category = Category(rows[0][2].object, None, rows[0][2].thing)
-    name = load_categories(PartImageNet.dataset).vocabulary.objects[category.object]
-    counts = coco_mask.merge(pieces)["counts"]
-    parent = regions.add_rle(counts, f"derived/{name}", Kind.DERIVED, category, is_crowd=not single)
-    for i in parts:
-        regions.regions[i] = replace(regions.regions[i], parent=parent)
+    counts = coco_mask.merge([{"size": size, "counts": part.rle} for part in single or found.regions])["counts"]
+    whole = Category(rows[0][2].object, None, rows[0][2].thing)
+    name = load_categories(PartImageNet.dataset).vocabulary.objects[whole.object]
+    parent = regions.add_rle(counts, f"derived/{name}", Kind.DERIVED, whole, is_crowd=not single)
+    regions.regions += [replace(part, parent=parent) for part in found.regions]

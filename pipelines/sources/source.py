@@ -10,7 +10,7 @@ from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One image of a split, before its files are opened.  Small: millions of them are sorted and cut into shards.
 
@@ -30,6 +30,11 @@ class Rejected:
     reason: str
     sample_id: str
     detail: str
+
+
+# Reasons to leave something out that lie in how a dataset is used, not in a fault of this copy of it: they are counted
+# like all others, but say nothing against the data however often they occur.
+REASONS_BY_DESIGN = frozenset({"part without category", "thing pixels without an instance", "no instance PNG"})
 
 
 class BadSample(Exception):  # noqa: N818 - it is an outcome that is counted, not an error.

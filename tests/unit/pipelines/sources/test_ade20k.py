@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipelines.files import open_root
 from pipelines.sources import SOURCES
-from pipelines.sources.source import BadSample, Read
+from pipelines.sources.source import REASONS_BY_DESIGN, BadSample, Read
 from semsam.data import rle
 from semsam.data.schema import Kind
 
@@ -64,6 +64,7 @@ def test_real_images_without_instance_png_keep_their_classes(samples_dir: Path, 
     classes = pixels(samples_dir / f"ade20k/ADEChallengeData2016/annotations/validation/{name}.png")
     values = [value for value in np.unique(classes).tolist() if value]
     assert [r.reason for r in read.dropped] == ["no instance PNG"]
+    assert "no instance PNG" in REASONS_BY_DESIGN
     for region, value in zip(read.record.regions, values, strict=True):
         assert np.array_equal(rle.decode(region.rle or b"", *classes.shape), classes == value)
         assert (region.kind, region.object_category) == (Kind.PANOPTIC, value - 1)
@@ -98,6 +99,7 @@ def test_thing_pixels_without_an_instance_are_void_and_counted(write_native: Any
     write_maps(native, classes, classes * 0, classes * 0)
     read = native.read()
     assert read.record.regions == ()
+    assert {r.reason for r in read.dropped} <= REASONS_BY_DESIGN
     assert [(r.reason, r.detail) for r in read.dropped] == [("thing pixels without an instance", "class 13: 96 pixels")]
 
 
