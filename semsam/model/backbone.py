@@ -1,205 +1,222 @@
-"""Swin Transformer (arXiv 2103.14030) as detectors use it: any image size, four feature maps, keyed drop-path.
-
-Our own because drop-path must be a function of the sample alone (see `semsam.data.randomness`) and the released
-checkpoints must load; in values it is the standard model.
-"""
+"""Swin Transformer (arXiv 2103.14030) as a pyramid of four feature maps, with drop-path keyed by sample."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from semsam.model.presets import BackboneSettings
+from semsam.config import settings
+from semsam.ops.keyed_random import keyed_uniform
 
-SHIFT_MASK = -100.0  # Added to attention logits between pixels that the cyclic shift brought together.
-
-
-class SwinBackbone(nn.Module):
-    """Images to res2..res5 at 1/4, 1/8, 1/16, 1/32, each through its own LayerNorm."""
-
-    def __init__(self, settings: BackboneSettings, activation_checkpointing: bool = False) -> None:
-        super().__init__()
-        self.activation_checkpointing = activation_checkpointing
-        self.patch_embed = PatchEmbedding(settings.embed_dim)
-        last_block = max(sum(settings.depths) - 1, 1)
-        self.stages = nn.ModuleList()
-        first_block = 0
-        for depth, heads, channels in zip(settings.depths, settings.num_heads, settings.channels(), strict=True):
-            blocks = [
-                SwinBlock(
-                    channels,
-                    heads,
-                    settings.window_size,
-                    shifted=block % 2 == 1,
-                    mlp_ratio=settings.mlp_ratio,
-                    drop_path=DropPath(settings.drop_path * (first_block + block) / last_block, first_block + block),
-                )
-                for block in range(depth)
-            ]
-            self.stages.append(nn.ModuleList(blocks))
-            first_block += depth
-        self.merges = nn.ModuleList(PatchMerging(c) for c in settings.channels()[:-1])
-        self.norms = nn.ModuleList(nn.LayerNorm(c) for c in settings.channels())
-
-    def forward(
-        self, images: Float[Tensor, "b 3 h w"], sample_keys: Int64[Tensor, " b"] | None
-    ) -> list[Float[Tensor, "b c y x"]]:
-        """Normalised, padded images (height and width multiples of 32) to res2, res3, res4, res5.
-
-        `sample_keys` switch drop-path on, in training: one key per sample and step.
-        """
-        x = self.patch_embed(images)
-        features = []
-        for stage, blocks in enumerate(self.stages):
-            for block in blocks:  # type: ignore[attr-defined]
-                if self.activation_checkpointing and self.training:
-                    x = checkpoint(block, x, sample_keys, use_reentrant=False)
-                else:
-                    x = block(x, sample_keys)
-            features.append(self.norms[stage](x).permute(0, 3, 1, 2).contiguous())
-            if stage < len(self.merges):
-                x = self.merges[stage](x)
-        return features
+MLP_RATIO = 4
+OTHER_REGION = -100.0  # Added to the logits of pixels that are neighbours only because the map was rolled.
 
 
-class PatchEmbedding(nn.Module):
-    """4x4 patches to vectors, with a LayerNorm."""
+@settings
+class BackboneSettings:
+    """Swin-T by default."""
 
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, channels, kernel_size=4, stride=4)
-        self.norm = nn.LayerNorm(channels)
+    dim: int = 96  # Channels at 1/4; each later stage has twice those of the one before.
+    depths: tuple[int, ...] = (2, 2, 6, 2)
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: int = 7
+    drop_path: float = 0.3  # Of the last block; from zero it grows linearly with depth.
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b y x c"]:
-        return self.norm(self.proj(images).permute(0, 2, 3, 1))
+    def __post_init__(self) -> None:
+        if len(self.depths) != 4 or len(self.num_heads) != 4:
+            raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} must have one entry per stage, four")
+        for stage, heads in enumerate(self.num_heads):
+            if self.dims[stage] % heads:
+                raise ValueError(f"num_heads {self.num_heads}: stage {stage} has {self.dims[stage]} channels")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be in [0, 1), not {self.drop_path}")
 
-
-class PatchMerging(nn.Module):
-    """Halves height and width, doubles channels.  Odd sides get a zero row or column."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(4 * channels)
-        self.reduction = nn.Linear(4 * channels, 2 * channels, bias=False)
-
-    def forward(self, x: Float[Tensor, "b y x c"]) -> Float[Tensor, "b v u d"]:
-        height, width = x.shape[1:3]
-        x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2))
-        corners = [x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2]]
-        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
-
-
-class SwinBlock(nn.Module):
-    """Window attention, shifted by half a window in every second block, and an MLP; pre-norm."""
-
-    def __init__(
-        self, channels: int, heads: int, window: int, shifted: bool, mlp_ratio: float, drop_path: DropPath
-    ) -> None:
-        super().__init__()
-        self.window = window
-        self.shift = window // 2 if shifted else 0
-        self.norm1 = nn.LayerNorm(channels)
-        self.attention = WindowAttention(channels, heads, window)
-        self.norm2 = nn.LayerNorm(channels)
-        hidden = int(channels * mlp_ratio)
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
-        self.drop_path = drop_path
-
-    def forward(self, x: Float[Tensor, "b y x c"], sample_keys: Int64[Tensor, " b"] | None) -> Float[Tensor, "b y x c"]:
-        x = x + self.drop_path(self._attend(self.norm1(x)), sample_keys, branch=0)
-        return x + self.drop_path(self.fc2(F.gelu(self.fc1(self.norm2(x)))), sample_keys, branch=1)
-
-    def _attend(self, x: Float[Tensor, "b y x c"]) -> Float[Tensor, "b y x c"]:
-        b, height, width, c = x.shape
-        size = self.window
-        # Padding comes after the norm and is not masked: the published model attends to these zeros.
-        x = F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
-        rows, cols = x.shape[1] // size, x.shape[2] // size
-        mask = None
-        if self.shift:
-            x = torch.roll(x, (-self.shift, -self.shift), (1, 2))
-            mask = _shift_mask(x.shape[1], x.shape[2], size, self.shift, x.device)
-        windows = x.view(b, rows, size, cols, size, c).transpose(2, 3).reshape(b, rows * cols, size * size, c)
-        windows = self.attention(windows, mask)
-        x = windows.view(b, rows, cols, size, size, c).transpose(2, 3).reshape(b, rows * size, cols * size, c)
-        if self.shift:
-            x = torch.roll(x, (self.shift, self.shift), (1, 2))
-        return x[:, :height, :width]
+    @property
+    def dims(self) -> tuple[int, int, int, int]:
+        """Channels of the four maps."""
+        return self.dim, self.dim * 2, self.dim * 4, self.dim * 8
 
 
 class WindowAttention(nn.Module):
-    """Multi-head attention inside each window, with a learned bias per relative position."""
+    """Self-attention inside square windows, with a learnt bias for every relative position."""
 
-    relative_position_index: Tensor
+    relative: Int64[Tensor, "n n"]
 
-    def __init__(self, channels: int, heads: int, window: int) -> None:
+    def __init__(self, dim: int, num_heads: int, window: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, heads))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
-        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
-
-    def forward(self, x: Float[Tensor, "b v t c"], mask: Bool[Tensor, "v t t"] | None) -> Float[Tensor, "b v t c"]:
-        b, windows, tokens, c = x.shape
-        q, k, v = self.qkv(x).view(b, windows, tokens, 3, self.heads, c // self.heads).permute(3, 0, 1, 4, 2, 5)
-        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias = bias.view(tokens, tokens, self.heads).permute(2, 0, 1)[None]
-        if mask is not None:
-            bias = bias + (mask * SHIFT_MASK).to(bias.dtype)[:, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype)[None])
-        return self.proj(out.transpose(2, 3).reshape(b, windows, tokens, c))
-
-
-class DropPath(nn.Module):
-    """Drops a residual branch for whole samples (stochastic depth, arXiv 1603.09382), decided by the sample's key."""
-
-    def __init__(self, rate: float, block: int) -> None:
-        super().__init__()
-        self.rate, self.block = rate, block
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.output = nn.Linear(dim, dim)
+        self.bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, num_heads))
+        nn.init.trunc_normal_(self.bias_table, std=0.02)
+        self.register_buffer("relative", relative_positions(window), persistent=False)
 
     def forward(
-        self, x: Float[Tensor, "b y x c"], sample_keys: Int64[Tensor, " b"] | None, branch: int
-    ) -> Float[Tensor, "b y x c"]:
-        if sample_keys is None or self.rate == 0 or not self.training:
-            return x
-        kept = hashed_uniform(sample_keys, 2 * self.block + branch) >= self.rate
-        return x * (kept / (1 - self.rate)).to(x.dtype)[:, None, None, None]
+        self, windows: Float[Tensor, "w n c"], regions_differ: Bool[Tensor, "v n n"] | None
+    ) -> Float[Tensor, "w n c"]:
+        """Attended windows.  `regions_differ` marks, for the `v` windows of an image, what was not a neighbour."""
+        bias = self.bias_table[self.relative].permute(2, 0, 1)[None]
+        if regions_differ is not None:
+            bias = bias + regions_differ[:, None] * OTHER_REGION
+            bias = bias.repeat(len(windows) // len(regions_differ), 1, 1, 1)
+        q, k, v = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        return self.output(attended.transpose(1, 2).flatten(2))
 
 
-def hashed_uniform(keys: Int64[Tensor, " b"], salt: int) -> Float[Tensor, " b"]:
-    """A number in [0, 1) for each key, by the finaliser of SplitMix64 in wrapping int64 arithmetic on the device."""
-    z = keys + (salt + 1) * -7046029254386353131  # 0x9E3779B97F4A7C15
-    z = (z ^ _shifted_right(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    z = (z ^ _shifted_right(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return (_shifted_right(z ^ _shifted_right(z, 31), 40)).float() / 2**24
+class SwinBlock(nn.Module):
+    """Window attention, then an MLP, each added to what came in; every other block shifts its windows by half."""
+
+    def __init__(self, dim: int, num_heads: int, window: int, shift: int) -> None:
+        super().__init__()
+        self.window, self.shift = window, shift
+        self.attention_norm = nn.LayerNorm(dim)
+        self.attention = WindowAttention(dim, num_heads, window)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.expand = nn.Linear(dim, dim * MLP_RATIO)
+        self.contract = nn.Linear(dim * MLP_RATIO, dim)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b h w c"],
+        regions_differ: Bool[Tensor, "v n n"] | None,
+        scales: Float[Tensor, "2 b"] | None,
+    ) -> Float[Tensor, "b h w c"]:
+        """The map after this block.  `scales`: what each sample's two branches are multiplied by (drop-path)."""
+        attended = self._attend(self.attention_norm(x), regions_differ)
+        x = x + (attended if scales is None else attended * scales[0].view(-1, 1, 1, 1).to(x.dtype))
+        changed = self.contract(F.gelu(self.expand(self.mlp_norm(x))))
+        return x + (changed if scales is None else changed * scales[1].view(-1, 1, 1, 1).to(x.dtype))
+
+    def _attend(
+        self, x: Float[Tensor, "b h w c"], regions_differ: Bool[Tensor, "v n n"] | None
+    ) -> Float[Tensor, "b h w c"]:
+        height, width = x.shape[1:3]
+        # Zeros after the norm; they are attended to like any pixel.
+        x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
+        if self.shift:
+            x = x.roll((-self.shift, -self.shift), (1, 2))
+        attended = self.attention(to_windows(x, self.window), regions_differ if self.shift else None)
+        x = from_windows(attended, self.window, x.shape[1], x.shape[2])
+        if self.shift:
+            x = x.roll((self.shift, self.shift), (1, 2))
+        return x[:, :height, :width]
 
 
-def relative_position_index(window: int) -> Int64[Tensor, "t t"]:
-    """Row of the bias table for each pair of positions in a window."""
+class PatchMerging(nn.Module):
+    """Halves a map: four neighbours become one pixel of twice the channels."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(4 * dim)
+        self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h2 w2 d"]:
+        """The smaller map; a missing last row or column counts as zeros."""
+        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        corners = [x[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
+        return self.reduction(self.norm(torch.cat(corners, dim=-1)))
+
+
+class SwinStage(nn.Module):
+    """The blocks that work at one resolution."""
+
+    def __init__(self, dim: int, depth: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        self.window = window
+        shifts = [(index % 2) * (window // 2) for index in range(depth)]
+        self.blocks = nn.ModuleList(SwinBlock(dim, num_heads, window, shift) for shift in shifts)
+
+    def forward(
+        self, x: Float[Tensor, "b h w c"], scales: Float[Tensor, "n 2 b"] | None, checkpointing: bool
+    ) -> Float[Tensor, "b h w c"]:
+        """The map after all `n` blocks."""
+        # Only every other block shifts its windows, and needs this.
+        differ = different_regions(x.shape[1], x.shape[2], self.window, x.device) if len(self.blocks) > 1 else None
+        for index, block in enumerate(self.blocks):
+            own = None if scales is None else scales[index]
+            if checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, differ, own, use_reentrant=False)
+            else:
+                x = block(x, differ, own)
+        return x
+
+
+class Swin(nn.Module):
+    """Four maps, at 1/4, 1/8, 1/16 and 1/32 of the image, each through a norm of its own."""
+
+    def __init__(self, settings: BackboneSettings, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.settings, self.checkpointing = settings, checkpointing
+        dims = settings.dims
+        self.patches = nn.Conv2d(3, dims[0], kernel_size=4, stride=4)
+        self.patch_norm = nn.LayerNorm(dims[0])
+        shapes = zip(dims, settings.depths, settings.num_heads, strict=True)
+        self.stages = nn.ModuleList(SwinStage(dim, depth, heads, settings.window) for dim, depth, heads in shapes)
+        self.merges = nn.ModuleList(PatchMerging(dim) for dim in dims[:-1])
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def forward(
+        self, images: Float[Tensor, "b 3 h w"], sample_keys: Int64[Tensor, " b"] | None
+    ) -> list[Float[Tensor, "b c h w"]]:
+        """The four maps of normalised images.  `sample_keys` switch drop-path on, and decide it, sample by sample."""
+        scales = None if sample_keys is None else self._drop_path_scales(sample_keys)
+        x = self.patch_norm(self.patches(images).permute(0, 2, 3, 1))
+        maps, first = [], 0
+        for index, stage in enumerate(self.stages):
+            if index:
+                x = self.merges[index - 1](x)
+            depth = self.settings.depths[index]
+            x = stage(x, None if scales is None else scales[first : first + depth], self.checkpointing)
+            maps.append(self.norms[index](x).permute(0, 3, 1, 2))
+            first += depth
+        return maps
+
+    def _drop_path_scales(self, sample_keys: Int64[Tensor, " b"]) -> Float[Tensor, "n 2 b"]:
+        """Zero where a branch is dropped, and elsewhere what keeps its expectation."""
+        num_blocks = sum(self.settings.depths)
+        rates = torch.linspace(0, self.settings.drop_path, num_blocks, device=sample_keys.device)[:, None, None]
+        uniform = keyed_uniform(sample_keys, 2 * num_blocks).unflatten(0, (num_blocks, 2))
+        return (uniform >= rates) / (1 - rates)
+
+
+def relative_positions(window: int) -> Int64[Tensor, "n n"]:
+    """The row of the bias table for each pair of pixels of a window."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    position = torch.stack([y.flatten(), x.flatten()])
-    difference = position[:, :, None] - position[:, None, :] + window - 1
-    return difference[0] * (2 * window - 1) + difference[1]
+    y, x = y.flatten(), x.flatten()
+    down, right = y[:, None] - y + window - 1, x[:, None] - x + window - 1
+    return down * (2 * window - 1) + right
 
 
-def _shifted_right(z: Int64[Tensor, " b"], bits: int) -> Int64[Tensor, " b"]:
-    return (z >> bits) & ((1 << (64 - bits)) - 1)  # Without the sign that >> carries down.
+def to_windows(x: Float[Tensor, "b h w c"], window: int) -> Float[Tensor, "v n c"]:
+    """The windows of all images, row by row; height and width are multiples of `window`."""
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // window, window, width // window, window, channels)
+    return x.transpose(2, 3).reshape(-1, window * window, channels)
 
 
-def _shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Bool[Tensor, "v t t"]:
-    """Pairs of pixels in one window that were not neighbours before the shift."""
+def from_windows(windows: Float[Tensor, "v n c"], window: int, height: int, width: int) -> Float[Tensor, "b h w c"]:
+    """The inverse of `to_windows`."""
+    x = windows.view(-1, height // window, width // window, window, window, windows.shape[-1])
+    return x.transpose(2, 3).reshape(-1, height, width, windows.shape[-1])
 
-    def part(size: int) -> Tensor:
-        position = torch.arange(size, device=device)
-        return (position >= size - window).int() + (position >= size - shift).int()
 
-    region = part(height)[:, None] * 3 + part(width)[None]
-    windows = region.view(height // window, window, width // window, window).transpose(1, 2)
-    windows = windows.reshape(-1, window * window)
-    return windows[:, :, None] != windows[:, None, :]
+def different_regions(height: int, width: int, window: int, device: torch.device) -> Bool[Tensor, "v n n"]:
+    """Pairs of pixels of each shifted window that the roll alone brought together, on the padded map."""
+    height, width = height + -height % window, width + -width % window
+
+    def region(size: int) -> Tensor:
+        index = torch.arange(size, device=device)
+        return (index >= size - window).long() + (index >= size - window // 2).long()
+
+    regions = region(height)[:, None] * 3 + region(width)
+    windows = to_windows(regions[None, :, :, None], window)[..., 0]
+    return windows[:, None] != windows[:, :, None]

@@ -1,95 +1,105 @@
-"""What is read off a query: mask embedding, box, quality, and its place among object and part names."""
+"""What is read off a query: its mask embedding, its box, its IoU, and its names."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from semsam.model.positions import inverse_sigmoid
 from semsam.model.predictions import Predictions
-from semsam.model.presets import ModelSettings
+
+MAX_SCALE = 100.0  # Of a cosine in a logit, as CLIP bounds it.
+INITIAL_SCALE = 10.0
+INITIAL_BIAS = -4.0  # A name is present with probability 0.02 before anything is learnt.
+INITIAL_IOU = 0.5
 
 
-class Mlp(nn.Module):
-    """Linear layers with ReLU between them."""
+class MLP(nn.Module):
+    """Linear layers with ReLU between them; `widths` are those of the input, each hidden layer and the output."""
 
-    def __init__(self, *widths: int) -> None:
+    def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        for layer in self.layers:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Float[Tensor, "*s c"]) -> Float[Tensor, "*s d"]:
+    @property
+    def last(self) -> nn.Linear:
+        """The output layer, for those who initialise it in their own way."""
+        layer = self.layers[-1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def forward(self, values: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
+        """The output layer's values, without an activation."""
         for layer in self.layers[:-1]:
-            x = layer(x).relu()
-        return self.layers[-1](x)
+            values = F.relu(layer(values))
+        return self.layers[-1](values)
 
 
-class NameHead(nn.Module):
-    """Scaled cosine of queries with names, plus a bias: most names are absent, and the sigmoid starts there.
+class NameClassifier(nn.Module):
+    """Compares queries with names in the text encoder's space."""
 
-    Scale and bias as in SigLIP (arXiv 2303.15343), with shape [1]: sharded training refuses numbers without one.
-    """
-
-    def __init__(self, channels: int, embed_dim: int) -> None:
+    def __init__(self, dim: int, text_dim: int) -> None:
         super().__init__()
-        self.projection = nn.Parameter(torch.randn(channels, embed_dim) * channels**-0.5)
-        self.log_scale = nn.Parameter(torch.full((1,), 2.3))  # Scale 10.
-        self.bias = nn.Parameter(torch.full((1,), -4.0))
+        self.projection = nn.Linear(dim, text_dim, bias=False)
+        # One-element vectors, not scalars: ZeRO cannot shard a tensor without dimensions.
+        self.log_scale = nn.Parameter(torch.full((1,), math.log(INITIAL_SCALE)))
+        self.bias = nn.Parameter(torch.full((1,), INITIAL_BIAS))
+        nn.init.normal_(self.projection.weight, std=dim**-0.5)
 
     def forward(self, queries: Float[Tensor, "b q c"], names: Float[Tensor, "x d"]) -> Float[Tensor, "b q x"]:
-        embedded = F.normalize((queries @ self.projection.to(queries.dtype)).float(), dim=-1)
-        return embedded @ names.float().T * self.log_scale.exp().clamp(max=100.0) + self.bias
+        """Scaled cosines with the names (of unit length), before a sigmoid.  No names give no columns."""
+        embeddings = F.normalize(self.projection(queries).float(), dim=-1)
+        with torch.autocast(queries.device.type, enabled=False):
+            cosines = embeddings @ names.float().t()
+            return cosines * self.log_scale.float().exp().clamp(max=MAX_SCALE) + self.bias.float()
 
 
-class Heads(nn.Module):
-    """All heads, shared by the decoder's layers and by both branches."""
+class PredictionHeads(nn.Module):
+    """The heads that all decoder layers and all kinds of queries share."""
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, dim: int, text_dim: int) -> None:
         super().__init__()
-        channels = settings.hidden_dim
-        self.norm = nn.LayerNorm(channels)
-        self.mask = Mlp(channels, channels, channels, channels)
-        self.box = Mlp(channels, channels, channels, 4)
-        self.iou = Mlp(channels, channels, channels, 1)
-        self.objects = NameHead(channels, settings.text.embed_dim)
-        self.parts = NameHead(channels, settings.text.embed_dim)
-        # A query's box starts as its reference.
-        nn.init.zeros_(self.box.layers[-1].weight)  # type: ignore[arg-type]
-        nn.init.zeros_(self.box.layers[-1].bias)  # type: ignore[arg-type]
+        self.mask = MLP((dim, dim, dim, dim))
+        self.box = MLP((dim, dim, dim, 4))
+        self.iou = MLP((dim, dim, dim, 1))
+        self.objects = NameClassifier(dim, text_dim)
+        self.parts = NameClassifier(dim, text_dim)
+        # The first layer's boxes are the references themselves.
+        nn.init.zeros_(self.box.last.weight)
+        nn.init.constant_(self.iou.last.bias, INITIAL_IOU)
+        # The product with the pixel embeddings sums `dim` terms: without this no sigmoid would start near one half.
+        nn.init.xavier_uniform_(self.mask.last.weight, gain=dim**-0.5)
 
-    def refine(self, queries: Float[Tensor, "b q c"], references: Float[Tensor, "b q 4"]) -> Float[Tensor, "b q 4"]:
-        """The next layer's references, from the *un-normalised* queries, without gradient through the references."""
-        return (self.box(queries).float() + inverse_sigmoid(references)).sigmoid().detach()
-
-    def object_scores(self, queries: Float[Tensor, "b q c"], names: Float[Tensor, "x d"]) -> Float[Tensor, "b q"]:
-        """How much each query looks like the object name that it looks like most; 0 without names."""
-        if len(names) == 0:
-            return queries.new_zeros(queries.shape[:2])
-        return self.objects(self.norm(self.norm(queries)), names).amax(-1)
+    def refine(
+        self, queries: Float[Tensor, "b q c"], references_cxcywh: Float[Tensor, "b q 4"]
+    ) -> Float[Tensor, "b q 4"]:
+        """The references moved by what the queries say, in float32."""
+        return (self.box(queries).float() + inverse_sigmoid(references_cxcywh)).sigmoid()
 
     def forward(
         self,
         queries: Float[Tensor, "b q c"],
-        references: Float[Tensor, "b q 4"],
+        references_cxcywh: Float[Tensor, "b q 4"],
         mask_features: Float[Tensor, "b c h w"],
         object_names: Float[Tensor, "x d"],
         part_names: Float[Tensor, "y d"],
     ) -> Predictions:
-        """Predictions of one layer's queries.  The published model normalises twice with the same weights; so do we."""
-        queries = self.norm(self.norm(queries))
+        """All predictions of normalised queries."""
         return Predictions(
             mask_embeddings=self.mask(queries),
             mask_features=mask_features,
-            boxes_cxcywh=(self.box(queries).float() + inverse_sigmoid(references)).sigmoid(),
-            iou_predictions=self.iou(queries).float()[..., 0],
+            boxes_cxcywh=self.refine(queries, references_cxcywh),
+            iou_predictions=self.iou(queries)[..., 0],
             object_logits=self.objects(queries, object_names),
             part_logits=self.parts(queries, part_names),
         )
-
-
-def inverse_sigmoid(x: Float[Tensor, "*s"], eps: float = 1e-5) -> Float[Tensor, "*s"]:
-    """The logit of x clamped to [0, 1], both x and 1 - x held above eps, as the published model computes it."""
-    x = x.clamp(0, 1)
-    return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()

@@ -1,90 +1,74 @@
-"""Semantic-SAM (arXiv 2307.04767): images and prompts in, masks with quality and names at every granularity out."""
+"""The whole model: an image is encoded once; clicks, boxes and names are then answered from its features."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 import yaml
 from jaxtyping import Bool, Float, Int64, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from semsam.config import config_values, parse_config
-from semsam.model.backbone import SwinBackbone
-from semsam.model.mask_decoder import MaskDecoder
-from semsam.model.pixel_decoder import PixelDecoder
+from semsam.config import ConfigError, config_values, parse_config
+from semsam.model.backbone import Swin
+from semsam.model.mask_decoder import Groups, MaskDecoder
+from semsam.model.pixel_decoder import ImageFeatures, PixelDecoder
 from semsam.model.predictions import ModelOutput
 from semsam.model.presets import ModelSettings, preset
 from semsam.model.prompt_encoder import PromptEncoder
-from semsam.model.text_encoder import text_encoder
+from semsam.model.text_encoder import TextEncoder
 
-STRIDE = 32  # Height and width are padded to multiples of it.
-PIXEL_MEAN = (123.675, 116.28, 103.53)  # RGB, 0..255
+PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
-WEIGHTS, CONFIG = "model.safetensors", "config.yaml"
-
-
-@dataclass(frozen=True)
-class ImageFeatures:
-    """What all prompts on an image share."""
-
-    mask_features: Float[Tensor, "b c h w"]  # At 1/4 of the padded image.
-    maps: list[Float[Tensor, "b c y x"]]  # At 1/8, 1/16, 1/32, 1/64.
-    padded_size: tuple[int, int]
+STRIDE = 32  # The image is padded to a multiple of it.
+CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "model.safetensors"
 
 
 class SemanticSam(nn.Module):
-    """The whole model.  Prompts do not influence each other; neither do the images of a batch."""
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
+    """Masks, boxes, scores and names at every granularity, for prompts and for everything in the image."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
         self.settings = settings
-        self.backbone = SwinBackbone(settings.backbone, settings.activation_checkpointing)
-        self.pixel_decoder = PixelDecoder(settings)
+        attention = (settings.hidden_dim, settings.feedforward_dim, settings.num_heads, settings.num_points)
+        self.backbone = Swin(settings.backbone, settings.activation_checkpointing)
+        self.pixel_decoder = PixelDecoder(
+            settings.backbone.dims, *attention, settings.encoder_layers, settings.activation_checkpointing
+        )
         self.prompt_encoder = PromptEncoder(settings.hidden_dim, settings.num_levels)
-        self.mask_decoder = MaskDecoder(settings)
-        self.text_encoder = text_encoder(settings.text)
-        self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(3, 1, 1), persistent=False)
+        self.mask_decoder = MaskDecoder(
+            *attention, settings.decoder_layers, settings.num_generic_queries, settings.text.dim
+        )
+        self.text_encoder = TextEncoder(settings.text)
 
     def forward(
         self,
-        images: UInt8[Tensor, "b 3 h w"],
+        images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"],
         prompt_boxes_cxcywh: Float[Tensor, "b n 4"],
         prompt_is_box: Bool[Tensor, "b n"],
         object_names: Float[Tensor, "x d"],
         part_names: Float[Tensor, "y d"],
         sample_keys: Int64[Tensor, " b"] | None = None,
     ) -> ModelOutput:
-        """Everything that training needs: all layers of both branches.
-
-        Prompt boxes are relative to the padded image, which a training crop (a multiple of 32) is itself.
-        """
+        """Predictions of all layers, for training; arguments as in `encode_image` and `decode`."""
         features = self.encode_image(images, sample_keys)
-        return self.decode(
-            features, prompt_boxes_cxcywh, prompt_is_box, object_names, part_names, with_generic=True, every_layer=True
-        )
+        return self.decode(features, prompt_boxes_cxcywh, prompt_is_box, object_names, part_names)
 
     def encode_image(
-        self, images: UInt8[Tensor, "b 3 h w"], sample_keys: Int64[Tensor, " b"] | None = None
+        self,
+        images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"],
+        sample_keys: Int64[Tensor, " b"] | None = None,
     ) -> ImageFeatures:
-        """Features of RGB images with values 0 to 255 and any size: normalised, then padded right and bottom by zeros.
+        """The features of RGB images of any size, with values from 0 to 255.
 
-        `sample_keys` decide drop-path in training (`semsam.data.randomness`).
+        `sample_keys` (see `semsam.data.randomness`) switch drop-path on; None is for inference.
         """
-        height, width = images.shape[-2:]
-        x = (images.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
-        x = F.pad(x, (0, -width % STRIDE, 0, -height % STRIDE))
-        mask_features, maps = self.pixel_decoder(self.backbone(x, sample_keys))
-        return ImageFeatures(mask_features, maps, (x.shape[-2], x.shape[-1]))
+        normalised = normalise_and_pad(images).to(self.backbone.patches.weight.dtype)
+        pyramid = self.backbone(normalised, sample_keys)
+        return self.pixel_decoder(pyramid, (normalised.shape[2], normalised.shape[3]))
 
     def decode(
         self,
@@ -93,76 +77,86 @@ class SemanticSam(nn.Module):
         prompt_is_box: Bool[Tensor, "b n"],
         object_names: Float[Tensor, "x d"],
         part_names: Float[Tensor, "y d"],
-        with_generic: bool,
-        every_layer: bool,
+        with_generic: bool = True,
+        every_layer: bool = True,
         joint_attention: bool = False,
     ) -> ModelOutput:
-        """Predictions for prompts on encoded images; no prompts and no names are legal.
+        """Predictions for `n` prompts (a click is a small box) and, if asked, for the generic queries.
 
-        `with_generic` adds the queries that need no prompt, `every_layer` the decoder's earlier layers.
+        Boxes are relative to `features.padded_size`; names come from `encode_names`.  No prompt influences another,
+        unless `joint_attention`: then all prompts of a call see each other, as in the released mask generator.
         """
-        content, references = self.prompt_encoder(prompt_boxes_cxcywh, prompt_is_box)
+        levels, num_prompts = self.settings.num_levels, prompt_is_box.shape[1]
+        groups = Groups(1, num_prompts * levels) if joint_attention else Groups(num_prompts, levels)
         return self.mask_decoder(
-            features.maps,
-            features.mask_features,
-            content,
-            references,
+            features,
+            self.prompt_encoder(prompt_is_box),
+            prompt_boxes_cxcywh.repeat_interleave(levels, dim=1),
+            groups,
             object_names,
             part_names,
-            with_generic=with_generic,
-            every_layer=every_layer,
-            joint_attention=joint_attention,
+            with_generic,
+            every_layer,
         )
 
     def encode_names(self, names: Sequence[str], template: int | None = None) -> Float[Tensor, "x d"]:
-        """Unit vectors of names, in one template's sentence or (None) as the mean over all templates."""
-        return self.text_encoder(names, template)
+        """Embeddings of unit length for `decode`; with a sentence template, or the mean over all of them."""
+        if not names:
+            return torch.zeros(0, self.settings.text.dim, device=self.backbone.patches.weight.device)
+        return self.text_encoder(tuple(names), template)
 
     @staticmethod
-    def untrained(preset_name: str, seed: int) -> SemanticSam:
-        """A model with random weights, the same for the same seed; leaves torch's own random state alone."""
+    def untrained(name: str, seed: int = 0) -> SemanticSam:
+        """A preset with random weights that depend on `seed` alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return SemanticSam(preset(preset_name))
+            return SemanticSam(preset(name)).eval()
+
+    def save(self, folder: str | Path) -> None:
+        """Write `config.yaml` (the section `model`) and `model.safetensors`, for `load`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(yaml.safe_dump({"model": config_values(self.settings)}, sort_keys=False))
+        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_FILE)
 
     @staticmethod
     def load(folder: str | Path) -> SemanticSam:
-        """The model of a checkpoint folder: `config.yaml`'s section `model`, and `model.safetensors`.
+        """The model in a checkpoint folder, on the CPU, ready for inference.
 
-        Raises `ValueError`, naming the file and every tensor that is missing, unexpected or of another shape.
+        Reads the section `model` of `config.yaml` and all of `model.safetensors`.  Raises `ValueError` for missing
+        files, and for missing, unexpected or misshapen weights, with their names.
         """
-        config, weights = Path(folder) / CONFIG, Path(folder) / WEIGHTS
-        try:
-            values = yaml.safe_load(config.read_text())["model"]
-        except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-            raise ValueError(f"{config}: no model settings to read: {error!r}") from None
-        model = SemanticSam(parse_config(ModelSettings, values, where=f"{config}: model"))
-        load_weights(model, weights)
+        folder = Path(folder)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder}: not a checkpoint: no {name}")
+        sections = yaml.safe_load((folder / CONFIG_FILE).read_text())
+        if not isinstance(sections, dict) or not isinstance(sections.get("model"), dict):
+            raise ConfigError(f"{folder / CONFIG_FILE}: no section `model`")
+        model = SemanticSam(parse_config(ModelSettings, sections["model"], f"{folder / CONFIG_FILE}, model"))
+        model.load_weights(load_file(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
         return model.eval()
 
-    def save(self, folder: str | Path) -> None:
-        """Write `config.yaml` and `model.safetensors` (fp32), which `load` reads."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / CONFIG).write_text(yaml.safe_dump({"model": config_values(self.settings)}, sort_keys=False))
-        state = {name: tensor.float().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, Path(folder) / WEIGHTS)
+    def load_weights(self, weights: Mapping[str, Tensor], where: str) -> None:
+        """Take over all weights; `ValueError`, beginning with `where`, lists every name that does not fit."""
+        own = self.state_dict()
+        faults = [f"missing: {name}" for name in own if name not in weights]
+        faults += [f"unexpected: {name}" for name in weights if name not in own]
+        faults += [
+            f"{name}: {list(weights[name].shape)} instead of {list(tensor.shape)}"
+            for name, tensor in own.items()
+            if name in weights and weights[name].shape != tensor.shape
+        ]
+        if faults:
+            raise ValueError("\n  ".join([f"{where}: {len(faults)} weight(s) do not fit this model", *faults]))
+        self.load_state_dict(dict(weights))
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Copy a safetensors file into a module.  Raises `ValueError` naming every tensor that does not fit."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            state = {name: file.get_tensor(name) for name in sorted(file.keys())}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-    own = model.state_dict()
-    faults = [f"missing {name}" for name in sorted(own.keys() - state.keys())]
-    faults += [f"unexpected {name}" for name in sorted(state.keys() - own.keys())]
-    faults += [
-        f"{name} has shape {list(state[name].shape)}, the model's is {list(own[name].shape)}"
-        for name in sorted(own.keys() & state.keys())
-        if own[name].shape != state[name].shape
-    ]
-    if faults:
-        raise ValueError(f"{path}: " + "; ".join(faults))
-    model.load_state_dict(state)
+def normalise_and_pad(
+    images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"],
+) -> Float[Tensor, "b 3 h2 w2"]:
+    """Images of zero mean, with zeros on the right and at the bottom up to a multiple of `STRIDE`, in float32."""
+    # Constants and not buffers: those would be rounded with the weights when a model is cast to bfloat16.
+    mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
+    height, width = images.shape[-2:]
+    return F.pad((images.float() - mean) / std, (0, -width % STRIDE, 0, -height % STRIDE))

@@ -1,4 +1,8 @@
-"""Names to unit vectors: a CLIP-style transformer, or a small encoder on bytes that needs no files at all."""
+"""Names become points of a space in which queries are compared with them.
+
+`byte_ngrams` is small and learns from nothing: the encoder of the debug preset.  `clip` is the text transformer of CLIP
+and UniCL, whose weights and tokenizer are the user's own files.
+"""
 
 from __future__ import annotations
 
@@ -6,144 +10,181 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, Literal
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from semsam.config import settings
 from semsam.data.vocabularies import TEMPLATES
-from semsam.model.presets import TextSettings
 
-NGRAM_BUCKETS = 8192
-NGRAM_LENGTHS = (2, 3, 4, 5)
-
-
-class TextEncoder(Protocol):
-    """What the model needs of either encoder (both are modules)."""
-
-    def __call__(self, names: Sequence[str], template: int | None) -> Float[Tensor, "x d"]: ...
+NUM_BUCKETS = 4096
+MAX_NGRAM = 4
+CLIP_VOCABULARY = 49_408
+START, END = CLIP_VOCABULARY - 2, CLIP_VOCABULARY - 1
+NAMES_AT_ONCE = 256
 
 
-def text_encoder(settings: TextSettings) -> nn.Module:
-    """The encoder that the settings name."""
-    return ByteEncoder(settings) if settings.kind == "bytes" else ClipTextEncoder(settings)
+@settings
+class TextSettings:
+    """UniCL's and CLIP's text transformer by default."""
+
+    kind: Literal["clip", "byte_ngrams"] = "clip"
+    dim: int = 512  # Of the embeddings, and inside the encoder.
+    num_layers: int = 12
+    num_heads: int = 8
+    context: int = 77
+    # A folder with CLIP's tokenizer files; without one, names are read byte by byte.
+    tokenizer: str | None = None
+    pretrained: bool = False  # False warns that the transformer's weights are random.
+
+    def __post_init__(self) -> None:
+        if self.dim % self.num_heads:
+            raise ValueError(f"dim {self.dim} must be a multiple of num_heads {self.num_heads}")
 
 
-class ByteEncoder(nn.Module):
-    """The mean of learned vectors of a name's byte n-grams, through an MLP; a thousand names take milliseconds.
-
-    Names that share letters start close to each other, as "table" and "coffee table" should.  Templates are ignored.
-    """
-
-    def __init__(self, settings: TextSettings) -> None:
-        super().__init__()
-        self.ngrams = nn.EmbeddingBag(NGRAM_BUCKETS, settings.width, mode="mean")
-        self.hidden = nn.Linear(settings.width, settings.width)
-        self.output = nn.Linear(settings.width, settings.embed_dim)
-
-    def forward(self, names: Sequence[str], template: int | None) -> Float[Tensor, "x d"]:
-        """Unit vectors, one per name."""
-        device = self.output.weight.device
-        bags = [_ngram_buckets(name) for name in names]
-        starts = torch.tensor([0, *(len(bag) for bag in bags)][:-1]).cumsum(0) if bags else torch.zeros(0).long()
-        indices = torch.tensor([bucket for bag in bags for bucket in bag], dtype=torch.long)
-        found = self.ngrams(indices.to(device), starts.to(device))
-        return F.normalize(self.output(F.gelu(self.hidden(found))).float(), dim=-1)
-
-
-class ClipTextEncoder(nn.Module):
-    """The text transformer of CLIP and UniCL: causal, pre-norm, read at the end-of-text token."""
+class TextEncoder(nn.Module):
+    """Embeds names; which network does it is `settings.kind`."""
 
     def __init__(self, settings: TextSettings) -> None:
         super().__init__()
-        self.context = settings.context
-        self.tokens = nn.Embedding(settings.vocabulary, settings.width)
-        self.positions = nn.Embedding(settings.context, settings.width)
-        self.blocks = nn.ModuleList(_ClipBlock(settings.width, settings.heads) for _ in range(settings.layers))
-        self.norm = nn.LayerNorm(settings.width)
-        self.projection = nn.Linear(settings.width, settings.embed_dim, bias=False)
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        nn.init.normal_(self.positions.weight, std=0.01)
-        self._tokenizer = settings.tokenizer
+        self.settings = settings
+        self.network: ByteNgramEncoder | ClipTextTransformer
+        if settings.kind == "byte_ngrams":
+            self.network = ByteNgramEncoder(settings.dim)
+        else:
+            self.network = ClipTextTransformer(settings)
+        self._warned = settings.kind == "byte_ngrams" or settings.pretrained
 
-    def forward(self, names: Sequence[str], template: int | None) -> Float[Tensor, "x d"]:
-        """Unit vectors, one per name: of one template's sentence, or (None) of the mean over all templates."""
-        if not names:
-            return self.projection.weight.new_zeros(0, self.projection.out_features)
+    def forward(self, names: Sequence[str], template: int | None = None) -> Float[Tensor, "x d"]:
+        """An embedding of unit length for each name.
+
+        `template` chooses one of `TEMPLATES` to put every name in; without it the result is the mean of all of them.
+        The byte encoder takes names as they are.
+        """
+        if not self._warned:
+            warnings.warn("the text encoder's weights are random: its names mean nothing yet", stacklevel=2)
+            self._warned = True
+        if self.settings.kind == "byte_ngrams":
+            return _unit_length(self.network(names))
         if template is not None:
-            return self._encode([TEMPLATES[template].format(name) for name in names])
-        sentences = [text.format(name) for name in names for text in TEMPLATES]
-        encoded = torch.cat([self._encode(sentences[i : i + 512]) for i in range(0, len(sentences), 512)])
-        return F.normalize(encoded.view(len(names), len(TEMPLATES), -1).mean(1), dim=-1)
+            return self._embed([TEMPLATES[template].format(name) for name in names])
+        means = [self._embed([text.format(name) for text in TEMPLATES]).mean(0) for name in names]
+        return _unit_length(torch.stack(means))
 
-    def _encode(self, sentences: Sequence[str]) -> Float[Tensor, "s d"]:
-        tokens = tokenize(tuple(sentences), self.context, self._tokenizer).to(self.projection.weight.device)
-        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
-        for block in self.blocks:
-            x = block(x)
-        # The end-of-text token has the highest id of the vocabulary.
-        at_end = self.norm(x)[torch.arange(len(x), device=x.device), tokens.argmax(-1)]
-        return F.normalize(self.projection(at_end).float(), dim=-1)
+    def _embed(self, texts: Sequence[str]) -> Float[Tensor, "x d"]:
+        chunks = [texts[start : start + NAMES_AT_ONCE] for start in range(0, len(texts), NAMES_AT_ONCE)]
+        return torch.cat([_unit_length(self.network(chunk)) for chunk in chunks])
 
 
-class _ClipBlock(nn.Module):
-    def __init__(self, width: int, heads: int) -> None:
+class ByteNgramEncoder(nn.Module):
+    """A bag of a name's byte sequences, then a small MLP: names with common parts start out as neighbours."""
+
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.linear1 = nn.Linear(width, 4 * width)
-        self.linear2 = nn.Linear(4 * width, width)
+        self.ngrams = nn.EmbeddingBag(NUM_BUCKETS, 2 * dim, mode="mean")
+        self.norm = nn.LayerNorm(2 * dim)
+        self.hidden = nn.Linear(2 * dim, 2 * dim)
+        self.output = nn.Linear(2 * dim, dim)
 
-    def forward(self, x: Float[Tensor, "s t c"]) -> Float[Tensor, "s t c"]:
-        s, t, c = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(s, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.output(attended.transpose(1, 2).reshape(s, t, c))
-        hidden = self.linear1(self.norm2(x))
-        return x + self.linear2(hidden * torch.sigmoid(1.702 * hidden))  # CLIP's approximation of GELU.
-
-
-def tokenize(sentences: tuple[str, ...], context: int, folder: str | None) -> Int64[Tensor, "s t"]:
-    """Token ids, cut and padded to the longest sentence (at most `context`).
-
-    `folder` holds tokenizer files in Hugging Face's form.  Without one every byte is a token: good enough to train from
-    random weights, of no use with released ones, and said loudly.
-    """
-    if folder is not None:
-        ids = _tokenizer(folder)(list(sentences), truncation=True, max_length=context, padding=True)["input_ids"]
-        return torch.tensor(ids)
-    _warn_about_bytes()
-    start, end = 256, 257
-    rows = [[start, *sentence.encode()[: context - 2], end] for sentence in sentences]
-    longest = max(len(row) for row in rows)
-    return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-
-
-@lru_cache(maxsize=4)
-def _tokenizer(folder: str) -> Any:
-    try:
-        from transformers import CLIPTokenizerFast
-    except ImportError:
-        raise ValueError(f"text.tokenizer={folder}: reading it needs the package transformers") from None
-    return CLIPTokenizerFast.from_pretrained(folder, local_files_only=True)
-
-
-@lru_cache(maxsize=1)
-def _warn_about_bytes() -> None:
-    warnings.warn("text.tokenizer is not set: names are encoded byte by byte, with weights of our own", stacklevel=3)
+    def forward(self, names: Sequence[str]) -> Float[Tensor, "x d"]:
+        """Embeddings of any length."""
+        found = [ngram_buckets(name) for name in names]
+        device = self.output.weight.device
+        starts = np.cumsum([0, *(len(buckets) for buckets in found[:-1])])
+        rows = torch.from_numpy(np.concatenate(found)).to(device)
+        bags = self.norm(self.ngrams(rows, torch.from_numpy(starts).to(device)))
+        return self.output(F.gelu(self.hidden(bags)))
 
 
 @lru_cache(maxsize=100_000)
-def _ngram_buckets(name: str) -> tuple[int, ...]:
-    """Hash buckets of all n-grams of a name and of its words, with marks at both ends."""
-    found = []
-    for word in {name, *name.split()}:
-        data = f"^{word}$".encode()
-        found += [data[i : i + n] for n in NGRAM_LENGTHS for i in range(len(data) - n + 1)]
-        found.append(data)
-    return tuple(sorted(zlib.crc32(gram) % NGRAM_BUCKETS for gram in found))
+def ngram_buckets(name: str) -> np.ndarray:
+    """Buckets of all byte sequences of a name up to `MAX_NGRAM`, and of the whole name."""
+    text = f"<{name}>".encode()
+    lengths = range(1, min(MAX_NGRAM, len(text)) + 1)
+    found = [text[start : start + n] for n in lengths for start in range(len(text) - n + 1)]
+    return np.array([zlib.crc32(ngram) % NUM_BUCKETS for ngram in [*found, text]], np.int64)
+
+
+class ClipTextTransformer(nn.Module):
+    """Causal transformer (arXiv 2103.00020, section 2.4); a text's embedding is read at its end token."""
+
+    def __init__(self, settings: TextSettings) -> None:
+        super().__init__()
+        dim = settings.dim
+        self.settings = settings
+        self._tokenizer: Any = None
+        self.tokens = nn.Embedding(CLIP_VOCABULARY, dim)
+        self.positions = nn.Embedding(settings.context, dim)
+        self.layers = nn.ModuleList(ClipLayer(dim, settings.num_heads) for _ in range(settings.num_layers))
+        self.norm = nn.LayerNorm(dim)
+        self.projection = nn.Linear(dim, dim, bias=False)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        nn.init.normal_(self.positions.weight, std=0.01)
+        nn.init.normal_(self.projection.weight, std=dim**-0.5)
+
+    def forward(self, texts: Sequence[str]) -> Float[Tensor, "x d"]:
+        """Embeddings of any length."""
+        device = self.projection.weight.device
+        tokens = self.tokenize(texts).to(device)
+        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1], device=device))
+        for layer in self.layers:
+            x = layer(x)
+        # What follows the end token is padding; no earlier token has seen it.
+        ends = (tokens == END).int().argmax(1)
+        return self.projection(self.norm(x[torch.arange(len(x), device=device), ends]))
+
+    def tokenize(self, texts: Sequence[str]) -> Int64[Tensor, "x t"]:
+        """Token ids, cut at the context and filled up with end tokens to the longest text."""
+        room = self.settings.context - 2
+        if self.settings.tokenizer is None:
+            # CLIP's first 256 tokens stand for single bytes.
+            rows = [list(text.encode()[:room]) for text in texts]
+        else:
+            if self._tokenizer is None:
+                self._tokenizer = load_tokenizer(self.settings.tokenizer)
+            rows = [ids[:room] for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+        longest = max(len(row) for row in rows)
+        return torch.tensor([[START, *row, *[END] * (longest - len(row) + 1)] for row in rows])
+
+
+class ClipLayer(nn.Module):
+    """Pre-norm attention over earlier tokens, then an MLP."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attention_norm = nn.LayerNorm(dim)
+        self.qkv = nn.Linear(dim, dim * 3)
+        self.output = nn.Linear(dim, dim)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.expand = nn.Linear(dim, dim * 4)
+        self.contract = nn.Linear(dim * 4, dim)
+
+    def forward(self, x: Float[Tensor, "x t d"]) -> Float[Tensor, "x t d"]:
+        """The tokens after this layer."""
+        qkv = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.num_heads, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.output(attended.transpose(1, 2).flatten(2))
+        hidden = self.expand(self.mlp_norm(x))
+        return x + self.contract(hidden * torch.sigmoid(1.702 * hidden))  # CLIP's approximation of GELU.
+
+
+def load_tokenizer(folder: str) -> Any:
+    """CLIP's tokenizer from a Hugging Face folder.  Raises `ValueError` where that is impossible."""
+    try:
+        from transformers import CLIPTokenizer
+    except ImportError:
+        raise ValueError(f"text.tokenizer: reading {folder} needs the package transformers") from None
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except OSError as error:
+        raise ValueError(f"text.tokenizer: no CLIP tokenizer in {folder}: {error}") from None
+
+
+def _unit_length(embeddings: Float[Tensor, "x d"]) -> Float[Tensor, "x d"]:
+    return F.normalize(embeddings.float(), dim=-1)

@@ -1,129 +1,208 @@
-"""Multi-scale deformable attention (arXiv 2010.04159): each query samples a few points of every feature level.
+"""Deformable attention over several feature maps (arXiv 2010.04159): one interface, one form per kind of device.
 
-Two forms give the same numbers: `sample_by_grid`, the plain one that every device runs, and `sample_by_index`, which
-reads the four neighbours of each point straight from the token table and is several times faster on a CPU.
+`sampled_attention` is the plain form, right on every device; `gathered_attention` is the fast one for CPUs.  A kernel
+for another device is a third function of the same signature and a line in `attention_form`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
+import numpy as np
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int32
+from scipy.sparse import csc_array
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+Shapes = Sequence[tuple[int, int]]  # Height and width of each map, in the order of its tokens.
+
+
+class AttentionForm(Protocol):
+    """Weighted bilinear samples of each head's values; outside of a map there are zeros (as in `F.grid_sample`)."""
+
+    def __call__(
+        self,
+        values: Float[Tensor, "b s h d"],
+        shapes: Shapes,
+        locations: Float[Tensor, "b q h l p 2"],
+        weights: Float[Tensor, "b q h l p"],
+    ) -> Float[Tensor, "b q hd"]:
+        """`locations` are (x, y) in fractions of their map: 0 and 1 are its outer pixel edges."""
+        ...
+
+
+def attention_form(device: torch.device) -> AttentionForm:
+    """The fastest form for tensors on `device`."""
+    return gathered_attention if device.type == "cpu" else sampled_attention
 
 
 class DeformableAttention(nn.Module):
-    """Attention of queries to sampled points around their reference, over `levels` feature maps."""
+    """Each query attends to `num_points` places on each map, which it chooses itself relative to its reference.
 
-    def __init__(self, channels: int, heads: int, levels: int, points: int) -> None:
+    `form` replaces the device's own form (to compare them).
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, num_maps: int, num_points: int, form: AttentionForm | None = None
+    ) -> None:
         super().__init__()
-        self.heads, self.levels, self.points = heads, levels, points
-        self.sampling_offsets = nn.Linear(channels, heads * levels * points * 2)
-        self.attention_weights = nn.Linear(channels, heads * levels * points)
-        self.value_proj = nn.Linear(channels, channels)
-        self.output_proj = nn.Linear(channels, channels)
-        self._initialise()
+        self.num_heads, self.num_maps, self.num_points = num_heads, num_maps, num_points
+        self.form = form
+        self.offsets = nn.Linear(dim, num_heads * num_maps * num_points * 2)
+        self.weights = nn.Linear(dim, num_heads * num_maps * num_points)
+        self.values = nn.Linear(dim, dim)
+        self.output = nn.Linear(dim, dim)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start as the paper does: every head looks in a direction of its own, one step further with every point."""
+        nn.init.zeros_(self.offsets.weight)
+        angles = torch.arange(self.num_heads) * (2 * math.pi / self.num_heads)
+        directions = torch.stack([angles.cos(), angles.sin()], dim=-1)
+        directions = directions / directions.abs().amax(dim=-1, keepdim=True)
+        steps = torch.arange(1, self.num_points + 1)[:, None]
+        offsets = (directions[:, None, None] * steps).expand(-1, self.num_maps, -1, -1)
+        with torch.no_grad():
+            self.offsets.bias.copy_(offsets.flatten())
+        nn.init.zeros_(self.weights.weight)
+        nn.init.zeros_(self.weights.bias)
+        for linear in (self.values, self.output):
+            nn.init.xavier_uniform_(linear.weight)
+            nn.init.zeros_(linear.bias)
 
     def forward(
         self,
         queries: Float[Tensor, "b q c"],
         references: Float[Tensor, "b q r"],
         tokens: Float[Tensor, "b s c"],
-        sizes: Sequence[tuple[int, int]],
+        shapes: Shapes,
     ) -> Float[Tensor, "b q c"]:
-        """What the queries find among the tokens of all levels (row by row, levels in the order of `sizes`).
-
-        References are centres (r = 2) or boxes cxcywh (r = 4), relative to the padded image.  Around a centre offsets
-        count in pixels of each level; in a box they count in halves of its sides, divided by the number of points.
-        """
-        b, q, _ = queries.shape
-        offsets = self.sampling_offsets(queries).view(b, q, self.heads, self.levels, self.points, 2).float()
-        weights = self.attention_weights(queries).view(b, q, self.heads, self.levels * self.points).float()
-        weights = weights.softmax(-1).view(b, q, self.heads, self.levels, self.points)
-        references = references.float()[:, :, None, None, None]
+        """What the queries see.  References are points (r = 2: offsets are in pixels of each map) or boxes in cxcywh
+        (r = 4: offsets are in halves of the box, over the number of points)."""
+        head_shape = (self.num_heads, self.num_maps, self.num_points)
+        values = self.values(tokens).unflatten(-1, (self.num_heads, -1))
+        # In float32 also under autocast: bfloat16 cannot tell neighbouring pixels of a large map apart.
+        offsets = self.offsets(queries).float().unflatten(-1, (*head_shape, 2))
+        weights = self.weights(queries).unflatten(-1, (self.num_heads, -1)).softmax(-1, dtype=torch.float32)
+        references = references[:, :, None, None, None]
         if references.shape[-1] == 2:
-            scale = torch.tensor([(w, h) for h, w in sizes], dtype=torch.float32, device=queries.device)
-            locations = references + offsets / scale[:, None]
+            sizes = offsets.new_tensor([(width, height) for height, width in shapes])
+            locations = references + offsets / sizes[:, None]
         else:
-            locations = references[..., :2] + offsets / self.points * references[..., 2:] * 0.5
-        values = self.value_proj(tokens)
-        sample = sample_by_grid if values.is_cuda else sample_by_index
-        return self.output_proj(sample(values, sizes, locations, weights).to(queries.dtype))
-
-    def _initialise(self) -> None:
-        """Heads look into different directions, points at growing distance; weights start equal (the paper's A.4)."""
-        nn.init.zeros_(self.sampling_offsets.weight)
-        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
-        direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
-        direction = direction / direction.abs().max(-1, keepdim=True).values
-        steps = torch.arange(1, self.points + 1)
-        bias = direction[:, None, None] * steps[None, None, :, None]
-        with torch.no_grad():
-            self.sampling_offsets.bias.copy_(bias.expand(-1, self.levels, -1, -1).reshape(-1))
-        nn.init.zeros_(self.attention_weights.weight)
-        nn.init.zeros_(self.attention_weights.bias)
-        for projection in (self.value_proj, self.output_proj):
-            nn.init.xavier_uniform_(projection.weight)
-            nn.init.zeros_(projection.bias)
+            locations = references[..., :2] + offsets * references[..., 2:] * (0.5 / self.num_points)
+        if values.dtype == torch.float64:  # Only in tests: float32 would hide from a gradient check what it measures.
+            locations, weights = locations.double(), weights.double()
+        form = self.form or attention_form(values.device)
+        return self.output(form(values, shapes, locations, weights.unflatten(-1, head_shape[1:])))
 
 
-def sample_by_grid(
-    values: Float[Tensor, "b s c"],
-    sizes: Sequence[tuple[int, int]],
-    locations: Float[Tensor, "b q m l p 2"],
-    weights: Float[Tensor, "b q m l p"],
-) -> Float[Tensor, "b q c"]:
-    """Weighted bilinear samples, by `grid_sample` level by level: the definition, and the fallback of every device.
+def sampled_attention(
+    values: Float[Tensor, "b s h d"],
+    shapes: Shapes,
+    locations: Float[Tensor, "b q h l p 2"],
+    weights: Float[Tensor, "b q h l p"],
+) -> Float[Tensor, "b q hd"]:
+    """The plain form of `AttentionForm`: one `F.grid_sample` per map."""
+    batch, _, heads, depth = values.shape
+    grids = (2 * locations - 1).permute(0, 2, 3, 1, 4, 5).flatten(0, 1)
+    samples = []
+    for index, tokens in enumerate(values.split([height * width for height, width in shapes], dim=1)):
+        maps = tokens.permute(0, 2, 3, 1).reshape(batch * heads, depth, *shapes[index])
+        samples.append(F.grid_sample(maps.to(grids.dtype), grids[:, index], align_corners=False))
+    by_head = weights.permute(0, 2, 1, 3, 4).flatten(0, 1).flatten(2)[:, None]
+    attended = (torch.cat(samples, dim=-1) * by_head).sum(-1)
+    return attended.unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2).to(values.dtype)
 
-    Locations are relative to the map, pixel centres at (i + 1/2) / size; outside of it values are zero.
+
+def gathered_attention(
+    values: Float[Tensor, "b s h d"],
+    shapes: Shapes,
+    locations: Float[Tensor, "b q h l p 2"],
+    weights: Float[Tensor, "b q h l p"],
+) -> Float[Tensor, "b q hd"]:
+    """The fast form of `AttentionForm` on a CPU: each query and head is one bag of weighted rows of a table.
+
+    The table holds the values of all maps, each with a frame of zeros.  A place outside a map is moved into the frame,
+    so no corner of any sample needs a test of its own.
     """
-    b, q, heads = locations.shape[:3]
-    sampled = []
-    levels = values.split([h * w for h, w in sizes], dim=1)
-    for level, ((height, width), tokens) in enumerate(zip(sizes, levels, strict=True)):
-        maps = tokens.transpose(1, 2).reshape(b * heads, -1, height, width)
-        grid = (2 * locations[:, :, :, level] - 1).transpose(1, 2).flatten(0, 1)
-        sampled.append(F.grid_sample(maps, grid.to(maps.dtype), padding_mode="zeros", align_corners=False))
-    stacked = torch.stack(sampled, dim=-2).flatten(-2)  # (b m) c q (l p)
-    weighted = weights.transpose(1, 2).reshape(b * heads, 1, q, -1).to(stacked.dtype)
-    return (stacked * weighted).sum(-1).view(b, -1, q).transpose(1, 2)
+    batch, _, heads, depth = values.shape
+    framed = _framed(values.to(weights.dtype), shapes)
+    rows, corner_weights = _corners(framed.shape[1], shapes, locations, weights)
+    table, per_bag = framed.view(-1, depth), rows.shape[-3] * rows.shape[-2] * rows.shape[-1]
+    rows, corner_weights = rows.view(-1, per_bag), corner_weights.reshape(-1, per_bag)
+    bags = F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=corner_weights)
+    if table.requires_grad:
+        scatter: Callable[..., Tensor] = _ScatterGradient.apply
+        bags = scatter(bags, table, rows, corner_weights.detach())
+    return bags.view(batch, -1, heads * depth).to(values.dtype)
 
 
-def sample_by_index(
-    values: Float[Tensor, "b s c"],
-    sizes: Sequence[tuple[int, int]],
-    locations: Float[Tensor, "b q m l p 2"],
-    weights: Float[Tensor, "b q m l p"],
-) -> Float[Tensor, "b q c"]:
-    """The same as `sample_by_grid`: one `embedding_bag` over the four neighbours of all points of a query and head."""
-    b, q, heads, levels, points, _ = locations.shape
-    num_tokens, channels = values.shape[1], values.shape[2]
-    device = values.device
-    size = torch.tensor([(w, h) for h, w in sizes], dtype=locations.dtype, device=device)
-    starts = torch.tensor([0, *(h * w for h, w in sizes)][:-1], device=device).cumsum(0)
-    pixel = locations * size[:, None] - 0.5
-    corner = pixel.floor()
-    part = pixel - corner
-    x, y = corner.long().unbind(-1)
-    columns, rows = size.long()[:, None].unbind(-1)
-    head = torch.arange(heads, device=device)[:, None, None]
-    row_of_head = (torch.arange(b, device=device) * num_tokens)[:, None, None, None, None]
-    indices, shares = [], []
-    for dy in (0, 1):
-        for dx in (0, 1):
-            inside = (x + dx >= 0) & (x + dx < columns) & (y + dy >= 0) & (y + dy < rows)
-            token = starts[:, None] + (y + dy) * columns + x + dx
-            indices.append(torch.where(inside, (row_of_head + token) * heads + head, 0))
-            share = (part[..., 0] if dx else 1 - part[..., 0]) * (part[..., 1] if dy else 1 - part[..., 1])
-            shares.append(torch.where(inside, share, 0) * weights)
-    bags = b * q * heads
-    found = F.embedding_bag(
-        torch.stack(indices, -1).view(bags, levels * points * 4),
-        values.reshape(b * num_tokens * heads, channels // heads),
-        per_sample_weights=torch.stack(shares, -1).view(bags, levels * points * 4).to(values.dtype),
-        mode="sum",
-    )
-    return found.view(b, q, channels)
+def _framed(values: Float[Tensor, "b s h d"], shapes: Shapes) -> Float[Tensor, "b f h d"]:
+    """The maps one after another, each with a row of zeros above and below and a zero before every row.
+
+    The zero after a row is the one before the next; after the last map there are enough for its last frame row.
+    """
+    batch, _, heads, depth = values.shape
+    maps = values.split([height * width for height, width in shapes], dim=1)
+    framed = [
+        F.pad(tokens.reshape(batch, *shape, heads * depth), (0, 0, 1, 0, 1, 1)).flatten(1, 2)
+        for tokens, shape in zip(maps, shapes, strict=True)
+    ]
+    after = values.new_zeros(batch, max(width for _, width in shapes) + 2, heads * depth)
+    return torch.cat([*framed, after], dim=1).unflatten(-1, (heads, depth))
+
+
+def _corners(
+    framed_length: int,
+    shapes: Shapes,
+    locations: Float[Tensor, "b q h l p 2"],
+    weights: Float[Tensor, "b q h l p"],
+) -> tuple[Int32[Tensor, "b q h l p 4"], Float[Tensor, "b q h l p 4"]]:
+    """Rows of the framed table around each place, and their shares of its weight."""
+    batch, _, heads = locations.shape[:3]
+    device = locations.device
+    strides = torch.tensor([width + 1 for _, width in shapes], dtype=torch.int32, device=device)[:, None]
+    lengths = torch.tensor([(height + 2) * (width + 1) for height, width in shapes], dtype=torch.int32, device=device)
+    first = (lengths.cumsum(0, dtype=torch.int32) - lengths)[:, None] + strides + 1
+    sizes = locations.new_tensor([(width, height) for height, width in shapes])[:, None]
+    # Pixel centres are whole numbers; -1 and the size are the frame, where all that lies further out is moved.
+    pixels = (locations * sizes - 0.5).clamp(min=-1).minimum(sizes)
+    low = pixels.detach().floor()
+    right, down = (pixels - low).unbind(-1)
+    lower = weights * down
+    upper = weights - lower
+    upper_right, lower_right = upper * right, lower * right
+    shares = torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], dim=-1)
+
+    column, row = low.int().unbind(-1)
+    image = torch.arange(0, batch * framed_length, framed_length, dtype=torch.int32, device=device)
+    cell = row * strides + column + (first + image.view(-1, 1, 1, 1, 1))
+    head = torch.arange(heads, dtype=torch.int32, device=device)[:, None, None]
+    steps = torch.stack([torch.zeros_like(strides), torch.ones_like(strides), strides, strides + 1], dim=-1)
+    return (cell * heads + head)[..., None] + steps * heads, shares
+
+
+class _ScatterGradient(torch.autograd.Function):
+    """The bags as they are, with a gradient for the table.
+
+    `embedding_bag` has one, but sorts all rows for it; the transpose of a sparse matrix adds them up as they come, in a
+    third of the time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, bags: Tensor, table: Tensor, rows: Tensor, weights: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(rows, weights)
+        ctx.table_rows = len(table)
+        return bags.view_as(bags)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_bags: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows, weights = ctx.saved_tensors
+        bounds = np.arange(0, rows.numel() + 1, rows.shape[1], dtype=np.int32)
+        entries = (weights.numpy().ravel(), rows.numpy().ravel(), bounds)
+        scattered = csc_array(entries, shape=(ctx.table_rows, len(rows))) @ of_bags.contiguous().numpy()
+        return of_bags, torch.from_numpy(scattered), None, None
