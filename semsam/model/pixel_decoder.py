@@ -59,7 +59,7 @@ class NormedConv(nn.Module):
         self.norm = nn.GroupNorm(NUM_GROUPS, dim)
         nn.init.xavier_uniform_(self.conv.weight)
         if bias:
-            nn.init.constant_(self.conv.get_parameter("bias"), 0.0)
+            nn.init.zeros_(self.conv.get_parameter("bias"))
 
     def forward(self, maps: Float[Tensor, "b i h w"]) -> Float[Tensor, "b c h2 w2"]:
         """The normalised maps."""
@@ -91,7 +91,7 @@ class PixelDecoder(nn.Module):
         self.smooth = NormedConv(dim, dim, 3)
         self.mask_features = nn.Conv2d(dim, dim, 1)
         nn.init.xavier_uniform_(self.mask_features.weight)
-        nn.init.zeros_(self.mask_features.bias)
+        nn.init.zeros_(self.mask_features.get_parameter("bias"))
 
     def forward(self, pyramid: Sequence[Float[Tensor, "b c h w"]], padded_size: tuple[int, int]) -> ImageFeatures:
         """The features of images whose backbone maps (at 1/4 to 1/32) are `pyramid`."""

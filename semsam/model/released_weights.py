@@ -1,119 +1,245 @@
-"""The authors' released checkpoints (SA-1B, Swin-T and Swin-L) into our model, every key accounted for."""
+"""The authors' released checkpoints, to our names and back, bit for bit.
+
+Strict: every key of a released file is used, or known to be of no use; anything else is an error that names it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-_HEAD = r"sem_seg_head\.predictor\."
-_PIXEL = r"sem_seg_head\.pixel_decoder\."
+from semsam.model.backbone import relative_positions
+from semsam.model.presets import ModelSettings
+from semsam.model.semantic_sam import SemanticSam
 
-# Released name -> ours.  The first rule that matches a whole name decides.
-_RULES: tuple[tuple[str, str], ...] = (
-    (r"backbone\.patch_embed\.(.+)", r"backbone.patch_embed.\1"),
-    (r"backbone\.norm(\d)\.(.+)", r"backbone.norms.\1.\2"),
-    (r"backbone\.layers\.(\d)\.downsample\.(.+)", r"backbone.merges.\1.\2"),
-    (r"backbone\.layers\.(\d)\.blocks\.(\d+)\.attn\.(.+)", r"backbone.stages.\1.\2.attention.\3"),
-    (r"backbone\.layers\.(\d)\.blocks\.(\d+)\.mlp\.(.+)", r"backbone.stages.\1.\2.\3"),
-    (r"backbone\.layers\.(\d)\.blocks\.(\d+)\.(.+)", r"backbone.stages.\1.\2.\3"),
-    (_PIXEL + r"input_proj\.(.+)", r"pixel_decoder.input_projections.\1"),
-    (_PIXEL + r"transformer\.level_embed", r"pixel_decoder.level_embed"),
-    (_PIXEL + r"transformer\.encoder\.layers\.(\d)\.self_attn\.(.+)", r"pixel_decoder.layers.\1.self_attention.\2"),
-    (_PIXEL + r"transformer\.encoder\.layers\.(.+)", r"pixel_decoder.layers.\1"),
-    (_PIXEL + r"mask_features\.(.+)", r"pixel_decoder.mask_features.\1"),
-    (_PIXEL + r"adapter_1\.norm\.(.+)", r"pixel_decoder.lateral_norm.\1"),
-    (_PIXEL + r"adapter_1\.weight", r"pixel_decoder.lateral.weight"),
-    (_PIXEL + r"layer_1\.norm\.(.+)", r"pixel_decoder.output_norm.\1"),
-    (_PIXEL + r"layer_1\.weight", r"pixel_decoder.output.weight"),
-    (_HEAD + r"class_embed", r"mask_decoder.heads.objects.projection"),
-    (_HEAD + r"class_embed_part", r"mask_decoder.heads.parts.projection"),
-    (_HEAD + r"mask_embed\.(.+)", r"mask_decoder.heads.mask.\1"),
-    (_HEAD + r"iou_prediction_head\.(.+)", r"mask_decoder.heads.iou.\1"),
-    (_HEAD + r"_bbox_embed\.(.+)", r"mask_decoder.heads.box.\1"),
-    (_HEAD + r"decoder_norm\.(.+)", r"mask_decoder.heads.norm.\1"),
-    (_HEAD + r"decoder\.ref_point_head\.(.+)", r"mask_decoder.position_mlp.\1"),
-    (_HEAD + r"decoder\.layers\.(\d)\.cross_attn\.(.+)", r"mask_decoder.layers.\1.cross_attention.\2"),
-    (_HEAD + r"decoder\.layers\.(\d)\.self_attn\.out_proj\.(.+)", r"mask_decoder.layers.\1.self_attention.output.\2"),
-    (_HEAD + r"decoder\.layers\.(\d)\.norm1\.(.+)", r"mask_decoder.layers.\1.cross_norm.\2"),
-    (_HEAD + r"decoder\.layers\.(\d)\.norm2\.(.+)", r"mask_decoder.layers.\1.self_norm.\2"),
-    (_HEAD + r"decoder\.layers\.(\d)\.norm3\.(.+)", r"mask_decoder.layers.\1.feedforward_norm.\2"),
-    (_HEAD + r"decoder\.layers\.(\d)\.(linear[12])\.(.+)", r"mask_decoder.layers.\1.\2.\3"),
-    (_HEAD + r"mask_tokens\.weight", r"prompt_encoder.levels.weight"),
-    (_HEAD + r"pb_embedding\.weight", r"prompt_encoder.kinds.weight"),
-    (_HEAD + r"label_enc\.weight", r"prompt_encoder.any_prompt.weight"),
+PREFIX = "model."
+PREDICTOR = "sem_seg_head.predictor."
+ENCODER = "sem_seg_head.pixel_decoder.transformer.encoder."
+
+# Our names and the released ones.  The first rule that matches counts; what no rule matches is not in the release.
+RULES = tuple(
+    (re.compile(ours), theirs)
+    for ours, theirs in (
+        (r"backbone\.patches\.", "backbone.patch_embed.proj."),
+        (r"backbone\.patch_norm\.", "backbone.patch_embed.norm."),
+        (r"backbone\.norms\.(\d)\.", r"backbone.norm\1."),
+        (r"backbone\.merges\.(\d)\.", r"backbone.layers.\1.downsample."),
+        (r"backbone\.stages\.(\d)\.blocks\.(\d+)\.attention_norm\.", r"backbone.layers.\1.blocks.\2.norm1."),
+        (r"backbone\.stages\.(\d)\.blocks\.(\d+)\.mlp_norm\.", r"backbone.layers.\1.blocks.\2.norm2."),
+        (r"backbone\.stages\.(\d)\.blocks\.(\d+)\.expand\.", r"backbone.layers.\1.blocks.\2.mlp.fc1."),
+        (r"backbone\.stages\.(\d)\.blocks\.(\d+)\.contract\.", r"backbone.layers.\1.blocks.\2.mlp.fc2."),
+        (
+            r"backbone\.stages\.(\d)\.blocks\.(\d+)\.attention\.bias_table",
+            r"backbone.layers.\1.blocks.\2.attn.relative_position_bias_table",
+        ),
+        (r"backbone\.stages\.(\d)\.blocks\.(\d+)\.attention\.qkv\.", r"backbone.layers.\1.blocks.\2.attn.qkv."),
+        (r"backbone\.stages\.(\d)\.blocks\.(\d+)\.attention\.output\.", r"backbone.layers.\1.blocks.\2.attn.proj."),
+        (r"pixel_decoder\.inputs\.(\d)\.conv\.", r"sem_seg_head.pixel_decoder.input_proj.\1.0."),
+        (r"pixel_decoder\.inputs\.(\d)\.norm\.", r"sem_seg_head.pixel_decoder.input_proj.\1.1."),
+        (r"pixel_decoder\.map_embedding", "sem_seg_head.pixel_decoder.transformer.level_embed"),
+        (r"pixel_decoder\.layers\.(\d+)\.attention_norm\.", ENCODER + r"layers.\1.norm1."),
+        (r"pixel_decoder\.layers\.(\d+)\.feedforward_norm\.", ENCODER + r"layers.\1.norm2."),
+        (r"pixel_decoder\.layers\.(\d+)\.feedforward\.layers\.0\.", ENCODER + r"layers.\1.linear1."),
+        (r"pixel_decoder\.layers\.(\d+)\.feedforward\.layers\.1\.", ENCODER + r"layers.\1.linear2."),
+        (r"pixel_decoder\.layers\.(\d+)\.attention\.", ENCODER + r"layers.\1.self_attn."),
+        (r"pixel_decoder\.(lateral)\.conv\.", "sem_seg_head.pixel_decoder.adapter_1."),
+        (r"pixel_decoder\.(lateral)\.norm\.", "sem_seg_head.pixel_decoder.adapter_1.norm."),
+        (r"pixel_decoder\.(smooth)\.conv\.", "sem_seg_head.pixel_decoder.layer_1."),
+        (r"pixel_decoder\.(smooth)\.norm\.", "sem_seg_head.pixel_decoder.layer_1.norm."),
+        (r"pixel_decoder\.mask_features\.", "sem_seg_head.pixel_decoder.mask_features."),
+        (r"prompt_encoder\.levels\.", PREDICTOR + "mask_tokens."),
+        (r"prompt_encoder\.kinds\.", PREDICTOR + "pb_embedding."),
+        (r"prompt_encoder\.prompt\.", PREDICTOR + "label_enc."),
+        (r"mask_decoder\.norm\.", PREDICTOR + "decoder_norm."),
+        (r"mask_decoder\.box_positions\.", PREDICTOR + "decoder.ref_point_head."),
+        (r"mask_decoder\.layers\.(\d+)\.self_norm\.", PREDICTOR + r"decoder.layers.\1.norm2."),
+        (r"mask_decoder\.layers\.(\d+)\.cross_norm\.", PREDICTOR + r"decoder.layers.\1.norm1."),
+        (r"mask_decoder\.layers\.(\d+)\.feedforward_norm\.", PREDICTOR + r"decoder.layers.\1.norm3."),
+        (r"mask_decoder\.layers\.(\d+)\.feedforward\.layers\.0\.", PREDICTOR + r"decoder.layers.\1.linear1."),
+        (r"mask_decoder\.layers\.(\d+)\.feedforward\.layers\.1\.", PREDICTOR + r"decoder.layers.\1.linear2."),
+        (r"mask_decoder\.layers\.(\d+)\.cross_attention\.", PREDICTOR + r"decoder.layers.\1.cross_attn."),
+        (
+            r"mask_decoder\.layers\.(\d+)\.self_attention\.projection_bias",
+            PREDICTOR + r"decoder.layers.\1.self_attn.in_proj_bias",
+        ),
+        (
+            r"mask_decoder\.layers\.(\d+)\.self_attention\.projection",
+            PREDICTOR + r"decoder.layers.\1.self_attn.in_proj_weight",
+        ),
+        (
+            r"mask_decoder\.layers\.(\d+)\.self_attention\.output\.",
+            PREDICTOR + r"decoder.layers.\1.self_attn.out_proj.",
+        ),
+        (r"mask_decoder\.heads\.box\.", PREDICTOR + "_bbox_embed."),
+        (r"mask_decoder\.heads\.mask\.", PREDICTOR + "mask_embed."),
+        (r"mask_decoder\.heads\.iou\.", PREDICTOR + "iou_prediction_head."),
+        # Stored the other way round.
+        (r"mask_decoder\.heads\.objects\.projection\.weight", PREDICTOR + "class_embed"),
+        (r"mask_decoder\.heads\.parts\.projection\.weight", PREDICTOR + "class_embed_part"),
+    )
 )
-# One tensor for queries, keys and values; ours are two modules.
-_IN_PROJECTION = re.compile(_HEAD + r"decoder\.layers\.(\d)\.self_attn\.in_proj_(weight|bias)")
-# Second names of tensors that have a rule above.
-_ALIASES = re.compile(_HEAD + r"((decoder\.)?bbox_embed\.\d+\..+|decoder\.norm\..+)")
-# Computed from the window size; a vocabulary mapping of training; the criterion's class weights.
-_UNUSED = re.compile(r".+\.relative_position_index|" + _HEAD + r"lang_mapper|criterion\.empty_weight")
-# What the released training never had: generic queries, names, and where their scores start.
-NOT_RELEASED = re.compile(
-    r"text_encoder\..+|mask_decoder\.proposal_.+|mask_decoder\.heads\.(objects|parts)\.(log_scale|bias)"
-)
+# Inside deformable attention.
+ATTENTION_NAMES = {
+    "offsets": "sampling_offsets",
+    "weights": "attention_weights",
+    "values": "value_proj",
+    "output": "output_proj",
+}
+DEFORMABLE = re.compile(r"(self_attn|cross_attn)\.(offsets|weights|values|output)\.")
+TRANSPOSED = (PREDICTOR + "class_embed", PREDICTOR + "class_embed_part")
+# A projection from names to queries that only the release's training with names would use.
+LANGUAGE_MAPPER = PREDICTOR + "lang_mapper"
+RELATIVE_INDEX = "attn.relative_position_index"
+# In files written during training, and of no use afterwards.
+TRAINING_ONLY = re.compile(r"criterion\.|pixel_(mean|std)$")
+
+
+@dataclass(frozen=True)
+class ConvertedWeights:
+    """A released checkpoint as weights of `SemanticSam`.
+
+    `weights` lacks the `new` ones, which the release has nothing for: they must be initialised.  `unused` are released
+    tensors that the model has no place for, and that `to_released` needs to give the same file back.
+    """
+
+    weights: dict[str, Tensor]
+    unused: dict[str, Tensor]
+    new: tuple[str, ...]
 
 
 def read_released(path: str | Path) -> dict[str, Tensor]:
-    """The model's tensors in a released `.pth`, by released name; nothing in the file is executed.
-
-    Raises `ValueError`, naming the file, when it is no such checkpoint.
-    """
+    """The tensors of a released `.pth`, the prefix `model.` removed.  Nothing but tensors is unpickled."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from None
+    except Exception as error:  # Whatever a broken or hostile pickle brings up.
         raise ValueError(f"{path}: not a checkpoint of tensors: {error}") from None
-    content = content.get("model", content) if isinstance(content, Mapping) else {}
-    state = {name.removeprefix("model."): value for name, value in content.items() if name.startswith("model.")}
-    if not state:
-        raise ValueError(f"{path}: holds no tensor whose name starts with 'model.'")
-    return state
+    content = content.get("model", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ValueError(f"{path}: not a dictionary of tensors")
+    return {name.removeprefix(PREFIX): tensor for name, tensor in content.items()}
 
 
-def load_released(model: nn.Module, released: Mapping[str, Tensor]) -> list[str]:
-    """Copy released tensors into a `SemanticSam`; gives the names of ours that the release has no weights for.
+def load_released(path: str | Path, settings: ModelSettings) -> tuple[SemanticSam, ConvertedWeights]:
+    """The model with a released checkpoint's weights, and what was converted; the `new` weights are random."""
+    model = SemanticSam(settings)
+    converted = from_released(read_released(path), settings, str(path))
+    model.load_weights({**model.state_dict(), **converted.weights}, str(path))
+    return model.eval(), converted
 
-    Raises `ValueError` listing every released name that is unknown, missing or of the wrong shape.
+
+def from_released(
+    released: Mapping[str, Tensor], settings: ModelSettings, where: str = "released weights"
+) -> ConvertedWeights:
+    """Our weights from released ones (without prefix).
+
+    Raises `ValueError`, beginning with `where`, that lists every key that is missing, unexpected, of another shape, or
+    that differs from the tensor it is another name of.
     """
-    own = model.state_dict()
-    converted, faults = convert_released(released)
-    kept = [name for name in own if NOT_RELEASED.fullmatch(name)]
-    faults += [f"nothing for {name}" for name in own if name not in converted and name not in kept]
-    for name, tensor in converted.items():
-        if name not in own:
-            faults.append(f"no place for {name}")
-        elif own[name].shape != tensor.shape:
-            faults.append(f"{name} has shape {list(tensor.shape)}, the model's is {list(own[name].shape)}")
+    ours = model_shapes(settings)
+    names = {name: released_name(name) for name in ours}
+    expected = released_shapes(settings)
+    released = {name: tensor for name, tensor in released.items() if not TRAINING_ONLY.match(name)}
+    faults = [f"missing: {name}" for name in expected if name not in released]
+    faults += [f"unexpected: {name}" for name in released if name not in expected]
+    faults += [
+        f"{name}: {list(released[name].shape)} instead of {list(shape)}"
+        for name, shape in expected.items()
+        if name in released and tuple(released[name].shape) != shape
+    ]
+    faults += _unequal(released, settings) if not faults else []
     if faults:
-        raise ValueError("released checkpoint does not fit: " + "; ".join(sorted(faults)))
-    model.load_state_dict(converted, strict=False)
-    return kept
+        raise ValueError("\n  ".join([f"{where}: {len(faults)} key(s) do not fit", *faults]))
+    weights = {own: _turned(released[name], name) for own, name in names.items() if name is not None}
+    new = tuple(own for own, name in names.items() if name is None)
+    return ConvertedWeights(weights, {LANGUAGE_MAPPER: released[LANGUAGE_MAPPER]}, new)
 
 
-def convert_released(released: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """Released tensors under our names, and what is wrong with the released names."""
-    converted: dict[str, Tensor] = {}
-    faults = []
-    for name, tensor in released.items():
-        if _UNUSED.fullmatch(name) or _ALIASES.fullmatch(name):
-            continue
-        in_projection = _IN_PROJECTION.fullmatch(name)
-        if in_projection:
-            layer, kind = in_projection.groups()
-            of_layer = f"mask_decoder.layers.{layer}.self_attention"
-            two_thirds = len(tensor) // 3 * 2
-            converted[f"{of_layer}.query_key.{kind}"] = tensor[:two_thirds]
-            converted[f"{of_layer}.value.{kind}"] = tensor[two_thirds:]
-            continue
-        rule = next((rule for rule in _RULES if re.fullmatch(rule[0], name)), None)
-        if rule is None:
-            faults.append(f"unknown {name}")
-            continue
-        # The second row of `label_enc` is never used.
-        kept = tensor[:1] if name.endswith("label_enc.weight") else tensor
-        converted[re.sub(rule[0], rule[1], name)] = kept
-    return converted, faults
+def to_released(
+    weights: Mapping[str, Tensor], settings: ModelSettings, unused: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Released names (without prefix) for the weights of a `SemanticSam`, aliases and index buffers included.
+
+    What the release has no place for is left out; of `unused`, as `from_released` gave it, zeros take the place.
+    """
+    released: dict[str, Tensor] = {}
+    for own, tensor in weights.items():
+        name = released_name(own)
+        if name is not None:
+            for alias in aliases(name, settings):
+                released[alias] = _turned(tensor, name)
+    index = relative_positions(settings.backbone.window)
+    for name, shape in released_shapes(settings).items():
+        if name.endswith(RELATIVE_INDEX):
+            released[name] = index
+        elif name == LANGUAGE_MAPPER:
+            released[name] = (unused or {}).get(name, torch.zeros(shape))
+    return released
+
+
+def released_shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
+    """Every key of a released checkpoint of this size, and its shape."""
+    shapes: dict[str, tuple[int, ...]] = {LANGUAGE_MAPPER: (settings.text.dim, settings.hidden_dim)}
+    for own, shape in model_shapes(settings).items():
+        name = released_name(own)
+        if name is not None:
+            for alias in aliases(name, settings):
+                shapes[alias] = shape[::-1] if name in TRANSPOSED else shape
+    pixels = settings.backbone.window**2
+    for stage, depth in enumerate(settings.backbone.depths):
+        for block in range(depth):
+            shapes[f"backbone.layers.{stage}.blocks.{block}.{RELATIVE_INDEX}"] = (pixels, pixels)
+    return shapes
+
+
+def released_name(own: str) -> str | None:
+    """The released name of one of our weights, None where the release has none."""
+    for pattern, theirs in RULES:
+        name, found = pattern.subn(theirs, own, count=1) if pattern.match(own) else ("", 0)
+        if found:
+            return DEFORMABLE.sub(lambda m: f"{m[1]}.{ATTENTION_NAMES[m[2]]}.", name)
+    return None
+
+
+def aliases(name: str, settings: ModelSettings) -> Iterable[str]:
+    """All names under which a released file holds one tensor, `name` among them."""
+    box_head, norm = PREDICTOR + "_bbox_embed.", PREDICTOR + "decoder_norm."
+    yield name
+    if name.startswith(box_head):
+        for layer in range(settings.decoder_layers):
+            for owner in ("", "decoder."):
+                yield f"{PREDICTOR}{owner}bbox_embed.{layer}.{name.removeprefix(box_head)}"
+    elif name.startswith(norm):
+        yield f"{PREDICTOR}decoder.norm.{name.removeprefix(norm)}"
+
+
+def model_shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
+    """The shape of every weight of our model."""
+    with torch.device("meta"):
+        return {name: tuple(tensor.shape) for name, tensor in SemanticSam(settings).state_dict().items()}
+
+
+def _turned(tensor: Tensor, name: str) -> Tensor:
+    return tensor.t().contiguous() if name in TRANSPOSED else tensor
+
+
+def _unequal(released: Mapping[str, Tensor], settings: ModelSettings) -> list[str]:
+    """Keys whose values contradict what they are another name of."""
+    index = relative_positions(settings.backbone.window)
+    faults = [
+        f"{name}: not the relative positions of a window of {settings.backbone.window}"
+        for name in released
+        if name.endswith(RELATIVE_INDEX) and not torch.equal(released[name].long(), index)
+    ]
+    for own in model_shapes(settings):
+        name = released_name(own)
+        for alias in aliases(name, settings) if name is not None else ():
+            if not torch.equal(released[alias], released[str(name)]):
+                faults.append(f"{alias}: differs from {name}, whose tensor it shares")
+    return faults
