@@ -117,8 +117,7 @@ def write_coco_panoptic(layout: Layout) -> None:
     categories = [{"id": i, "name": name} for name, i in ids.items()]
     panoptic = {"images": images, "annotations": panoptic_rows, "categories": categories}
     layout.write_json(f"annotations/panoptic_{split}.json", panoptic)
-    things = [row for row in categories if _categories("coco_panoptic")["objects"][0]["thing"] or row]
-    instances = {"images": images, "annotations": instance_rows, "categories": things}
+    instances = {"images": images, "annotations": instance_rows, "categories": categories}
     layout.write_json(f"annotations/instances_{split}.json", instances)
 
 
@@ -127,7 +126,8 @@ def write_objects365(layout: Layout) -> None:
     rows_of = _categories("objects365")["objects"]
     ids = {row["name"]: row["id"] for row in rows_of}
     rng = np.random.default_rng(365)
-    images, rows = [], []
+    images: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for number, scene in layout.numbered():
         height, width = scene.image.shape[:2]
         image_id = number + (0 if layout.split == "train" else 700_000)
@@ -205,7 +205,8 @@ def write_paco(layout: Layout) -> None:
     objects = {row["name"]: row["id"] for row in categories["objects"]}
     pairs = {(row["object"], row["part"]): row["id"] for row in categories["object_parts"]}
     rng = np.random.default_rng(1196)
-    images, rows = [], []
+    images: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for number, scene in layout.numbered():
         height, width = scene.image.shape[:2]
         image_id = number + (0 if layout.split == "train" else 300_000)
@@ -245,10 +246,11 @@ def write_paco(layout: Layout) -> None:
 
 
 def write_partimagenet(layout: Layout) -> None:
-    """Polygons of parts, ids from 0, images in one folder per ImageNet class; degenerate polygons and rows of area 0."""
+    """Polygons of parts, ids from 0, one folder per ImageNet class; degenerate polygons and rows of area 0."""
     categories = _categories("partimagenet")
     pairs = {(row["object"], row["part"]): row["id"] for row in categories["object_parts"]}
-    images, rows = [], []
+    images: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     for number, scene in layout.numbered():
         height, width = scene.image.shape[:2]
         image_id = number
