@@ -52,16 +52,16 @@ def connect(num_cpus: int | None = None, dashboard: bool = False) -> Iterator[No
         ray.shutdown()
 
 
-def stable_path(path: str, setting: str) -> str:
+def stable_path(path: str) -> str:
     """An absolute path (or the `s3://` URI as it is), which means the same to this process and to its workers.
 
-    Raises `ValueError`, naming the setting, for a relative path in a submitted job: there it would point into the
+    Raises `ValueError` for a relative path in a submitted job: there it would point into the
     cluster's temporary copy of the working directory, which is deleted after the job.
     """
     if "://" in path:
         return path
     if _is_submitted() and not Path(path).expanduser().is_absolute():
-        raise ValueError(f"{setting}: {path!r} is relative; a submitted job needs an absolute path or s3://")
+        raise ValueError(f"{path!r} is relative; a submitted job needs an absolute path or s3://")
     return str(Path(path).expanduser().absolute())
 
 

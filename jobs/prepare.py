@@ -35,7 +35,7 @@ class DatasetSettings:
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.splits) - set(SPLITS))
-        if unknown or not self.splits:
+        if unknown or not self.splits or len(set(self.splits)) < len(self.splits):
             raise ValueError(f"splits must be some of {list(SPLITS)}, not {list(self.splits)}")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected must lie in [0, 1], not {self.max_rejected}")
@@ -90,11 +90,11 @@ def run(job: PrepareJob) -> list[Manifest]:
 
 def split_tasks(job: PrepareJob) -> list[SplitTask]:
     """One task per split, in the order of the configuration; roots are looked for."""
-    output = stable_path(job.output, "output")
+    output = _output(job)
     tasks = []
     for dataset, one in job.datasets.items():
         try:
-            files = open_root(stable_path(one.root, "root").rstrip("/"))
+            files = open_root(stable_path(one.root).rstrip("/"))
         except ValueError as error:
             raise ValueError(f"datasets.{dataset}.root: {error}") from None
         for split in one.splits:
@@ -128,6 +128,13 @@ def table(manifests: Sequence[Manifest]) -> str:
     return "\n".join(lines)
 
 
+def _output(job: PrepareJob) -> str:
+    try:
+        return stable_path(job.output).rstrip("/")
+    except ValueError as error:
+        raise ValueError(f"output: {error}") from None
+
+
 def _code_version() -> str:
     try:
         return version("semsam")
@@ -140,7 +147,7 @@ def main(arguments: Sequence[str]) -> None:
     config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
     job = load_config(PrepareJob, config, overrides)
     run(job)
-    print(f"shards and manifests in {stable_path(job.output, 'output')}")
+    print(f"shards and manifests in {_output(job)}")
 
 
 if __name__ == "__main__":

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
+from ray.util.annotations import RayDeprecationWarning
 
 from pipelines.dropped import Dropped
 from pipelines.output_folder import OutputFolder
@@ -32,6 +35,9 @@ ENTRIES = pa.schema(
         pa.field("annotations", pa.large_binary()),
     ]
 )
+# For workers that die.  Ray Data's default is to try for ever, which an image that crashes its decoder would use up.
+MAX_RETRIES = 5
+
 _SHARD_FILE = re.compile(r"shard-\d+\.(arrow|json)")
 
 
@@ -110,25 +116,45 @@ def _write_shards(
     """The split, the report, and whether it was found finished, for each shard in the order in which they end."""
     if not blocks:
         return
-    # One block is one shard is one task, however many rows it has.
-    results = ray.data.from_arrow_refs(list(blocks)).map_batches(
-        _write_block, fn_kwargs={"tasks": tuple(tasks)}, batch_size=None, batch_format="pyarrow", num_cpus=1
-    )
+    entries = ray.data.from_arrow_refs(list(blocks))
+    with warnings.catch_warnings():
+        # Ray Data means to name this parameter in a later version; in this one there is no other way to it.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        # One block is one shard is one task, however many rows it has.
+        results = entries.map_batches(
+            _write_block,
+            fn_kwargs={"tasks": tuple(tasks)},
+            batch_size=None,
+            batch_format="pyarrow",
+            num_cpus=1,
+            max_retries=MAX_RETRIES,
+        )
     try:
         for row in results.iter_rows():
             report = ShardReport.from_json(row["report"])
-            assert report is not None
+            if report is None:
+                error = RuntimeError(row["error"])
+                error.add_note(row["trace"])
+                raise error
             yield row["task"], report, row["found"]
-    except RayTaskError as error:
-        raise _origin(error) from None
+    except RayError as error:
+        raise RuntimeError(
+            f"a shard failed {MAX_RETRIES + 1} times because its worker died: out of memory, or crashed by an image"
+        ) from error
 
 
 def _write_block(block: pa.Table, tasks: Sequence[SplitTask]) -> pa.Table:
+    """One row: the report of the shard, or what went wrong.  Ray Data would keep an exception's text to itself."""
     position, shard = block["task"][0].as_py(), block["shard"][0].as_py()
     columns = (block[name].to_pylist() for name in ("sample_id", "image", "annotations"))
     entries = [Entry(*values) for values in zip(*columns, strict=True)]
-    report, found = write_shard(tasks[position], shard, entries)
-    return pa.table({"task": [position], "report": [report.to_json()], "found": [found]})
+    report, found, error, trace = b"", False, "", ""
+    try:
+        written, found = write_shard(tasks[position], shard, entries)
+        report = written.to_json()
+    except Exception as fault:
+        error, trace = f"{tasks[position].name}, {shard_name(shard)}: {fault}", traceback.format_exc()
+    return pa.table({"task": [position], "report": [report], "found": [found], "error": [error], "trace": [trace]})
 
 
 def _finish(task: SplitTask, summary: IndexSummary, reports: Sequence[ShardReport]) -> tuple[str, Manifest]:
@@ -193,11 +219,5 @@ def _get(result: ray.ObjectRef) -> IndexSummary:
     try:
         summary: IndexSummary = ray.get(result)
     except RayTaskError as error:
-        raise _origin(error) from None
+        raise error.cause from error
     return summary
-
-
-def _origin(error: BaseException) -> BaseException:
-    """What was raised in the worker, without the layers that Ray puts around it."""
-    inner = getattr(error, "cause", None) or error.__cause__
-    return _origin(inner) if isinstance(inner, BaseException) and isinstance(error, RayTaskError) else error

@@ -15,10 +15,11 @@ class Progress:
     """
 
     def __init__(
-        self, name: str, total: int, unit: str = "images", interval: float = 10.0, stream: TextIO = sys.stdout
+        self, name: str, total: int, unit: str = "images", interval: float = 10.0, stream: TextIO | None = None
     ) -> None:
-        self._name, self._total, self._unit, self._interval, self._stream = name, total, unit, interval, stream
-        self._in_place = stream.isatty()
+        self._name, self._total, self._unit, self._interval = name, total, unit, interval
+        self._stream = stream or sys.stdout
+        self._in_place = self._stream.isatty()
         self._done = self._found = 0
         self._started = self._printed = time.monotonic()
 

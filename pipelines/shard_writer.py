@@ -18,9 +18,10 @@ import pyarrow.ipc
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.dropped import Dropped
+from pipelines.files import Files
 from pipelines.output_folder import OutputFolder
 from pipelines.resize import resize
-from pipelines.sources.source import BadSample, Entry, Files, Read, Rejected, Source
+from pipelines.sources.source import BadSample, Entry, Read, Rejected, Source
 from pipelines.validate import validate
 from semsam.data.manifest import Shard, Vocabulary
 from semsam.data.schema import RECORD, SCHEMA_VERSION, to_row
@@ -156,9 +157,7 @@ def make_record(task: SplitTask, vocabulary: Vocabulary, entry: Entry) -> Read:
     except BadSample:
         raise
     except Exception as error:
-        raise RuntimeError(
-            f"{task.name}: {entry.image} ({entry.sample_id}): {type(error).__name__}: {error}"
-        ) from error
+        raise RuntimeError(f"{entry.image} ({entry.sample_id}): {type(error).__name__}: {error}") from error
     return read
 
 

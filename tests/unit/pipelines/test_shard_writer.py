@@ -11,10 +11,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.files import open_root
+from pipelines.files import Files, open_root
 from pipelines.shard_writer import Options, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
-from pipelines.sources.source import Entry, Files
+from pipelines.sources.source import Entry
 from semsam.data import rle
 from semsam.data.images import decode_jpeg
 from semsam.data.schema import Record, from_row
@@ -174,7 +174,7 @@ def test_a_fault_of_the_storage_ends_the_task_and_leaves_no_shard(write_sa1b: Wr
     entries = entries_of(task)[:4]
     files: Files = Unreachable()
     with pytest.raises(
-        RuntimeError, match=r"sa1b/train: train/sa_1.jpg \(000000000001\): PermissionError: not allowed"
+        RuntimeError, match=r"train/sa_1.jpg \(000000000001\): PermissionError: not allowed"
     ):
         write_shard(replace(task, files=files), 0, entries)
     assert list((tmp_path / "out").iterdir()) == []
@@ -198,7 +198,7 @@ class NoTorch:
         if name.partition(".")[0] in ("torch", "deepspeed", "transformers"):
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, NoTorch())
-from pipelines.files import open_root
+from pipelines.files import Files, open_root
 from pipelines.shard_writer import Options, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
 task = SplitTask(Sa1b(), open_root({str(write_sa1b())!r}), "train", {str(tmp_path / "out")!r}, Options(9, 30, 92), "1")
