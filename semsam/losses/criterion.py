@@ -25,7 +25,6 @@ from semsam.losses.matcher import CostWeights, Pairs
 from semsam.losses.points import GENERIC_LAYERS, PROPOSAL_LAYERS, KeyedPoints, PointSource
 from semsam.losses.targets import NORMALIZERS, Targets
 from semsam.model.predictions import ModelOutput, Predictions
-from semsam.ops.point_sampling import to_grid
 
 
 @settings
@@ -132,7 +131,7 @@ class Criterion(nn.Module):
     ) -> dict[str, Float[Tensor, " l"]]:
         """Every term before its weight, layer by layer."""
         click, generic, proposals = self._branches(output)
-        at = to_grid(torch.stack([points.matcher(sample, self.counts.total) for sample in targets.samples]))
+        at = torch.stack([points.matcher(sample, self.counts.total) for sample in targets.samples])
         shared = SharedPoints(at, matcher.region_values_at(targets, at))
         of_generic, of_proposals = matcher.match_one_to_one(
             [self.generic_cost(layers, targets, shared) for layers in (generic, proposals)], targets

@@ -20,7 +20,6 @@ from semsam.ops.point_sampling import (
     sample_features,
     sample_maps,
     sample_maps_backward,
-    to_grid,
 )
 
 # Candidate points handled at once: on a CPU what fits its cache, elsewhere what bounds memory.
@@ -106,50 +105,48 @@ def point_losses(
 
 
 class _PointLosses(torch.autograd.Function):
-    """Keeps of every point its position, predicted probability and truth: 16 bytes, no maps."""
+    """Keeps of every point its position, predicted probability and truth: 16 bytes, no maps.
+
+    The forward pass goes block by block, so that what a block needs on the way stays in the cache.
+    """
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, truth: PairTruth, draw: Draw, counts: PointCounts) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        m, num_points = len(maps), counts.total
-        points = maps.new_empty((m, num_points, 2))
-        probabilities, truths = maps.new_empty((m, num_points)), maps.new_empty((m, num_points))
-        bce = maps.new_empty(m)
+        m = len(maps)
+        points = maps.new_empty((m, counts.total, 2))
+        probabilities, truths = maps.new_empty((2, m, counts.total))
+        bce, overlap, mass = maps.new_empty((3, m))
         for rows in _blocks(m, block_pairs(counts, maps.device)):
-            at, logits = importance_points(maps[rows], draw, counts)
-            values = region_values(truth.labels, truth.image[rows], truth.columns[rows], at)
+            points[rows], logits = importance_points(maps[rows], draw, counts)
+            values = region_values(truth.labels, truth.image[rows], truth.columns[rows], points[rows])
             bce[rows] = F.binary_cross_entropy_with_logits(logits, values, reduction="none").mean(1)
-            points[rows], truths[rows] = at, values
-            torch.sigmoid(logits, out=probabilities[rows])
-        overlap = torch.einsum("mp,mp->m", probabilities, truths)
-        mass = probabilities.sum(1) + truths.sum(1) + 1
+            p = logits.sigmoid_()
+            overlap[rows] = torch.einsum("mp,mp->m", p, values)
+            mass[rows] = p.sum(1) + values.sum(1) + 1
+            probabilities[rows], truths[rows] = p, values
         ctx.save_for_backward(points, probabilities, truths, overlap, mass)
         ctx.shape = maps.shape[1:]
-        ctx.block_pairs = block_pairs(counts, maps.device)
         return bce, 1 - (2 * overlap + 1) / mass
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         of_bce, of_dice = gradients
-        points, probabilities, truths, overlap, mass = ctx.saved_tensors
-        # d dice / d probability = (2 overlap + 1) / mass^2 - truth * 2 / mass
+        points, p, t, overlap, mass = ctx.saved_tensors
+        # d dice / d probability = (2 overlap + 1) / mass^2 - truth * 2 / mass, and d probability / d logit = p (1 - p).
         constant = (of_dice * (2 * overlap + 1) / mass**2)[:, None]
         per_truth = (of_dice * 2 / mass)[:, None]
         per_error = (of_bce / points.shape[1])[:, None]
-        found = probabilities.new_empty((len(points), *ctx.shape))
-        for rows in _blocks(len(points), ctx.block_pairs):
-            p, t = probabilities[rows], truths[rows]
-            of_logits = torch.addcmul(constant[rows], t, per_truth[rows], value=-1).mul_(p * (1 - p))
-            of_logits.addcmul_(p - t, per_error[rows])
-            found[rows] = sample_maps_backward(of_logits, points[rows], ctx.shape)
-        return found, None, None, None
+        of_logits = torch.addcmul(p, p, p, value=-1).mul_(torch.addcmul(constant, t, per_truth, value=-1))
+        of_logits.addcmul_(p - t, per_error)
+        return sample_maps_backward(of_logits, points, ctx.shape), None, None, None
 
 
 def importance_points(
     maps: Float[Tensor, "m h w"], draw: Draw, counts: PointCounts
 ) -> tuple[Float[Tensor, "m p 2"], Float[Tensor, "m p"]]:
     """The points of each pair and the logits there."""
-    drawn = to_grid(draw(len(maps), counts.candidates + counts.total - counts.uncertain))
+    drawn = draw(len(maps), counts.candidates + counts.total - counts.uncertain)
     logits = sample_maps(maps, drawn)
     candidates = logits[:, : counts.candidates]
     kept = most_uncertain(candidates, counts.uncertain)

@@ -15,11 +15,6 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
 
-def to_grid(fractions: Float[Tensor, "*m p 2"]) -> Float[Tensor, "*m p 2"]:
-    """Points given as fractions of the map's width and height."""
-    return torch.add(torch.tensor(-1.0, device=fractions.device), fractions, alpha=2)
-
-
 def sample_maps(maps: Float[Tensor, "m h w"], points: Float[Tensor, "m p 2"]) -> Float[Tensor, "m p"]:
     """The value of each map at its own points."""
     return F.grid_sample(maps[:, None], points[:, None], align_corners=False)[:, 0, 0]

@@ -32,7 +32,7 @@ from semsam.losses.mask_losses import MaskSource
 from semsam.losses.targets import Targets, count_targets
 from semsam.model.predictions import ModelOutput, Predictions
 from semsam.ops.boxes import cxcywh_to_xyxy, generalized_iou, pairwise_generalized_iou
-from semsam.ops.point_sampling import sample_maps, to_grid
+from semsam.ops.point_sampling import sample_maps
 
 LEVELS = 6
 WEIGHTS = {"mask_bce": 5, "mask_dice": 5, "box_l1": 5, "giou": 2, "iou": 1}
@@ -180,7 +180,7 @@ def dense(batch: Batch, masks: list[np.ndarray], leaves: Leaves, sizes: Sizes) -
 def dense_match(
     leaves: Leaves, image: int, truth: Tensor, boxes: Tensor, click: Tensor, sizes: Sizes
 ) -> tuple[Tensor, Tensor]:
-    points = to_grid(torch.rand(1, sizes.points, 2))
+    points = torch.rand(1, sizes.points, 2) * 2 - 1
     maps = leaves.maps[-1][image]
     logits, values = (
         sample_maps(maps, points.expand(len(maps), -1, -1)),
@@ -203,10 +203,10 @@ def dense_match(
 def dense_mask_losses(maps: Tensor, truth: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
     m, uncertain = len(maps), int(0.75 * sizes.points)
     with torch.no_grad():
-        candidates = to_grid(torch.rand(m, 3 * sizes.points, 2))
+        candidates = torch.rand(m, 3 * sizes.points, 2) * 2 - 1
         kept = sample_maps(maps, candidates).abs().topk(uncertain, dim=1, largest=False).indices
         points = candidates.gather(1, kept[..., None].expand(-1, -1, 2))
-        points = torch.cat([points, to_grid(torch.rand(m, sizes.points - uncertain, 2))], dim=1)
+        points = torch.cat([points, torch.rand(m, sizes.points - uncertain, 2) * 2 - 1], dim=1)
         values = sample_maps(truth, points)
     logits = sample_maps(maps, points)
     bce = F.binary_cross_entropy_with_logits(logits, values, reduction="none").mean(1)

@@ -24,7 +24,7 @@ from semsam.losses.criterion import Criterion, CriterionSettings, SharedPoints
 from semsam.losses.mask_losses import MaskSource, importance_points
 from semsam.losses.targets import Targets, count_targets
 from semsam.model.predictions import ModelOutput, Predictions
-from semsam.ops.point_sampling import sample_maps, to_grid
+from semsam.ops.point_sampling import sample_maps
 
 TOLERANCE = 1e-5
 SIZE = 128
@@ -84,7 +84,7 @@ class RecordedPoints:
         return stream
 
     def _draw(self, call: int) -> Tensor:
-        return torch.from_numpy(self.reference.rand_stream(self.seed, call, self.shapes[call]))
+        return 2 * torch.from_numpy(self.reference.rand_stream(self.seed, call, self.shapes[call])) - 1
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def case(reference_dir: Path) -> Case:
 
 
 def test_cost_matrix_and_assignment_are_those_of_the_published_matcher(case: Case) -> None:
-    at = to_grid(case.points.matcher(0, 256)[None])
+    at = case.points.matcher(0, 256)[None]
     shared = SharedPoints(at, matcher.region_values_at(case.targets, at))
     layers = Layers.of(case.output.prompts, read_maps(case.output.prompts))
     cost = case.criterion.click_cost(layers, case.targets, shared)

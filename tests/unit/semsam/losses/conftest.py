@@ -15,7 +15,7 @@ from semsam.data.sample import Batch, Prompts, Regions, Sample
 from semsam.data.vocabularies import JointVocabulary
 from semsam.model.predictions import ModelOutput, Predictions
 
-SIZE, LEVELS, NUM_PROMPTS, NUM_GENERIC = 64, 6, 4, 9
+SIZE, LEVELS, NUM_PROMPTS, NUM_GENERIC = 64, 6, 4, 12
 NUM_NAMES = {
     "sa1b": (0, 0),
     "coco_panoptic": (5, 0),
@@ -100,6 +100,16 @@ def random_sample(dataset: str, index: int, num_masks: int = 7) -> Sample:
     return Sample(index if dataset else -1, dataset, str(index), image, atoms_of(masks), regions, prompts)
 
 
+def federated(sample: Sample) -> Sample:
+    """The sample of a dataset that checks only some names on each image."""
+    return replace(
+        sample,
+        checked_objects=np.array([0, 2], np.int32),
+        checked_parts=np.array([1, 4], np.int32),
+        not_exhaustive_objects=np.array([2], np.int32),
+    )
+
+
 @pytest.fixture(scope="session")
 def make_sample() -> Callable[..., Sample]:
     return random_sample
@@ -108,7 +118,8 @@ def make_sample() -> Callable[..., Sample]:
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., Batch]:
     def make(datasets: list[str], num_masks: int = 7) -> Batch:
-        return Batch.of([random_sample(d, index, num_masks) for index, d in enumerate(datasets)], step=0)
+        samples = [random_sample(dataset, index, num_masks) for index, dataset in enumerate(datasets)]
+        return Batch.of([federated(s) if s.dataset == "paco" else s for s in samples], step=0)
 
     return make
 

@@ -318,7 +318,7 @@ def click_pairs(cost: Tensor, sample: Sample) -> list[tuple[int, int]]:
 
 
 def sampled(image: Tensor, at: Tensor) -> Tensor:
-    return F.grid_sample(image[None, None], (2 * at - 1)[None, None], align_corners=False)[0, 0, 0]
+    return F.grid_sample(image[None, None], at[None, None], align_corners=False)[0, 0, 0]
 
 
 def compare(map_: Tensor, truth: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from semsam.losses import mask_losses
 from semsam.losses.mask_losses import PairTruth, PointCounts, embedded_masks, importance_points, point_losses
 from semsam.losses.points import KeyedPoints
 from semsam.model.predictions import Predictions
-from semsam.ops.point_sampling import LabelMaps, sample_maps, to_grid
+from semsam.ops.point_sampling import LabelMaps, sample_maps
 
 COUNTS = PointCounts.of(num_points=20, oversample=3, importance=0.75)
 
@@ -39,7 +39,7 @@ def dense(truth: PairTruth) -> Tensor:
 
 
 def obvious(maps: Tensor, truth: PairTruth) -> tuple[Tensor, Tensor]:
-    points = to_grid(draw()(5, COUNTS.candidates + 5))
+    points = draw()(5, COUNTS.candidates + 5)
     kept = sample_maps(maps, points[:, : COUNTS.candidates]).abs().argsort(1)[:, : COUNTS.uncertain]
     chosen = points[:, : COUNTS.candidates].gather(1, kept[..., None].expand(-1, -1, 2))
     points = torch.cat([chosen, points[:, COUNTS.candidates :]], dim=1)
@@ -83,7 +83,7 @@ def test_a_perfect_prediction_has_hardly_any_loss_even_of_an_empty_mask(truth: P
 def test_importance_points_lie_where_the_prediction_is_unsure(maps: Tensor) -> None:
     at, logits = importance_points(maps.detach(), draw(), COUNTS)
     torch.testing.assert_close(logits, sample_maps(maps.detach(), at))
-    uniform = sample_maps(maps.detach(), to_grid(torch.rand(5, 1000, 2)))
+    uniform = sample_maps(maps.detach(), torch.rand(5, 1000, 2) * 2 - 1)
     assert (logits[:, : COUNTS.uncertain].abs().max(1).values < uniform.abs().median(1).values).all()
 
 

@@ -13,7 +13,6 @@ from semsam.ops.point_sampling import (
     sample_features,
     sample_maps,
     sample_maps_backward,
-    to_grid,
 )
 
 HEIGHT, WIDTH, NUM_LABELS, NUM_REGIONS, NUM_IMAGES = 9, 14, 12, 5, 3
@@ -98,7 +97,3 @@ def test_most_uncertain_are_the_nearest_to_zero(count: int, generator: torch.Gen
     assert found.shape == (3, count)
     chosen = logits.abs().gather(1, found).sort(1).values
     assert torch.equal(chosen, logits.abs().sort(1).values[:, :count])
-
-
-def test_grid_coordinates_put_the_edges_at_minus_one_and_one() -> None:
-    assert to_grid(torch.tensor([[[0.0, 1.0], [0.5, 0.25]]])).tolist() == [[[-1.0, 1.0], [0.0, -0.5]]]
