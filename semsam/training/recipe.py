@@ -1,0 +1,99 @@
+"""The settings of a training that mean the same wherever it runs."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from typing import Any
+
+from semsam.config import config_values, parse_config, settings
+from semsam.data.plan import PlanSettings
+from semsam.data.reader import ReaderSettings
+from semsam.data.training_sample import SampleSettings
+from semsam.losses.criterion import CriterionSettings
+from semsam.model.presets import ModelSettings, preset
+from semsam.training.engine import Precision
+from semsam.training.optimizer import OptimizerSettings
+
+
+@settings
+class DataSettings:
+    """What to train on: the datasets that the plan's stages name, as jobs.prepare left them under `root`."""
+
+    root: str = "outputs/shards"
+    split: str = "train"
+    plan: PlanSettings = field(default_factory=PlanSettings)
+    sample: SampleSettings = field(default_factory=SampleSettings)
+    reader: ReaderSettings = field(default_factory=ReaderSettings)
+
+    def datasets(self) -> tuple[str, ...]:
+        """The names of all datasets that any stage uses, sorted."""
+        return tuple(sorted({name for stage in self.plan.stages for name in stage.weights}))
+
+
+@settings
+class ModelChoice:
+    """A preset of the model, and what is to be different in it (nested, as in `ModelSettings`)."""
+
+    preset: str = "swin_tiny"
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.resolve()
+
+    def resolve(self) -> ModelSettings:
+        """The model's settings; `ValueError` for an unknown preset or setting."""
+        values = _merged(config_values(preset(self.preset)), self.overrides)
+        return parse_config(ModelSettings, values, where="overrides")
+
+
+@settings
+class TrainingSettings:
+    """The run itself.  `zero_stage` None is plain PyTorch, without DeepSpeed."""
+
+    steps: int = 300_000
+    global_batch: int = 64
+    accumulation: int = 1
+    zero_stage: int | None = 2
+    precision: Precision = "bf16"
+    seed: int = 0
+    checkpoint_every: int = 1000
+    keep_last: int = 3
+    log_every: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "accumulation", "checkpoint_every", "keep_last", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.zero_stage not in (None, 0, 1, 2, 3):
+            raise ValueError(f"zero_stage must be 0, 1, 2, 3 or null, not {self.zero_stage}")
+
+
+@settings
+class Recipe:
+    """Everything that decides which numbers a training computes."""
+
+    data: DataSettings = field(default_factory=DataSettings)
+    model: ModelChoice = field(default_factory=ModelChoice)
+    criterion: CriterionSettings = field(default_factory=CriterionSettings)
+    optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+
+    def __post_init__(self) -> None:
+        levels, targets = self.model.resolve().num_levels, self.data.sample.prompts.num_levels
+        if levels != targets:
+            raise ValueError(
+                f"data.sample.prompts.num_levels is {targets}, but the model of section `model` has {levels} levels"
+            )
+
+    def in_parts(self) -> Recipe:
+        """This recipe without what a job adds to it."""
+        return Recipe(**{one.name: getattr(self, one.name) for one in dataclasses.fields(Recipe)})
+
+
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, change in changes.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, change) if isinstance(below, dict) and isinstance(change, dict) else change
+    return merged

@@ -1,0 +1,78 @@
+"""One training step as one module, so that whoever shards the parameters sees every use of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor, nn
+
+from semsam.data.randomness import generator, random_key
+from semsam.data.sample import Batch
+from semsam.data.vocabularies import TEMPLATES, JointVocabulary
+from semsam.losses.criterion import Criterion
+from semsam.losses.targets import SIZE_DIVISOR, Targets
+from semsam.model.semantic_sam import SemanticSam
+
+
+@dataclass(frozen=True)
+class DeviceBatch:
+    """A batch where the model is."""
+
+    step: int
+    images: UInt8[Tensor, "b 3 h w"]
+    prompt_boxes_cxcywh: Float[Tensor, "b n 4"]  # Relative to the padded image.
+    prompt_is_box: Bool[Tensor, "b n"]
+    sample_keys: Int64[Tensor, " b"]
+    targets: Targets
+
+    @staticmethod
+    def of(batch: Batch, vocabulary: JointVocabulary, seed: int, device: torch.device) -> DeviceBatch:
+        """Move a batch to `device`."""
+        height, width = batch.images.shape[2:]
+        kept = np.array([width / _padded(width), height / _padded(height)] * 2, np.float32)
+        keys = np.array([random_key(seed, int(index), "drop_path") for index in batch.indices], np.int64)
+        return DeviceBatch(
+            step=batch.step,
+            # Sharing the reader's memory keeps it from being used again before the copy has been read.
+            images=torch.from_numpy(batch.images).to(device, non_blocking=True),
+            prompt_boxes_cxcywh=torch.from_numpy(batch.prompt_boxes_cxcywh * kept).to(device),
+            prompt_is_box=torch.from_numpy(batch.prompt_is_box).to(device),
+            sample_keys=torch.from_numpy(keys).to(device),
+            targets=Targets.of(batch, vocabulary, device),
+        )
+
+
+class TrainingStep(nn.Module):
+    """The loss of a batch, from pixels and names.
+
+    All randomness is keyed by the seed and the samples' places in the run, and the sentence that names are put into by
+    the seed and the step: workers, processes and restarts change nothing.
+    """
+
+    def __init__(self, model: SemanticSam, criterion: Criterion, vocabulary: JointVocabulary, seed: int) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+        self.vocabulary = vocabulary
+        self.seed = seed
+
+    def forward(
+        self, batch: DeviceBatch, normalizers: Float[Tensor, " normalizers"]
+    ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+        """This batch's part of the global batch's loss, and its terms: summed over all workers they are the loss."""
+        template = int(generator(self.seed, batch.step, "templates").integers(len(TEMPLATES)))
+        # One call for both heads, so that the text encoder runs whatever the datasets name.
+        names = self.model.encode_names((*self.vocabulary.objects, *self.vocabulary.parts), template)
+        object_names, part_names = names.split([len(self.vocabulary.objects), len(self.vocabulary.parts)])
+        output = self.model(
+            batch.images, batch.prompt_boxes_cxcywh, batch.prompt_is_box, object_names, part_names, batch.sample_keys
+        )
+        found = self.criterion(output, batch.targets, normalizers, self.seed)
+        return found.loss, found.terms
+
+
+def _padded(size: int) -> int:
+    return -(-size // SIZE_DIVISOR) * SIZE_DIVISOR
