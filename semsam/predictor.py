@@ -153,7 +153,7 @@ class Predictor:
 
 
 def _scores(logits: Float[Tensor, "1 q x"], count: int, levels: int) -> Float[np.ndarray, "n k x"]:
-    return logits[0].float().sigmoid().reshape(count, levels, -1 if logits.shape[2] else 0).cpu().numpy()
+    return logits[0].float().sigmoid().reshape(count, levels, logits.shape[2]).cpu().numpy()
 
 
 def _interpolation(old: tuple[int, int], new: tuple[int, int]) -> int:
