@@ -14,7 +14,6 @@ from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from semsam.training.optimizer import OptimizerSettings, make_optimizer, parameter_groups
@@ -188,10 +187,10 @@ class DeepSpeedEngine:
         # DeepSpeed averages over workers and accumulation steps; our losses are parts of a sum.
         self._scale = worker.world_size * accumulation
         clip = settings.clip_norm or _NO_CLIPPING
-        self._base: torch.optim.Optimizer = make_optimizer(parameter_groups(module, settings), settings)
+        self.optimizer: torch.optim.Optimizer = make_optimizer(parameter_groups(module, settings), settings)
         self._engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=self._base,
+            optimizer=self.optimizer,
             config={
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": accumulation,
@@ -203,7 +202,6 @@ class DeepSpeedEngine:
                 "steps_per_print": 2**31,
             },
         )
-        self.optimizer = self._base
 
     def forward_backward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, terms = self._engine(*inputs)
@@ -229,14 +227,14 @@ class DeepSpeedEngine:
     def state(self) -> Iterator[ParameterState]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        has_moments = any(MOMENTS[0] in state for state in self._base.state.values())
+        has_moments = any(MOMENTS[0] in state for state in self.optimizer.state.values())
         for name, parameter in self._engine.module.named_parameters():
             if self._is_wrapped:
                 weight = safe_get_full_fp32_param(parameter)
                 read = {m: safe_get_full_optimizer_state(parameter, m) for m in MOMENTS if has_moments}
             else:
                 weight = parameter.detach()
-                read = {m: self._base.state[parameter][m] for m in MOMENTS if has_moments}
+                read = {m: self.optimizer.state[parameter][m] for m in MOMENTS if has_moments}
             yield ParameterState(name, weight, read)
 
     def load(self, states: Iterator[ParameterState], num_updates: int) -> None:
@@ -254,10 +252,10 @@ class DeepSpeedEngine:
         if self._stage == 3:
             flat = sharded.fp32_partitioned_groups_flat
         else:
-            flat = [parameter for group in self._base.param_groups for parameter in group["params"]]
+            flat = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for tensor in flat:
             moments = {moment: torch.zeros_like(tensor) for moment in MOMENTS}
-            self._base.state[tensor] = {"step": torch.tensor(float(num_updates)), **moments}
+            self.optimizer.state[tensor] = {"step": torch.tensor(float(num_updates)), **moments}
         if self._is_wrapped and self._stage < 3:
             sharded._lazy_init_hp_params_optimizer_state()
 
@@ -282,7 +280,7 @@ class DeepSpeedEngine:
             else:
                 safe_set_local_optimizer_state(parameter, part, moment)
         elif not self._is_wrapped:
-            target = parameter.data if moment is None else self._base.state[parameter][moment]
+            target = parameter.data if moment is None else self.optimizer.state[parameter][moment]
             target.copy_(value)
         elif moment is None:
             safe_set_full_fp32_param(parameter, value)

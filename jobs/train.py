@@ -1,0 +1,184 @@
+"""Train on prepared splits: `python -m jobs.train <config.yaml> [section.field=value ...]`.
+
+The same command again goes on after the last checkpoint of its run, and returns at once when the run is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from jobs.cluster import connect, main_exit, stable_path
+from semsam.config import config_values, load_config, parse_config, settings
+from semsam.data.shards import open_filesystem
+from semsam.tracking import TrackingSettings, tracking_uri
+from semsam.training.checkpoint import Folder, checkpoint_folder
+from semsam.training.engine import Worker
+from semsam.training.loop import Material, TrainingFault, checkpoint_config, find_checkpoint, train
+from semsam.training.recipe import Recipe
+from semsam.training.train_log import LOG_FILE, read_log
+
+
+@settings
+class RunSettings:
+    """Where a run's files go, `<storage>/<name>/`, and what it runs on."""
+
+    name: str = "semantic-sam"
+    storage: str = "outputs/runs"  # Local, which all machines must see as the same folder, or s3://.
+    num_workers: int = 8
+    use_gpu: bool = True  # One for each worker.
+    cpus_per_worker: int = 4
+    max_failures: int = 10  # Times that a worker may die before the job gives up.
+
+    def __post_init__(self) -> None:
+        if not self.name or "/" in self.name:
+            raise ValueError(f"name must be the name of a folder, not {self.name!r}")
+        if self.num_workers < 1 or self.cpus_per_worker < 1 or self.max_failures < 0:
+            raise ValueError("num_workers and cpus_per_worker must be at least 1, max_failures at least 0")
+
+
+@settings
+class TrainJob(Recipe):
+    """A recipe, and what trains it."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    tracking: TrackingSettings = field(default_factory=TrackingSettings)
+
+    def __post_init__(self) -> None:
+        Recipe.__post_init__(self)
+        shares = self.run.num_workers * self.training.accumulation
+        if self.training.global_batch < shares:
+            raise ValueError(
+                f"training.global_batch {self.training.global_batch} is less than run.num_workers "
+                f"{self.run.num_workers} x training.accumulation {self.training.accumulation}: some would have nothing"
+            )
+        if self.training.zero_stage is not None and self.training.zero_stage > 0 and self.run.num_workers < 1:
+            raise ValueError("training.zero_stage shards over workers, and there are none")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training gives back, beside its files."""
+
+    checkpoint: str
+    log: str
+    first_loss: float
+    last_loss: float
+    steps: int
+
+
+def run(job: TrainJob) -> Training:
+    """Train to the last step, going on from the run's latest checkpoint.
+
+    Raises `ValueError`, before any worker starts, for data that is not prepared and for a checkpoint of another
+    training; and for a sample that cannot be read.
+    """
+    job = _with_stable_paths(job)
+    folder = Folder(job.run.storage) / job.run.name
+    recipe = job.in_parts()
+    _, step = find_checkpoint(folder, recipe, Material.of(recipe))
+    if step < job.training.steps:
+        with connect(num_cpus=max(os.cpu_count() or 1, job.run.num_workers * job.run.cpus_per_worker), dashboard=True):
+            _fit(job, folder)
+    losses = [entry["loss"] for entry in read_log(folder)]
+    return Training(
+        checkpoint=checkpoint_folder(folder, job.training.steps).uri,
+        log=f"{folder.uri}/{LOG_FILE}",
+        first_loss=losses[0],
+        last_loss=losses[-1],
+        steps=job.training.steps,
+    )
+
+
+def _with_stable_paths(job: TrainJob) -> TrainJob:
+    """The job with paths and addresses that mean the same to its workers, whatever folder they run in."""
+    return replace(
+        job,
+        data=replace(job.data, root=stable_path(job.data.root)),
+        run=replace(job.run, storage=stable_path(job.run.storage)),
+        tracking=replace(job.tracking, uri=tracking_uri(job.tracking)) if job.tracking.enabled else job.tracking,
+    )
+
+
+def _fit(job: TrainJob, folder: Folder) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train.torch import TorchTrainer
+
+    filesystem, path = open_filesystem(folder.uri)
+    is_local = "://" not in folder.uri
+    if is_local:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"job": config_values(job)},
+        scaling_config=ScalingConfig(
+            num_workers=job.run.num_workers,
+            use_gpu=job.run.use_gpu,
+            resources_per_worker={"CPU": job.run.cpus_per_worker} | ({"GPU": 1} if job.run.use_gpu else {}),
+        ),
+        # Ray's own notes on this attempt.  It is told of no checkpoints: workers look for them in the run's folder,
+        # for what had been reported may be lost with a controller, and what is stored may not have been reported.
+        run_config=RunConfig(
+            name=f"attempt-{int(time.time())}",
+            storage_path=f"{path}/ray",
+            storage_filesystem=None if is_local else filesystem,
+            failure_config=FailureConfig(max_failures=job.run.max_failures),
+        ),
+    )
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        raise RuntimeError(_root_cause(error)) from None
+    if result.return_value:
+        raise ValueError(result.return_value)
+
+
+def _work(config: dict[str, Any]) -> str | None:
+    """What each worker does; returns why the training cannot go on, if so: raised, it would be tried again."""
+    import ray.train
+    import ray.train.torch
+    import torch
+
+    job = parse_config(TrainJob, config["job"], "the job")
+    torch.set_num_threads(job.run.cpus_per_worker)
+    context = ray.train.get_context()
+    worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    folder = Folder(job.run.storage) / job.run.name
+    recipe = job.in_parts()
+    try:
+        train(
+            recipe,
+            checkpoint_config(recipe, config_values(job)),
+            folder,
+            worker,
+            job.run.name,
+            job.tracking if job.tracking.enabled else None,
+        )
+    except TrainingFault as fault:
+        return str(fault)
+    return None
+
+
+def _root_cause(error: Exception) -> str:
+    """What the workers raised, the first of them last."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", {})
+    if not failures:
+        return str(error)
+    return "\n".join(f"worker {rank}: {failure}" for rank, failure in sorted(failures.items(), reverse=True))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the job that a command line asks for; its last line says where the outputs are."""
+    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
+    result = run(load_config(TrainJob, config, overrides))
+    print(f"loss {result.first_loss:.4f} at first, {result.last_loss:.4f} at last; log in {result.log}")
+    print(f"checkpoint in {result.checkpoint}")
+
+
+if __name__ == "__main__":
+    main_exit(main, sys.argv[1:])
