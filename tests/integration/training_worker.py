@@ -1,0 +1,123 @@
+"""One process of a torch.distributed group that trains on painted shards in several modes, one after the other.
+
+`python -m tests.integration.training_worker <shards> <output> <mode> ...` with RANK, WORLD_SIZE and their like set.  A
+mode is `plain`, `zero0` ... `zero3`, with `x2` behind it for two accumulation steps.  The first worker writes
+`<output>/<mode>.json` (losses) and `<output>/<mode>.npz` (the first step's gradients).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from semsam.config import parse_config
+from semsam.training.checkpoint import Folder
+from semsam.training.engine import Engine, ParameterState, Worker, make_engine
+from semsam.training.loop import Loop, Material, Recorder, make_step
+from semsam.training.recipe import Recipe
+
+NUM_STEPS = 20
+
+
+def recipe_for(root: str, **training: Any) -> Recipe:
+    """A debug model in fp32 on all painted datasets, at learning rate 1e-4."""
+    values = {
+        "data": {
+            "root": root,
+            "plan": {"stages": [{"weights": dict.fromkeys(("sa1b", "coco_panoptic", "objects365", "pascal_part"), 1)}]},
+            "sample": {"augmentation": {"crop_size": 64}, "prompts": {"num_prompts": 4}},
+        },
+        "model": {"preset": "debug"},
+        "criterion": {"num_points": 112},
+        "optimizer": {"lr": 1e-4},
+        "training": {"steps": NUM_STEPS, "global_batch": 6, "precision": "fp32", "seed": 3, **training},
+    }
+    return parse_config(Recipe, values, "test")
+
+
+class FirstGradients:
+    """An engine that also keeps the first step's gradients."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.optimizer = engine.optimizer
+        self.first: dict[str, np.ndarray] = {}
+
+    def forward_backward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.engine.forward_backward(*inputs)
+
+    def step(self) -> float:
+        if not self.first:
+            self.first = {name: gradient.float().numpy().copy() for name, gradient in self.engine.gradients()}
+        return self.engine.step()
+
+    def gradients(self) -> Iterator[tuple[str, Tensor]]:
+        return self.engine.gradients()
+
+    def state(self) -> Iterator[ParameterState]:
+        return self.engine.state()
+
+    def load(self, states: Iterator[ParameterState], num_updates: int) -> None:
+        self.engine.load(states, num_updates)
+
+
+class Losses(Recorder):
+    """Keeps the losses in memory."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def add(self, step: int, values: dict[str, float]) -> None:
+        self.steps.append(values)
+
+
+class NoCheckpoints(Loop):
+    """A loop that only trains."""
+
+    def save(self, step: int) -> None:
+        pass
+
+
+def run_mode(mode: str, root: str, output: Path, worker: Worker) -> None:
+    """Train `NUM_STEPS` steps in a mode and write what came out."""
+    kind, _, accumulation = mode.partition("x")
+    recipe = recipe_for(
+        root,
+        zero_stage=None if kind == "plain" else int(kind.removeprefix("zero")),
+        accumulation=int(accumulation or 1),
+    )
+    material = Material.of(recipe)
+    step = make_step(recipe, material.vocabulary)
+    training = recipe.training
+    micro = -(-training.global_batch // (worker.world_size * training.accumulation))
+    engine = FirstGradients(
+        make_engine(step, recipe.optimizer, worker, training.zero_stage, "fp32", micro, training.accumulation)
+    )
+    losses = Losses()
+    NoCheckpoints(recipe, "", material, Folder(str(output)), worker, step, engine, losses).run(0)
+    if worker.rank == 0:
+        np.savez(output / f"{mode}.npz", **engine.first)
+        (output / f"{mode}.json").write_text(json.dumps(losses.steps))
+
+
+def main() -> None:
+    root, output, *modes = sys.argv[1:]
+    torch.set_num_threads(1)
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    for mode in modes:
+        run_mode(mode, root, Path(output), Worker(rank, world_size, torch.device("cpu")))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
