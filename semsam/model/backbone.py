@@ -96,7 +96,8 @@ class SwinBlock(nn.Module):
     ) -> Float[Tensor, "b h w c"]:
         height, width = x.shape[1:3]
         # Zeros after the norm; they are attended to like any pixel.
-        x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
+        if height % self.window or width % self.window:
+            x = F.pad(x, (0, 0, 0, -width % self.window, 0, -height % self.window))
         if self.shift:
             x = x.roll((-self.shift, -self.shift), (1, 2))
         attended = self.attention(to_windows(x, self.window), regions_differ if self.shift else None)
@@ -116,7 +117,8 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h2 w2 d"]:
         """The smaller map; a missing last row or column counts as zeros."""
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        if x.shape[1] % 2 or x.shape[2] % 2:
+            x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         corners = [x[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
         return self.reduction(self.norm(torch.cat(corners, dim=-1)))
 

@@ -60,8 +60,9 @@ class NameClassifier(nn.Module):
         """Scaled cosines with the names (of unit length), before a sigmoid.  No names give no columns."""
         embeddings = F.normalize(self.projection(queries).float(), dim=-1)
         with torch.autocast(queries.device.type, enabled=False):
-            cosines = embeddings @ names.float().t()
-            return cosines * self.log_scale.float().exp().clamp(max=MAX_SCALE) + self.bias.float()
+            # One product and no pass over all logits afterwards: there may be a thousand names for each query.
+            scale = self.log_scale.float().exp().clamp(max=MAX_SCALE)
+            return F.linear(embeddings * scale, names.float(), self.bias.float().expand(len(names)))
 
 
 class PredictionHeads(nn.Module):

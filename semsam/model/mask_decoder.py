@@ -48,11 +48,9 @@ class GroupedSelfAttention(nn.Module):
         weight, bias = self.projection, self.projection_bias
         q, k = F.linear(queries + positions, weight[: 2 * dim], bias[: 2 * dim]).chunk(2, dim=-1)
         v = F.linear(queries, weight[2 * dim :], bias[2 * dim :])
-        attended, first = [], 0
-        for group in groups:
-            rows = slice(first, first + group.count * group.size)
-            attended.append(self._attend(q[:, rows], k[:, rows], v[:, rows], group))
-            first = rows.stop
+        sizes = [group.count * group.size for group in groups]
+        parts = zip(groups, q.split(sizes, 1), k.split(sizes, 1), v.split(sizes, 1), strict=True)
+        attended = [self._attend(own_q, own_k, own_v, group) for group, own_q, own_k, own_v in parts]
         return self.output(torch.cat(attended, dim=1))
 
     def _attend(
@@ -145,13 +143,10 @@ class MaskDecoder(nn.Module):
             references = torch.cat([references, proposals.boxes_cxcywh.detach()], dim=1)
             groups.append(Groups(1, proposals.content.shape[1]))
         predictions = self._decode(queries, references, tokens, shapes, groups, features, names, every_layer)
-        split = prompts.shape[1]
-        output = ModelOutput(
-            prompts=[rows_of(layer, slice(0, split)) for layer in predictions],
-            generic=[rows_of(layer, slice(split, None)) for layer in predictions],
-            proposals=rows_of(predictions[-1], slice(0, 0)),
-        )
-        return dataclasses.replace(output, proposals=self._read(proposals, features, names)) if with_generic else output
+        sizes = (prompts.shape[1], queries.shape[1] - prompts.shape[1])
+        of_prompts, of_generic = zip(*(split_queries(layer, sizes) for layer in predictions), strict=True)
+        read = self._read(proposals, features, names) if with_generic else of_generic[-1]
+        return ModelOutput(prompts=list(of_prompts), generic=list(of_generic), proposals=read)
 
     def _decode(
         self,
@@ -191,13 +186,18 @@ class MaskDecoder(nn.Module):
         )
 
 
-def rows_of(predictions: Predictions, rows: slice) -> Predictions:
-    """The predictions of some of the queries."""
-    return Predictions(
-        mask_embeddings=predictions.mask_embeddings[:, rows],
-        mask_features=predictions.mask_features,
-        boxes_cxcywh=predictions.boxes_cxcywh[:, rows],
-        iou_predictions=predictions.iou_predictions[:, rows],
-        object_logits=predictions.object_logits[:, rows],
-        part_logits=predictions.part_logits[:, rows],
+def split_queries(predictions: Predictions, sizes: Sequence[int]) -> list[Predictions]:
+    """The predictions of each run of neighbouring queries.
+
+    By `split`, whose gradient is one concatenation; that of a slice would be all queries again, filled with zeros.
+    """
+    by_field = zip(
+        predictions.mask_embeddings.split(sizes, dim=1),
+        [predictions.mask_features] * len(sizes),
+        predictions.boxes_cxcywh.split(sizes, dim=1),
+        predictions.iou_predictions.split(sizes, dim=1),
+        predictions.object_logits.split(sizes, dim=1),
+        predictions.part_logits.split(sizes, dim=1),
+        strict=True,
     )
+    return [Predictions(*fields) for fields in by_field]

@@ -18,6 +18,7 @@ from scipy.sparse import csc_array
 from torch import Tensor, nn
 
 Shapes = Sequence[tuple[int, int]]  # Height and width of each map, in the order of its tokens.
+FRAME = 2  # Zeros around each map in the table of `gathered_attention`: two neighbours of a place far outside.
 
 
 class AttentionForm(Protocol):
@@ -89,8 +90,7 @@ class DeformableAttention(nn.Module):
         weights = self.weights(queries).unflatten(-1, (self.num_heads, -1)).softmax(-1, dtype=torch.float32)
         references = references[:, :, None, None, None]
         if references.shape[-1] == 2:
-            sizes = offsets.new_tensor([(width, height) for height, width in shapes])
-            locations = references + offsets / sizes[:, None]
+            locations = references + offsets / map_sizes(shapes, offsets)
         else:
             locations = references[..., :2] + offsets * references[..., 2:] * (0.5 / self.num_points)
         if values.dtype == torch.float64:  # Only in tests: float32 would hide from a gradient check what it measures.
@@ -125,64 +125,102 @@ def gathered_attention(
 ) -> Float[Tensor, "b q hd"]:
     """The fast form of `AttentionForm` on a CPU: each query and head is one bag of weighted rows of a table.
 
-    The table holds the values of all maps, each with a frame of zeros.  A place outside a map is moved into the frame,
-    so no corner of any sample needs a test of its own.
+    The table holds the values of all maps, each in a frame of zeros.  A place outside a map is moved into the frame, so
+    no corner of any sample needs a test of its own, forwards or backwards.
     """
     batch, _, heads, depth = values.shape
     framed = _framed(values.to(weights.dtype), shapes)
-    rows, corner_weights = _corners(framed.shape[1], shapes, locations, weights)
-    table, per_bag = framed.view(-1, depth), rows.shape[-3] * rows.shape[-2] * rows.shape[-1]
-    rows, corner_weights = rows.view(-1, per_bag), corner_weights.reshape(-1, per_bag)
-    bags = F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=corner_weights)
+    corners: Callable[..., tuple[Tensor, Tensor]] = _Corners.apply
+    rows, shares = corners(locations, weights, shapes, framed.shape[1])
+    table, per_bag = framed.view(-1, depth), 4 * weights.shape[3] * weights.shape[4]
+    rows, shares = rows.view(-1, per_bag), shares.view(-1, per_bag)
+    bags = F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=shares)
     if table.requires_grad:
         scatter: Callable[..., Tensor] = _ScatterGradient.apply
-        bags = scatter(bags, table, rows, corner_weights.detach())
+        bags = scatter(bags, table, rows, shares.detach())
     return bags.view(batch, -1, heads * depth).to(values.dtype)
 
 
 def _framed(values: Float[Tensor, "b s h d"], shapes: Shapes) -> Float[Tensor, "b f h d"]:
-    """The maps one after another, each with a row of zeros above and below and a zero before every row.
+    """The maps one after another, each with two rows of zeros above and below and two zeros before every row.
 
-    The zero after a row is the one before the next; after the last map there are enough for its last frame row.
+    The zeros before a row are also those after the row before; the last map gets some more at its end.
     """
     batch, _, heads, depth = values.shape
     maps = values.split([height * width for height, width in shapes], dim=1)
     framed = [
-        F.pad(tokens.reshape(batch, *shape, heads * depth), (0, 0, 1, 0, 1, 1)).flatten(1, 2)
+        F.pad(tokens.reshape(batch, *shape, heads * depth), (0, 0, FRAME, 0, FRAME, FRAME)).flatten(1, 2)
         for tokens, shape in zip(maps, shapes, strict=True)
     ]
-    after = values.new_zeros(batch, max(width for _, width in shapes) + 2, heads * depth)
+    after = values.new_zeros(batch, FRAME, heads * depth)
     return torch.cat([*framed, after], dim=1).unflatten(-1, (heads, depth))
 
 
-def _corners(
-    framed_length: int,
-    shapes: Shapes,
-    locations: Float[Tensor, "b q h l p 2"],
-    weights: Float[Tensor, "b q h l p"],
-) -> tuple[Int32[Tensor, "b q h l p 4"], Float[Tensor, "b q h l p 4"]]:
-    """Rows of the framed table around each place, and their shares of its weight."""
-    batch, _, heads = locations.shape[:3]
-    device = locations.device
-    strides = torch.tensor([width + 1 for _, width in shapes], dtype=torch.int32, device=device)[:, None]
-    lengths = torch.tensor([(height + 2) * (width + 1) for height, width in shapes], dtype=torch.int32, device=device)
-    first = (lengths.cumsum(0, dtype=torch.int32) - lengths)[:, None] + strides + 1
-    sizes = locations.new_tensor([(width, height) for height, width in shapes])[:, None]
-    # Pixel centres are whole numbers; -1 and the size are the frame, where all that lies further out is moved.
-    pixels = (locations * sizes - 0.5).clamp(min=-1).minimum(sizes)
-    low = pixels.detach().floor()
-    right, down = (pixels - low).unbind(-1)
-    lower = weights * down
-    upper = weights - lower
-    upper_right, lower_right = upper * right, lower * right
-    shares = torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], dim=-1)
+class _Corners(torch.autograd.Function):
+    """Rows of the framed table around each place, and their bilinear shares of its weight.
+
+    The four corners come before maps and points, and constants are spread over maps and points beforehand: so every
+    operation runs through memory in long strides.
+    """
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        locations: Float[Tensor, "b q h l p 2"],
+        weights: Float[Tensor, "b q h l p"],
+        shapes: Shapes,
+        framed_length: int,
+    ) -> tuple[Int32[Tensor, "b q h 4 l p"], Float[Tensor, "b q h 4 l p"]]:
+        sizes = map_sizes(shapes, locations)
+        # Pixel centres are whole numbers; at -2 and at the size both neighbours lie in the frame.
+        pixels = (locations * sizes).sub_(0.5).clamp_(min=-FRAME).minimum(sizes)
+        low = pixels.floor()
+        right, down = pixels.sub_(low).unbind(-1)
+        lower = weights * down
+        upper = weights - lower
+        upper_right, lower_right = upper * right, lower * right
+        shares = torch.stack([upper - upper_right, upper_right, lower - lower_right, lower_right], dim=3)
+        rows = _rows(low, shapes, framed_length)
+        ctx.save_for_backward(weights, right, down, sizes)
+        ctx.mark_non_differentiable(rows)
+        return rows, shares
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, _: None, of_shares: Float[Tensor, "b q h 4 l p"]) -> tuple[Tensor, Tensor, None, None]:
+        weights, right, down, sizes = ctx.saved_tensors
+        upper_left, upper_right, lower_left, lower_right = of_shares.unbind(3)
+        upper_slope, lower_slope = upper_right - upper_left, lower_right - lower_left
+        upper = torch.addcmul(upper_left, upper_slope, right)
+        of_down = torch.addcmul(lower_left, lower_slope, right).sub_(upper)
+        of_right = torch.addcmul(upper_slope, lower_slope.sub_(upper_slope), down)
+        of_weights = torch.addcmul(upper, of_down, down)
+        of_locations = torch.stack([of_right.mul_(weights), of_down.mul_(weights)], dim=-1).mul_(sizes)
+        return of_locations, of_weights, None, None
+
+
+def _rows(low: Float[Tensor, "b q h l p 2"], shapes: Shapes, framed_length: int) -> Int32[Tensor, "b q h 4 l p"]:
+    """Rows of the framed table at pixels (x, y) and at their right, lower and lower right neighbours."""
+    batch, _, heads, maps, points, _ = low.shape
+    strides = np.array([width + FRAME for _, width in shapes])[:, None].repeat(points, 1)
+    lengths = np.array([(height + 2 * FRAME) * (width + FRAME) for height, width in shapes])
+    first = (lengths.cumsum() - lengths)[:, None] + FRAME * strides + FRAME
+    first = first * heads + np.arange(heads)[:, None, None]
+    steps = np.stack([np.zeros((maps, points), int), np.ones((maps, points), int), strides, strides + 1]) * heads
+    image = np.arange(batch).reshape(-1, 1, 1, 1, 1) * (framed_length * heads)
+
+    def constant(values: np.ndarray) -> Tensor:
+        return torch.from_numpy(values.astype(np.int32))
 
     column, row = low.int().unbind(-1)
-    image = torch.arange(0, batch * framed_length, framed_length, dtype=torch.int32, device=device)
-    cell = row * strides + column + (first + image.view(-1, 1, 1, 1, 1))
-    head = torch.arange(heads, dtype=torch.int32, device=device)[:, None, None]
-    steps = torch.stack([torch.zeros_like(strides), torch.ones_like(strides), strides, strides + 1], dim=-1)
-    return (cell * heads + head)[..., None] + steps * heads, shares
+    own = (row * constant(strides * heads)).add_(column, alpha=heads).add_(constant(first))
+    return (own.add_(constant(image)) if batch > 1 else own)[:, :, :, None] + constant(steps)
+
+
+def map_sizes(shapes: Shapes, locations: Float[Tensor, "b q h l p 2"]) -> Float[Tensor, "l p 2"]:
+    """Width and height of every map, for each of its points, in the type and on the device of `locations`."""
+    sizes = locations.new_tensor([(width, height) for height, width in shapes])
+    return sizes[:, None].expand(-1, locations.shape[4], -1).contiguous()
 
 
 class _ScatterGradient(torch.autograd.Function):
