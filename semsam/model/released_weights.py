@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -219,8 +220,9 @@ def aliases(name: str, settings: ModelSettings) -> Iterable[str]:
         yield f"{PREDICTOR}decoder.norm.{name.removeprefix(norm)}"
 
 
+@lru_cache
 def model_shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:
-    """The shape of every weight of our model."""
+    """The shape of every weight of our model; not to be changed by callers."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in SemanticSam(settings).state_dict().items()}
 

@@ -56,9 +56,7 @@ def test_shapes(model: SemanticSam, images: Tensor, boxes: Tensor, is_box: Tenso
             assert layer.part_logits.shape == (3, queries, 2)
 
 
-def test_prompts_do_not_influence_each_other(
-    model: SemanticSam, images: Tensor, boxes: Tensor, is_box: Tensor
-) -> None:
+def test_prompts_do_not_influence_each_other(model: SemanticSam, images: Tensor, boxes: Tensor, is_box: Tensor) -> None:
     together = answer(model, images, boxes, is_box)
     for n in range(5):
         own = slice(n * LEVELS, (n + 1) * LEVELS)
