@@ -119,12 +119,12 @@ def table(manifests: Sequence[Manifest]) -> str:
     for manifest in manifests:
         images, regions = sum(manifest.dropped_samples.values()), sum(manifest.dropped_regions.values())
         counts = f"{manifest.num_samples:>10}{manifest.num_regions:>12}{len(manifest.shards):>8}"
-        dropped = f"{images} images, {regions} regions" if images or regions else "nothing"
+        dropped = f"images {images}, regions {regions}" if images or regions else "nothing"
         lines.append(f"{manifest.dataset:<16}{manifest.split:<8}{counts}  {dropped}")
         for what, reasons in (("images", manifest.dropped_samples), ("regions", manifest.dropped_regions)):
             for reason, count in reasons.items():
                 example = manifest.examples[reason][0]
-                lines.append(f"{'':<24}{count} {what}: {reason} (e.g. {example.sample_id}: {example.detail})")
+                lines.append(f"  {what}: {count} x {reason} (e.g. {example.sample_id}: {example.detail})")
     return "\n".join(lines)
 
 

@@ -57,27 +57,29 @@ def prepare(tasks: Sequence[SplitTask], progress_interval: float) -> list[Manife
     the split's `max_rejected`, before any shard is written; and, after all other splits are finished, for the splits
     of which too much had to be dropped.  Those get no manifest, so that nothing can be trained on them by mistake.
     """
+    print(f"prepare: reading the index of {len(tasks)} splits", flush=True)
     summaries, blocks = _index(tasks)
-    too_bad = [fault for task, summary in zip(tasks, summaries, strict=True) if (fault := _index_fault(task, summary))]
-    if too_bad:
-        raise ValueError("\n".join(too_bad))
+    faults = [fault for task, summary in zip(tasks, summaries, strict=True) if (fault := _index_fault(task, summary))]
+    if faults:
+        raise ValueError("\n".join(faults))
     for task in tasks:
         OutputFolder(task.output).remove(MANIFEST_NAME)  # It would vouch for shards that are about to change.
+    finished: dict[int, tuple[str, Manifest]] = {}
     reports: list[list[ShardReport]] = [[] for _ in tasks]
-    manifests: dict[int, Manifest] = {}
     progress = Progress("prepare", sum(s.num_entries for s in summaries), interval=progress_interval)
     for position, report, is_found in _write_shards(tasks, blocks):
         progress.add(report.shard.entries, is_found)
         reports[position].append(report)
         if len(reports[position]) == summaries[position].num_shards:
-            fault, manifest = _finish(tasks[position], summaries[position], reports[position])
-            manifests[position] = manifest
-            if fault:
-                too_bad.append(fault)
+            finished[position] = _finish(tasks[position], summaries[position], reports[position])
     progress.close()
-    if too_bad:
-        raise ValueError("\n".join(too_bad))
-    return [manifests[position] for position in range(len(tasks))]
+    for position, task in enumerate(tasks):
+        if position not in finished:  # Its index was all it had.
+            finished[position] = _finish(task, summaries[position], [])
+    faults = [fault for _, (fault, _) in sorted(finished.items()) if fault]
+    if faults:
+        raise ValueError("\n".join(faults))
+    return [finished[position][1] for position in range(len(tasks))]
 
 
 def _index(tasks: Sequence[SplitTask]) -> tuple[list[IndexSummary], list[ray.ObjectRef]]:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -26,10 +27,12 @@ from pipelines.prepare import prepare as prepare_splits
 from pipelines.shard_writer import Options, SplitTask
 from pipelines.sources.sa1b import Sa1b
 from pipelines.sources.source import Entry, Read
+from pipelines.toy import ToySettings, write_toy_world
 from semsam.config import parse_config
 from semsam.data import rle
 from semsam.data.images import encode_jpeg
 from semsam.data.manifest import Manifest
+from semsam.data.schema import DATASETS
 from semsam.data.shards import Split
 
 pytestmark = [
@@ -183,6 +186,21 @@ def test_a_split_without_images_is_an_error(tmp_path: Path) -> None:
         prepare.run(job(root, tmp_path / "out"))
 
 
+def test_all_seven_toy_datasets_lose_what_was_spoiled_and_nothing_else(tmp_path: Path) -> None:
+    faults = write_toy_world(tmp_path / "toy", ToySettings(train_images=6, val_images=2))
+    datasets = {name: {"root": f"{tmp_path}/toy/{name}", "max_rejected": 0.2} for name in DATASETS}
+    manifests = prepare.run(
+        parse_config(prepare.PrepareJob, {"datasets": datasets, "output": f"{tmp_path}/out"}, "test")
+    )
+    assert len(manifests) == 14
+    for manifest in manifests:
+        dropped = Counter(manifest.dropped_samples) + Counter(manifest.dropped_regions)
+        assert dropped == (faults[manifest.dataset] if manifest.split == "train" else Counter())
+        split = Split(f"{tmp_path}/out/{manifest.dataset}/{manifest.split}")
+        split.verify()
+        assert sum(len(split.record(i).regions) for i in range(len(split))) == manifest.num_regions > 0
+
+
 def test_from_s3_to_s3_gives_the_shards_of_a_local_disk(tmp_path: Path, bucket: str) -> None:
     root = write_sa1b(tmp_path / "sa1b", train=6, val=1)
     client = boto3.client("s3")
@@ -258,6 +276,17 @@ def test_a_killed_worker_costs_its_shard_a_second_try_and_nothing_else(tmp_path:
     disturbed = _prepare_train(KillsItsWorkerOnce(), root, tmp_path / "disturbed")
     assert flag.exists()
     assert disturbed.digest() == _prepare_train(Sa1b(), root, tmp_path / "calm").digest()
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_every_worker_ends_the_job(tmp_path: Path) -> None:
+    class Kills(Sa1b):
+        def read(self, files: Any, split: str, entry: Entry) -> Read:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+    with pytest.raises(RuntimeError, match="a shard failed 6 times because its worker died"):
+        _prepare_train(Kills(), write_sa1b(tmp_path / "sa1b", train=1), tmp_path / "out")
 
 
 @pytest.mark.slow

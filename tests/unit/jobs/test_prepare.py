@@ -97,5 +97,5 @@ def test_the_table_has_a_line_per_split_and_one_per_reason() -> None:
         options={},
     )
     lines = table([manifest]).splitlines()
-    assert lines[1].split() == ["paco", "train", "9", "70", "1", "1", "images,", "0", "regions"]
-    assert lines[2].strip() == "1 images: broken image (e.g. 000000000007: cut short)"
+    assert lines[1].split() == ["paco", "train", "9", "70", "1", "images", "1,", "regions", "0"]
+    assert lines[2] == "  images: 1 x broken image (e.g. 000000000007: cut short)"

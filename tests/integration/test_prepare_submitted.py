@@ -1,0 +1,58 @@
+"""`ray job submit --working-dir . -- python -m jobs.prepare ...`: the job's status tells the truth."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from jobs.cluster import connect
+from pipelines.toy import ToySettings, write_toy_world
+from semsam.data.shards import Split
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.slow,
+    # Ray Data's own defaults use what it calls deprecated.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[JobSubmissionClient]:
+    with connect(num_cpus=2, dashboard=True):
+        yield JobSubmissionClient(f"http://{ray.get_runtime_context().worker.node.address_info['webui_url']}")
+
+
+def submit(client: JobSubmissionClient, entrypoint: str) -> tuple[JobStatus, list[str]]:
+    """The final status and the lines of the log."""
+    job = client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(ROOT)})
+    deadline = time.monotonic() + 180
+    while not (status := client.get_job_status(job)).is_terminal():
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    return status, client.get_job_logs(job).splitlines()
+
+
+def test_a_submitted_job_prepares_or_says_why_not(client: JobSubmissionClient, tmp_path: Path) -> None:
+    write_toy_world(tmp_path / "toy", ToySettings(train_images=6, val_images=2))
+    prepare = f"{sys.executable} -m jobs.prepare datasets.ade20k.root={tmp_path}/toy/ade20k"
+    status, lines = submit(client, f"{prepare} datasets.ade20k.max_rejected=0.2 output={tmp_path}/out")
+    assert (status, lines[-1]) == (JobStatus.SUCCEEDED, f"shards and manifests in {tmp_path}/out"), "\n".join(lines)
+    assert len(Split(f"{tmp_path}/out/ade20k/train")) == 5
+
+    status, lines = submit(client, f"{prepare} output={tmp_path}/out")
+    assert status == JobStatus.FAILED
+    assert lines[-2] == "error: ade20k/train: 1 of 6 images are unusable, more than max_rejected = 0.01"
+    assert lines[-1].startswith("  1 x broken image (e.g. ADE_train_00000006: ")
+
+    status, lines = submit(client, prepare)
+    assert status == JobStatus.FAILED
+    assert lines[-1].startswith("error: output: 'outputs/shards' is relative; a submitted job needs an absolute path")
