@@ -1,47 +1,72 @@
-"""The toy world: seven small datasets of drawn scenes, each in the layout that its authors release it in."""
+"""The toy world: seven small datasets of drawn scenes, each in the native layout of the dataset it stands for."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.toy.layouts import WRITERS, Layout, scenes_needed
-from pipelines.toy.scenes import draw_scene
+from pipelines.toy.layouts import LAYOUTS
+from pipelines.toy.names import OBJECTS
+from pipelines.toy.native_split import NativeSplit, ToySplit
+from pipelines.toy.scenes import Scene, draw_scene
+from pipelines.toy.shapes import KINDS, POLE
 from semsam.config import settings
 from semsam.data.schema import DATASETS, SPLITS
 
 
 @settings
 class ToySettings:
-    """How large the world is.  `faults` adds what real data has: with so few images some exceed 1% of a split."""
+    """How large the world is, for each dataset, and whether it has the faults that real data has.
+
+    A train split has at most one image that cannot be used, and a few such annotations.  With fewer images than by
+    default that is more than a hundredth, and preparing needs a larger `max_rejected`.
+    """
 
     seed: int = 0
-    train_images: int = 120  # Of each dataset.
-    val_images: int = 24
+    train_images: int = 120
+    val_images: int = 40
     faults: bool = True
 
+    def __post_init__(self) -> None:
+        if self.train_images < 1 or self.val_images < 1:
+            raise ValueError(f"each split needs an image, not {self.train_images} and {self.val_images}")
 
-def write_toy_world(folder: str | Path, settings: ToySettings) -> dict[str, Counter[str]]:
-    """Write `<folder>/<dataset>/...` for the seven datasets; gives what was spoiled on purpose, counted by reason.
 
-    The same settings give the same bytes.  Every scene is drawn from its own key, so that more images leave the first
-    ones as they are.
+def write_toy_world(folder: str | Path, settings: ToySettings) -> tuple[ToySplit, ...]:
+    """Write `<folder>/<dataset>/` for all seven and give what preparing each split should keep and drop.
+
+    The same settings give the same bytes, and more images leave the first scenes as they are.  Raises `ValueError` for
+    a folder that holds anything already.
     """
-    faults: dict[str, Counter[str]] = {}
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: the toy world needs a new or empty folder")
+    counts = []
     for dataset in DATASETS:
-        faults[dataset] = Counter()
         for split in SPLITS:
-            count = settings.train_images if split == "train" else settings.val_images
-            keys = [[settings.seed, DATASETS.index(dataset), SPLITS.index(split), i] for i in range(count)]
-            names = scenes_needed(dataset)
-            # PartImageNet shows one object, as ImageNet does.
-            scenes = [
-                draw_scene(rng, names, 1 if dataset == "partimagenet" else int(rng.integers(2, 5)))
-                for rng in map(np.random.default_rng, keys)
-            ]
-            layout = Layout(Path(folder) / dataset, split, settings.faults, scenes)
-            WRITERS[dataset](layout)
-            faults[dataset] += layout.faults
-    return faults
+            scenes = toy_scenes(dataset, split, settings)
+            rng = _generator(settings.seed, dataset, split, 0)
+            native = NativeSplit(folder / dataset, dataset, split, scenes, rng, settings.faults)
+            LAYOUTS[dataset](native)
+            counts.append(native.count)
+    return tuple(counts)
+
+
+def toy_scenes(dataset: str, split: str, settings: ToySettings) -> list[Scene]:
+    """The scenes behind a split, in the order of its files."""
+    count = settings.train_images if split == "train" else settings.val_images
+    return [_draw(dataset, number, _generator(settings.seed, dataset, split, 1 + number)) for number in range(count)]
+
+
+def _draw(dataset: str, number: int, rng: np.random.Generator) -> Scene:
+    kinds = [kind for kind in OBJECTS.get(dataset, KINDS) if kind != POLE]
+    chosen = [kinds[number % len(kinds)]]  # Each kind as often as the others.
+    if dataset != "partimagenet":  # Its images show one object, as ImageNet's do.
+        chosen += rng.choice(kinds, rng.integers(1, 4)).tolist()
+    return draw_scene(rng, chosen, pole_share=0.25)
+
+
+def _generator(seed: int, dataset: str, split: str, use: int) -> np.random.Generator:
+    """Random numbers for one use: 0 for what a layout makes up itself, 1 + number for a scene."""
+    return np.random.default_rng([seed, DATASETS.index(dataset), SPLITS.index(split), use])

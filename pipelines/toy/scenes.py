@@ -1,257 +1,244 @@
-"""Drawn scenes: objects made of named parts, on textured ground, hiding one another.
+"""Scenes of the toy world: things made of parts, before textured stuff, hiding one another.
 
-One description of each object serves all seven datasets; what a dataset calls it is `names.py`'s business.
+All that is true of a scene is one label map, from which each dataset's layout takes what that dataset annotates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import colorsys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
-from jaxtyping import Bool, Int32, UInt8
+from jaxtyping import Bool, Float, Float32, Int16, UInt8
 
-Polygon = Sequence[tuple[float, float]]
+from pipelines.toy.shapes import KINDS, POLE, STUFF, Paint, Shape
+from pipelines.toy.textures import SIZE, textures
 
-
-@dataclass(frozen=True)
-class PartShape:
-    """One part of an object in the object's unit square (x right, y down); several polygons make several parts."""
-
-    name: str
-    polygons: tuple[Polygon, ...]
-    shade: float  # Times the object's colour: parts differ in brightness,
-    tint: tuple[int, int, int] = (0, 0, 0)  # and some have a colour of their own on top.
-
-
-@dataclass(frozen=True)
-class ObjectShape:
-    """One class of objects; parts are painted in order."""
-
-    name: str
-    colour: tuple[int, int, int]
-    aspect: float  # Width over height.
-    parts: tuple[PartShape, ...]
-
-
-def _circle(x: float, y: float, radius: float, aspect: float = 1.0) -> Polygon:
-    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
-    return [(x + radius * float(np.cos(a)), y + radius * aspect * float(np.sin(a))) for a in angles]
-
-
-OBJECTS = {
-    shape.name: shape
-    for shape in (
-        ObjectShape(
-            "car",
-            (200, 40, 40),
-            1.8,
-            (
-                PartShape(
-                    "body",
-                    ([(0, 0.5), (0.16, 0.42), (0.3, 0.05), (0.7, 0.05), (0.84, 0.42), (1, 0.5), (1, 0.82), (0, 0.82)],),
-                    1.0,
-                ),
-                PartShape("window", ([(0.24, 0.4), (0.35, 0.12), (0.65, 0.12), (0.77, 0.4)],), 0.6, (40, 110, 140)),
-                PartShape("door", ([(0.4, 0.45), (0.64, 0.45), (0.64, 0.78), (0.4, 0.78)],), 0.62),
-                PartShape("wheel", (_circle(0.2, 0.8, 0.13, 1.6), _circle(0.8, 0.8, 0.13, 1.6)), 0.1, (25, 25, 25)),
-            ),
-        ),
-        ObjectShape(
-            "dog",
-            (150, 95, 45),
-            1.35,
-            (
-                PartShape("tail", ([(0, 0.05), (0.07, 0), (0.24, 0.38), (0.14, 0.48)],), 0.55),
-                PartShape(
-                    "leg",
-                    (
-                        [(0.14, 0.55), (0.27, 0.55), (0.25, 1), (0.14, 1)],
-                        [(0.57, 0.55), (0.7, 0.55), (0.72, 1), (0.61, 1)],
-                    ),
-                    0.7,
-                ),
-                PartShape("torso", ([(0.12, 0.34), (0.72, 0.3), (0.74, 0.62), (0.4, 0.56), (0.12, 0.66)],), 1.0),
-                PartShape(
-                    "head", ([(0.64, 0.1), (0.78, 0.02), (0.86, 0.12), (1, 0.28), (0.95, 0.44), (0.68, 0.46)],), 1.3
-                ),
-            ),
-        ),
-        ObjectShape(
-            "bird",
-            (235, 195, 40),
-            1.25,
-            (
-                PartShape("tail", ([(0, 0.5), (0.3, 0.5), (0.28, 0.68), (0.03, 0.82)],), 0.6),
-                PartShape("torso", (_circle(0.5, 0.62, 0.3, 0.8),), 1.0),
-                PartShape("head", (_circle(0.84, 0.42, 0.16, 1.2),), 1.1, (0, -70, -20)),
-                PartShape(
-                    "wing",
-                    ([(0.3, 0.62), (0.34, 0.3), (0.6, 0), (0.52, 0.32), (0.62, 0.62), (0.46, 0.7)],),
-                    0.5,
-                    (0, 20, 60),
-                ),
-            ),
-        ),
-        ObjectShape(
-            "bottle",
-            (40, 150, 70),
-            0.45,
-            (
-                PartShape("body", ([(0.1, 0.45), (0.34, 0.26), (0.66, 0.26), (0.9, 0.45), (0.9, 1), (0.1, 1)],), 1.0),
-                PartShape("cap", ([(0.3, 0), (0.7, 0), (0.7, 0.26), (0.3, 0.26)],), 0.5, (90, 0, 90)),
-            ),
-        ),
-        ObjectShape(
-            "aeroplane",
-            (190, 195, 215),
-            1.6,
-            (
-                PartShape("tail", ([(0, 0.12), (0.1, 0.12), (0.26, 0.46), (0.06, 0.5)],), 0.6, (0, 0, 50)),
-                PartShape(
-                    "body",
-                    ([(0.02, 0.46), (0.2, 0.4), (0.85, 0.4), (1, 0.5), (0.85, 0.6), (0.2, 0.6), (0.02, 0.54)],),
-                    1.0,
-                ),
-                PartShape(
-                    "wing",
-                    (
-                        [(0.42, 0.54), (0.62, 0.54), (0.46, 1), (0.3, 1)],
-                        [(0.42, 0.46), (0.62, 0.46), (0.46, 0), (0.3, 0)],
-                    ),
-                    0.75,
-                ),
-            ),
-        ),
-        ObjectShape(
-            "chair",
-            (125, 60, 150),
-            0.75,
-            (
-                PartShape(
-                    "leg",
-                    (
-                        [(0.06, 0.6), (0.22, 0.6), (0.18, 1), (0.04, 1)],
-                        [(0.78, 0.6), (0.94, 0.6), (0.96, 1), (0.82, 1)],
-                    ),
-                    0.6,
-                ),
-                PartShape("back", ([(0, 0), (0.22, 0), (0.26, 0.55), (0.04, 0.55)],), 0.85),
-                PartShape("seat", ([(0.02, 0.5), (1, 0.5), (0.94, 0.68), (0.06, 0.68)],), 1.2),
-            ),
-        ),
-        ObjectShape(
-            "boat",
-            (235, 130, 35),
-            1.15,
-            (
-                PartShape("sail", ([(0.4, 0), (0.47, 0), (0.95, 0.58), (0.4, 0.58)],), 1.0, (20, 100, 190)),
-                PartShape("hull", ([(0, 0.64), (1, 0.64), (0.86, 1), (0.14, 1)],), 0.9),
-            ),
-        ),
-    )
-}
-
-# Upper and lower half of a scene, with their colours.
-SKY = ("sky", (140, 185, 235))
-GROUNDS = (("grass", (90, 150, 60)), ("road", (105, 105, 110)), ("sea", (35, 80, 150)))
+# Stuff that is seen together: behind, in front, and a band across the front (or none).
+_GROUNDS = (
+    ("sky", "grass", "road"),
+    ("sky", "road", "grass"),
+    ("sky", "sea", None),
+    ("wall", "floor", None),
+    ("wall", "road", "grass"),
+)
+MIN_PIXELS = 16  # What shows fewer pixels than this is not annotated.
+_MIN_VISIBLE = 0.45  # A new thing must leave this share of every other thing in sight.
+_ATTEMPTS = 8  # To find a place for a thing.
+_TEXTURE_STRENGTH = 0.13
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One object of a scene: what of it is visible, and of its parts."""
+class Thing:
+    """A thing of a scene: its kind, its parts' labels by slot, and the group of things that it stands in."""
 
-    name: str
-    mask: Bool[np.ndarray, "h w"]
-    parts: tuple[tuple[str, Bool[np.ndarray, "h w"]], ...]
+    kind: str
+    slots: dict[str, int]
+    group: int
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture with everything that is true of it.  Masks hold visible pixels; each has at least `MIN_PIXELS`."""
+    """A picture, and which part or stuff each pixel shows."""
 
     image: UInt8[np.ndarray, "h w 3"]  # RGB
-    objects: tuple[Drawn, ...]
-    stuff: tuple[tuple[str, Bool[np.ndarray, "h w"]], ...]
+    labels: Int16[np.ndarray, "h w"]
+    things: tuple[Thing, ...]  # From back to front.
+    stuff: dict[str, int]  # Labels by name.
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.labels.shape[0], self.labels.shape[1]
+
+    def mask(self, labels: Iterable[int]) -> Bool[np.ndarray, "h w"]:
+        """The pixels that show any of these labels."""
+        chosen = np.zeros(int(self.labels.max()) + 2, bool)
+        chosen[[label for label in labels if label < len(chosen)]] = True
+        return chosen[self.labels]
+
+    def thing_mask(self, thing: Thing) -> Bool[np.ndarray, "h w"]:
+        """The visible pixels of a thing."""
+        return self.mask(thing.slots.values())
+
+    def part_masks(
+        self, thing: Thing, parts: Iterable[tuple[str, Sequence[str]]]
+    ) -> list[tuple[str, Bool[np.ndarray, "h w"]]]:
+        """The visible parts of a thing, each the union of some slots."""
+        masks = [(name, self.mask(thing.slots[slot] for slot in slots)) for name, slots in parts]
+        return [(name, mask) for name, mask in masks if mask.sum() >= MIN_PIXELS]
+
+    def stuff_masks(self) -> list[tuple[str, Bool[np.ndarray, "h w"]]]:
+        """The visible stuff by name."""
+        masks = [(name, self.mask([label])) for name, label in self.stuff.items()]
+        return [(name, mask) for name, mask in masks if mask.sum() >= MIN_PIXELS]
 
 
-MIN_PIXELS = 20  # A part or object of which less is visible is not annotated, as annotators would not.
-MIN_VISIBLE = 0.3  # Nor is an object of which less than this share is visible.
+def draw_scene(rng: np.random.Generator, kinds: Sequence[str], pole_share: float) -> Scene:
+    """A scene of things of these kinds, from back to front, with a pole before them in a share of all scenes.
+
+    A thing that finds no place where it leaves enough of the others in sight is left out; the first always has one.
+    """
+    short, long = rng.integers(96, 145), rng.integers(112, 177)
+    height, width = (short, long) if rng.random() < 0.75 else (long, short)
+    canvas = _Canvas(rng, int(height), int(width))
+    canvas.paint_ground()
+    for kind in kinds:
+        any(canvas.place(kind) for _ in range(_ATTEMPTS))
+    if rng.random() < pole_share:
+        canvas.place(POLE)
+    return canvas.scene()
 
 
-def draw_scene(rng: np.random.Generator, names: Sequence[str], num_objects: int) -> Scene:
-    """A scene of `num_objects` objects, each of a class drawn from `names`; sides of 112 to 160 pixels."""
-    height, width = (int(side) for side in rng.integers(112, 161, 2))
-    image, ground = _background(rng, height, width)
-    owner = np.full((height, width), -1, np.int32)  # Which object a pixel shows,
-    part_of = np.full((height, width), -1, np.int32)  # and which of all painted parts.
-    painted: list[tuple[int, str]] = []
-    full_areas = []
-    shapes = [OBJECTS[str(rng.choice(list(names)))] for _ in range(num_objects)]
-    for number, shape in enumerate(shapes):
-        full_areas.append(_paint(rng, shape, number, image, owner, part_of, painted))
-    noise = rng.normal(0, 7, (height, width, 1)) + rng.normal(0, 4, (height, width, 3))
-    image = np.clip(image + noise, 0, 255).astype(np.uint8)
-    objects = []
-    for number, shape in enumerate(shapes):
-        mask = owner == number
-        if mask.sum() < max(MIN_PIXELS, MIN_VISIBLE * full_areas[number]):
-            continue
-        masks = [(name, part_of == i) for i, (of, name) in enumerate(painted) if of == number]
-        objects.append(Drawn(shape.name, mask, tuple((n, m) for n, m in masks if m.sum() >= MIN_PIXELS)))
-    covered = np.zeros((height, width), bool)
-    for drawn in objects:
-        covered |= drawn.mask
-    stuff = [(name, mask & ~covered & (owner < 0)) for name, mask in ground]
-    return Scene(image, tuple(objects), tuple((n, m) for n, m in stuff if m.sum() >= MIN_PIXELS))
+@dataclass(frozen=True)
+class _Patch:
+    """The pixels of a shape, in the rectangle of the canvas that it fits into."""
+
+    place: tuple[slice, slice]
+    mask: Bool[np.ndarray, "y x"]
 
 
-def _background(
-    rng: np.random.Generator, height: int, width: int
-) -> tuple[np.ndarray, list[tuple[str, Bool[np.ndarray, "h w"]]]]:
-    """Sky over one kind of ground, with a bent horizon and a coarse texture."""
-    name, colour = GROUNDS[rng.integers(len(GROUNDS))]
-    x = np.arange(width)
-    bend = rng.uniform(2, 7) * np.sin(x / rng.uniform(12, 30) + rng.uniform(0, 6))
-    horizon = rng.uniform(0.3, 0.6) * height + bend
-    is_ground = np.arange(height)[:, None] >= horizon[None]
-    image = np.where(is_ground[..., None], colour, SKY[1]).astype(np.float64)
-    texture = cv2.resize(rng.normal(0, 14, (height // 6, width // 6)), (width, height), interpolation=cv2.INTER_CUBIC)
-    image += texture[..., None] + rng.normal(0, 8, 3)
-    return image, [(SKY[0], ~is_ground), (name, is_ground)]
+class _Canvas:
+    """A scene in the making."""
+
+    def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
+        self.rng = rng
+        self.image = np.zeros((height, width, 3), np.float32)
+        self.labels = np.zeros((height, width), np.int16)
+        self.things: list[Thing] = []
+        self.full: list[int] = []  # Pixels of each thing when it was placed.
+        self.centres: list[tuple[float, float]] = []
+        self.stuff: dict[str, int] = {}
+        self.num_labels = 1
+
+    def paint_ground(self) -> None:
+        """Fill the canvas with stuff."""
+        rng, (height, width) = self.rng, self.labels.shape
+        behind, front, band = _GROUNDS[rng.integers(len(_GROUNDS))]
+        y, x = np.mgrid[:height, :width].astype(np.float32)
+        bend = rng.uniform(1, 6) if behind != "wall" else 0.0
+        wave = bend * np.sin(x[0] / rng.uniform(9, 25) + rng.uniform(0, 6))
+        depth = y - height * rng.uniform(0.3, 0.6) - rng.uniform(-0.08, 0.08) * x - wave
+        masks = {behind: depth < 0, front: depth >= 0}
+        if band is not None and rng.random() < 0.6:
+            middle = rng.uniform(0.1, 0.7) * width + rng.uniform(-0.8, 0.8) * depth
+            masks[band] = (depth >= 0) & (abs(x - middle) < 5 + 0.2 * depth)
+        for name, mask in masks.items():
+            patch = _Patch((slice(0, height), slice(0, width)), mask)
+            self._paint(patch, _vary([STUFF[name]], rng)[0])
+            self.stuff[name] = self._write(patch)
+
+    def place(self, kind: str) -> bool:
+        """Paint a thing somewhere; False if it would hide too much of another."""
+        rng = self.rng
+        joins = bool(self.things) and kind != POLE and rng.random() < 0.5
+        scale, centre = self._choose_place(kind, joins)
+        shapes = KINDS[kind].draw(rng)
+        patches = self._rasterise(shapes, kind, scale, centre)
+        whole = np.zeros(self.labels.shape, bool)
+        for patch in patches:
+            whole[patch.place] |= patch.mask
+        if whole.sum() < 10 * MIN_PIXELS or self._hides_too_much(whole):
+            return False
+        slots: dict[str, int] = {}
+        light = self._light(centre, scale)
+        for shape, patch, paint in zip(shapes, patches, _vary([shape.paint for shape in shapes], rng), strict=True):
+            self._paint(patch, paint, light)
+            slots[shape.slot] = self._write(patch, slots.get(shape.slot))
+        group = self.things[-1].group if joins else len(self.things)
+        self.things.append(Thing(kind, slots, group))
+        self.full.append(int(whole.sum()))
+        self.centres.append(centre)
+        return True
+
+    def scene(self) -> Scene:
+        """The scene as painted, a little out of focus and noisy."""
+        image = cv2.GaussianBlur(self.image, (3, 3), 0.6)
+        image += 4 * self.rng.standard_normal(image.shape, np.float32)
+        pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
+        return Scene(pixels, self.labels, tuple(self.things), self.stuff)
+
+    def _choose_place(self, kind: str, joins: bool) -> tuple[float, tuple[float, float]]:
+        """Half the length of a thing, and its centre (x, y); one that joins the last thing's group is close to it."""
+        rng, (height, width) = self.rng, self.labels.shape
+        if kind == POLE:
+            return 0.6 * height, (rng.uniform(0.15, 0.85) * width, 0.5 * height)
+        scale = rng.uniform(0.22, 0.4) * float(np.sqrt(height * width))
+        if not joins:
+            return scale, (rng.uniform(0.15, 0.85) * width, rng.uniform(0.2, 0.8) * height)
+        x, y = self.centres[-1]
+        x += rng.choice([-1, 1]) * rng.uniform(0.7, 1.2) * scale
+        y += rng.uniform(-0.4, 0.4) * scale
+        return scale, (float(np.clip(x, 0.12 * width, 0.88 * width)), float(np.clip(y, 0.15 * height, 0.85 * height)))
+
+    def _rasterise(self, shapes: Sequence[Shape], kind: str, scale: float, centre: tuple[float, float]) -> list[_Patch]:
+        rng, (height, width) = self.rng, self.labels.shape
+        turn = np.deg2rad(rng.uniform(-1, 1) * KINDS[kind].tilt)
+        rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+        stretch = np.array([rng.choice([-1, 1]) * rng.uniform(0.9, 1), rng.uniform(0.85, 1)])
+        patches = []
+        for shape in shapes:
+            outlines = [(outline * stretch) @ rotation.T * scale + centre for outline in shape.outlines]
+            points = outlines[0]
+            left, top = (
+                min(max(int(low), 0), end) for low, end in zip(points.min(axis=0), (width, height), strict=True)
+            )
+            right, bottom = (
+                min(max(int(high) + 2, 0), end) for high, end in zip(points.max(axis=0), (width, height), strict=True)
+            )
+            inside = np.zeros((bottom - top, right - left), np.uint8)
+            if inside.size:
+                fixed = [np.rint((outline - (left, top)) * 16).astype(np.int32) for outline in outlines]
+                cv2.fillPoly(inside, fixed, 1, shift=4)
+            patches.append(_Patch((slice(top, bottom), slice(left, right)), inside.astype(bool)))
+        return patches
+
+    def _hides_too_much(self, whole: Bool[np.ndarray, "h w"]) -> bool:
+        still = np.bincount(self.labels[~whole], minlength=self.num_labels)
+        return any(
+            still[list(thing.slots.values())].sum() < _MIN_VISIBLE * full
+            for thing, full in zip(self.things, self.full, strict=True)
+        )
+
+    def _light(self, centre: tuple[float, float], scale: float) -> Float32[np.ndarray, "h 1"]:
+        """Light from above, stronger on some things than on others."""
+        y = (np.arange(self.labels.shape[0]) - centre[1]) / scale
+        return (1 - self.rng.uniform(0, 0.15) * np.clip(y, -1, 1)[:, None]).astype(np.float32)
+
+    def _paint(self, patch: _Patch, paint: Paint, light: Float32[np.ndarray, "h 1"] | None = None) -> None:
+        height, width = patch.mask.shape
+        top, left = self.rng.integers(0, SIZE - np.array([height, width]) + 1).tolist()
+        values = 1 + _TEXTURE_STRENGTH * textures()[paint.texture][top : top + height, left : left + width]
+        if light is not None:
+            values *= light[patch.place[0]]
+        self.image[patch.place][patch.mask] = _rgb(paint) * values[patch.mask][:, None]
+
+    def _write(self, patch: _Patch, label: int | None = None) -> int:
+        """Mark a patch with a label, by default a new one, and give the label."""
+        if label is None:
+            label = self.num_labels
+            self.num_labels += 1
+        self.labels[patch.place][patch.mask] = label
+        return label
 
 
-def _paint(
-    rng: np.random.Generator,
-    shape: ObjectShape,
-    number: int,
-    image: np.ndarray,
-    owner: Int32[np.ndarray, "h w"],
-    part_of: Int32[np.ndarray, "h w"],
-    painted: list[tuple[int, str]],
-) -> int:
-    """Paint one object over what is there; gives the number of its pixels before others hide some."""
-    height, width = owner.shape
-    size = rng.uniform(42, 92)
-    sides = np.array([size * shape.aspect**0.5, size / shape.aspect**0.5])
-    centre = rng.uniform([0.2 * width, 0.25 * height], [0.8 * width, 0.8 * height])
-    angle = rng.normal(0, 0.2)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    mirror = rng.random() < 0.5
-    colour = np.array(shape.colour) * rng.uniform(0.85, 1.1) + rng.normal(0, 10, 3)
-    whole = np.zeros((height, width), np.uint8)
-    for part in shape.parts:
-        for polygon in part.polygons:
-            points = np.array(polygon, np.float64) - 0.5
-            if mirror:
-                points[:, 0] *= -1
-            points = (points * sides) @ turn.T + centre
-            inside = np.zeros((height, width), np.uint8)
-            cv2.fillPoly(inside, [np.round(points * 16).astype(np.int32)], 1, shift=4)
-            mask = inside.astype(bool)
-            image[mask] = colour * part.shade + part.tint
-            owner[mask], part_of[mask] = number, len(painted)
-            painted.append((number, part.name))
-            whole |= inside
-    return int(whole.sum())
+def _rgb(paint: Paint) -> Float32[np.ndarray, " 3"]:
+    return 255 * np.array(colorsys.hsv_to_rgb(paint.hue % 360 / 360, paint.saturation, paint.value), np.float32)
+
+
+def _vary(paints: Sequence[Paint], rng: np.random.Generator) -> list[Paint]:
+    """Each paint a little different, all in much the same way: red cars differ, and so, less, do the parts of one."""
+    amount = np.array([6, 0.06, 0.06])
+    together: Float[np.ndarray, " 3"] = rng.uniform(-1, 1, 3) * amount
+    each = together + rng.uniform(-0.3, 0.3, (len(paints), 3)) * amount
+    return [
+        replace(
+            paint,
+            hue=paint.hue + hue,
+            saturation=min(max(paint.saturation + saturation, 0.0), 1.0),
+            value=min(max(paint.value + value, 0.0), 1.0),
+        )
+        for paint, (hue, saturation, value) in zip(paints, each.tolist(), strict=True)
+    ]
