@@ -59,7 +59,7 @@ class Evaluation:
     """What an evaluation gives back."""
 
     metrics: dict[str, float]  # By MLflow name.
-    num_regions: dict[str, int]  # Clicked regions of each dataset.
+    means: dict[str, tuple[float, int]]  # Over all datasets' regions, and how many: by name less the dataset.
     pictures: Path
     run_id: str | None
     tracking_uri: str | None
@@ -78,13 +78,13 @@ def run(job: EvaluateJob) -> Evaluation:
     output.mkdir(parents=True, exist_ok=True)
     with connect():
         metrics: dict[str, float] = {}
-        num_regions: dict[str, int] = {}
+        total = Protocols()
         pictures = []
         for dataset, split in splits.items():
             baselines = _baselines(job, dataset, levels)
             protocols = _measure(job, dataset, split, model, baselines)
             metrics |= protocols.compute(dataset)
-            num_regions[dataset] = protocols.one_click.count("miou_oracle")
+            total.merge_sums(protocols.sums())
             pictures.append(_draw(job, dataset, split, model, output))
     print(table(metrics))
     run_id, uri = None, None
@@ -98,17 +98,21 @@ def run(job: EvaluateJob) -> Evaluation:
             for picture in pictures:
                 if picture is not None:
                     tracker.log_artifact(picture, "pictures")
-    return Evaluation(metrics, num_regions, output, run_id, uri)
+    return Evaluation(metrics, total.means(), output, run_id, uri)
 
 
-def table(metrics: dict[str, float]) -> str:
-    """The numbers as lines, each beside its blind baseline."""
-    lines = [f"{'metric':<44}{'model':>8}{'blind':>8}"]
+def table(metrics: dict[str, float], before: dict[str, float] | None = None) -> str:
+    """The numbers as lines, each beside its blind baseline and, if given, its value before training."""
+    lines = [f"{'metric':<44}{'before' if before else '':>8}{'model':>8}{'blind':>8}"]
     for name, value in metrics.items():
         if not name.startswith(BASELINE):
-            blind = metrics.get(f"{BASELINE}/{name}")
-            lines.append(f"{name:<44}{value:>8.3f}{'' if blind is None else f'{blind:.3f}':>8}")
+            blind, earlier = metrics.get(f"{BASELINE}/{name}"), (before or {}).get(name)
+            lines.append(f"{name:<44}{_cell(earlier)}{_cell(value)}{_cell(blind)}")
     return "\n".join(lines)
+
+
+def _cell(value: float | None) -> str:
+    return f"{'' if value is None else f'{value:.3f}':>8}"
 
 
 def _find_splits(job: EvaluateJob) -> dict[str, Split]:

@@ -11,7 +11,6 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from semsam.data.schema import Record
 from semsam.data.shards import Split
 from semsam.data.vocabularies import clean_name
 from semsam.evaluation.baselines import BaselineFit, Baselines
@@ -116,11 +115,9 @@ def _fit_batch(rows: pa.Table, root: str) -> pa.Table:
 
 
 def _rows(num_rows: int, pool: Pool) -> Any:
-    blocks = max(-(-num_rows // pool.rows_per_task), 1)
-    return ray.data.from_arrow(pa.table({"row": list(range(num_rows))})).repartition(blocks)
-
-
-def first_records(split: Split, count: int) -> Iterator[Record]:
-    """The first records of a split, for pictures."""
-    for row in range(min(count, len(split))):
-        yield split.record(row)
+    """Row numbers as one block per task: blocks made here need no task of their own, which might wait for the very
+    processors that the actors hold."""
+    starts = range(0, num_rows, pool.rows_per_task)
+    return ray.data.from_arrow(
+        [pa.table({"row": list(range(i, min(i + pool.rows_per_task, num_rows)))}) for i in starts]
+    )

@@ -67,6 +67,14 @@ class Protocols:
     def sums(self) -> dict[str, dict[str, tuple[float, int]]]:
         return {name: metric.sums for name, metric in self.metrics().items()}
 
+    def means(self) -> dict[str, tuple[float, int]]:
+        """Every number and how many values it is the mean of, by name without a dataset: `one_click/miou_max`."""
+        return {
+            f"{protocol}/{number}": (value, metric.count(number))
+            for protocol, metric in self.metrics().items()
+            for number, value in metric.compute().items()
+        }
+
     def compute(self, dataset: str) -> dict[str, float]:
         """Every number under its name in MLflow, such as `one_click/ade20k/miou_oracle`."""
         return {
