@@ -141,7 +141,8 @@ class Criterion(nn.Module):
             "generic": self._generic_losses(generic, of_generic, targets, points, GENERIC_LAYERS),
             "proposals": self._generic_losses(proposals, of_proposals, targets, points, PROPOSAL_LAYERS),
         }
-        divisors = dict(zip(NORMALIZERS, normalizers.float().clamp(min=1).unbind(), strict=True))
+        divide_by = normalizers.to(at.device, torch.float32).clamp(min=1)
+        divisors = dict(zip(NORMALIZERS, divide_by.unbind(), strict=True))
         return {
             f"{branch}/{term}": loss / divisors[f"{'click' if branch == 'click' else 'generic'}/{COUNTED_BY[term]}"]
             for branch, terms in found.items()

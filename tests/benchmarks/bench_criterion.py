@@ -10,6 +10,7 @@ included) in the matcher and in every layer, `grid_sample` on them, one padded a
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import time
@@ -95,9 +96,9 @@ def tight_box(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 @dataclass(frozen=True)
 class Leaves:
-    """What both sides differentiate: one entry per layer."""
+    """What both sides differentiate: one entry per layer, and maps image by image."""
 
-    maps: list[Tensor]
+    maps: list[list[Tensor]]
     boxes: list[Tensor]
     ious: list[Tensor]
 
@@ -108,11 +109,11 @@ class Leaves:
         leaves = Leaves([], [], [])
         for _ in range(sizes.layers):
             coarse = torch.randn((b, q, 8, 8), generator=generator) * 4
-            maps = torch.cat([F.interpolate(one[None], (side, side), mode="bilinear") for one in coarse])
-            leaves.maps.append(maps.requires_grad_())
+            maps = [F.interpolate(one[None], (side, side), mode="bilinear")[0] for one in coarse]
+            leaves.maps.append([m.requires_grad_() for m in maps])
             leaves.boxes.append(torch.rand((b, q, 4), generator=generator).mul_(0.5).add_(0.1).requires_grad_())
             leaves.ious.append(torch.rand((b, q), generator=generator).requires_grad_())
-        for leaf in (*leaves.maps, *leaves.boxes, *leaves.ious):
+        for leaf in (*itertools.chain(*leaves.maps), *leaves.boxes, *leaves.ious):
             leaf.grad = torch.zeros_like(leaf) + 0.0
         return leaves
 
@@ -121,10 +122,10 @@ class Leaves:
 class GivenMasks:
     """Predicted maps as leaves."""
 
-    maps: Tensor
+    maps: list[Tensor]
 
     def pairs(self, image: int, queries: Tensor) -> Tensor:
-        return self.maps.flatten(0, 1).index_select(0, image * self.maps.shape[1] + queries)
+        return self.maps[image].index_select(0, queries)
 
     def at(self, points: Tensor) -> Tensor:
         return torch.stack([sample_maps(m, p.expand(len(m), -1, -1)) for m, p in zip(self.maps, points, strict=True)])
@@ -136,13 +137,13 @@ def ours(batch: Batch, leaves: Leaves, sizes: Sizes) -> tuple[Tensor, dict[str, 
     names = torch.zeros(b, q, 0)
     none = Predictions(nothing, nothing[..., None], torch.zeros(b, 0, 4), torch.zeros(b, 0), nothing, nothing)
     layers = [
-        Predictions(maps.new_zeros(b, q, 0), nothing[..., None], boxes, ious, names, names)
-        for maps, boxes, ious in zip(leaves.maps, leaves.boxes, leaves.ious, strict=True)
+        Predictions(torch.zeros(b, q, 0), nothing[..., None], boxes, ious, names, names)
+        for boxes, ious in zip(leaves.boxes, leaves.ious, strict=True)
     ]
 
     def masks_of(found: Sequence[Predictions]) -> list[MaskSource]:
         maps = {id(layer): GivenMasks(m) for layer, m in zip(layers, leaves.maps, strict=True)}
-        return [maps.get(id(layer), GivenMasks(torch.zeros(b, 0, 4, 4))) for layer in found]
+        return [maps.get(id(layer), GivenMasks([torch.zeros(0, 4, 4)] * b)) for layer in found]
 
     criterion = Criterion(CriterionSettings(num_points=sizes.points), masks_of)
     targets = Targets.of(batch, JointVocabulary.of({"sa1b": Vocabulary(objects=())}), torch.device("cpu"))

@@ -39,4 +39,4 @@ def test_points_are_uniform_and_coordinates_independent() -> None:
     points = KeyedPoints(3, CPU).losses(0, 0)(20, 501)
     counts, _, _ = np.histogram2d(*points.flatten(0, 1).numpy().T, bins=4, range=[[-1, 1], [-1, 1]])
     assert counts.sum() == 20 * 501
-    assert abs(counts / (20 * 501 / 16) - 1).max() < 0.15  # Six standard deviations are 0.24 of a cell's mean.
+    assert abs(counts / (20 * 501 / 16) - 1).max() < 0.15  # Four standard deviations of a cell.
