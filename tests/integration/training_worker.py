@@ -34,11 +34,15 @@ def recipe_for(root: str, **training: Any) -> Recipe:
         "data": {
             "root": root,
             "plan": {"stages": [{"weights": dict.fromkeys(("sa1b", "coco_panoptic", "objects365", "pascal_part"), 1)}]},
-            "sample": {"augmentation": {"crop_size": 64}, "prompts": {"num_prompts": 4}},
+            # Not smaller: a group norm over the one pixel of a map at 1/64 would have no gradient but rounding errors.
+            "sample": {
+                "augmentation": {"crop_size": 128, "scale_min": 0.8, "scale_max": 1.25},
+                "prompts": {"num_prompts": 4},
+            },
         },
         "model": {"preset": "debug"},
         "criterion": {"num_points": 112},
-        "optimizer": {"lr": 1e-4},
+        "optimizer": {"lr": 1e-4, "clip_norm": 1.0},
         "training": {"steps": NUM_STEPS, "global_batch": 6, "precision": "fp32", "seed": 3, **training},
     }
     return parse_config(Recipe, values, "test")

@@ -1,0 +1,139 @@
+"""A run that was interrupted ends as if it had not been."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from semsam.config import parse_config
+from semsam.data.manifest import MANIFEST_NAME, Vocabulary
+from semsam.model.semantic_sam import SemanticSam
+from semsam.training import loop
+from semsam.training.checkpoint import STATE_FILE, Folder, latest_checkpoint, load_weights
+from semsam.training.engine import Worker
+from semsam.training.loop import Loop, TrainingFault, checkpoint_config, train
+from semsam.training.recipe import Recipe
+from semsam.training.train_log import LOG_FILE, read_log
+from tests.painted_shards import VOCABULARIES, write_painted_shards
+
+CPU = Worker(0, 1, torch.device("cpu"))
+MakeRecipe = Callable[..., Recipe]
+
+
+def run(recipe: Recipe, folder: Path) -> list[dict[str, float]]:
+    train(recipe, checkpoint_config(recipe, {}), Folder(str(folder)), CPU, "test", None)
+    return list(read_log(Folder(str(folder))))
+
+
+def test_a_run_leaves_a_log_and_a_checkpoint_that_the_model_loads(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    log = run(make_recipe(), tmp_path)
+    assert [entry["step"] for entry in log] == [0, 1, 2, 3]
+    assert log[3]["samples_seen"] == {"coco_panoptic": 4, "pascal_part": 4}
+    terms = [value for name, value in log[0].items() if "/" in name]
+    assert sum(terms) == pytest.approx(log[0]["loss"], rel=1e-5)
+    model = SemanticSam.load(tmp_path / "checkpoint-4")
+    assert model.settings == make_recipe().model.resolve()
+
+
+def test_an_interrupted_run_goes_on_to_the_same_losses_and_weights(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(make_recipe(), tmp_path / "whole")
+    update = Loop._update
+
+    def interrupted(self: Loop, batches: list, normalizers: torch.Tensor) -> tuple[dict[str, float], float]:
+        if batches[0].step == 3:
+            raise KeyboardInterrupt
+        return update(self, batches, normalizers)
+
+    monkeypatch.setattr(Loop, "_update", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_recipe(), tmp_path / "parts")
+    monkeypatch.undo()
+    # Step 2 was taken after the checkpoint: it is taken again, and stands in the log once.
+    resumed = run(make_recipe(), tmp_path / "parts")
+    assert [entry["step"] for entry in resumed] == [0, 1, 2, 3]
+    assert [entry["loss"] for entry in resumed] == [entry["loss"] for entry in whole]
+    ends = [load_weights(Folder(str(tmp_path / name / "checkpoint-4"))) for name in ("whole", "parts")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_accumulation_changes_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    once, twice = (run(make_recipe(accumulation=n, steps=1), tmp_path / str(n)) for n in (1, 2))
+    assert twice[0]["loss"] == pytest.approx(once[0]["loss"], rel=1e-6)
+    assert twice[0]["grad_norm"] == pytest.approx(once[0]["grad_norm"], rel=1e-4)
+
+
+def test_a_checkpoint_without_its_state_is_none(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_recipe(steps=2), tmp_path)
+    (tmp_path / "checkpoint-2" / STATE_FILE).unlink()
+    assert latest_checkpoint(Folder(str(tmp_path))) is None
+
+
+def test_a_checkpoint_of_another_vocabulary_is_refused_by_name(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_recipe(steps=2), tmp_path / "run")
+    others = VOCABULARIES | {"coco_panoptic": Vocabulary(("box", "lake"), (), (True, False))}
+    shards = write_painted_shards(tmp_path / "shards", vocabularies=others)
+    with pytest.raises(ValueError, match=r"checkpoint-2: .*another vocabulary"):
+        run(make_recipe(shards, steps=2), tmp_path / "run")
+
+
+def test_a_run_with_another_seed_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_recipe(steps=2), tmp_path)
+    with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
+        run(make_recipe(steps=2, seed=1), tmp_path)
+
+
+def test_only_the_last_checkpoints_are_kept(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    run(make_recipe(steps=3, checkpoint_every=1, keep_last=2), tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_naming_the_samples(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_step = loop.make_step
+
+    def poisoned(*arguments: object) -> loop.TrainingStep:
+        step = make_step(*arguments)  # type: ignore[arg-type]
+        with torch.no_grad():
+            step.model.mask_decoder.heads.objects.bias.fill_(float("nan"))
+        return step
+
+    monkeypatch.setattr(loop, "make_step", poisoned)
+    with pytest.raises(TrainingFault, match=r"step 0: .*object.* of .*(coco_panoptic|pascal_part) 00000\d"):
+        run(make_recipe(), tmp_path)
+
+
+def test_a_shard_that_was_cut_short_ends_the_run_naming_it(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    root = write_painted_shards(tmp_path / "shards")
+    for shard in (root / "coco_panoptic" / "train").glob("*.arrow"):
+        shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(TrainingFault, match=r"coco_panoptic/train/shard-0000\d.arrow.*cut short"):
+        run(make_recipe(root), tmp_path / "run")
+
+
+def test_a_dataset_that_is_not_prepared_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=MANIFEST_NAME):
+        run(make_recipe(tmp_path), tmp_path / "run")
+
+
+def test_levels_of_model_and_prompts_must_agree(make_recipe: MakeRecipe) -> None:
+    with pytest.raises(ValueError, match=r"data\.sample\.prompts\.num_levels is 6, but the model .* has 3"):
+        parse_config(Recipe, {"model": {"preset": "debug", "overrides": {"num_levels": 3}}}, "test")
+
+
+@pytest.mark.parametrize("lines", [b"", b'{"step":0}\n{"step":1}\n{"st'])
+def test_an_unfinished_line_of_the_log_does_not_count(tmp_path: Path, lines: bytes) -> None:
+    (tmp_path / LOG_FILE).write_bytes(lines)
+    assert len(list(read_log(Folder(str(tmp_path))))) == lines.count(b"\n")
+
+
+def test_training_imports_neither_ray_nor_deepspeed() -> None:
+    code = "import sys, semsam.training.loop; sys.exit(bool({'ray', 'deepspeed'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
