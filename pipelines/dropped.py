@@ -43,6 +43,11 @@ class Dropped:
                 kept.extend(some[: EXAMPLES_PER_REASON - len(kept)])
         return Dropped(dict(sorted(counts.items())), {reason: tuple(examples[reason]) for reason in sorted(examples)})
 
+    def without(self, reasons: frozenset[str]) -> Dropped:
+        """The tally of the other reasons."""
+        kept = [reason for reason in self.counts if reason not in reasons]
+        return Dropped({r: self.counts[r] for r in kept}, {r: self.examples[r] for r in kept})
+
     def total(self) -> int:
         """How many, whatever the reason."""
         return sum(self.counts.values())

@@ -23,7 +23,7 @@ from pipelines.dropped import Dropped
 from pipelines.output_folder import OutputFolder
 from pipelines.progress import Progress
 from pipelines.shard_writer import ShardReport, SplitTask, shard_name, sidecar_name, write_shard
-from pipelines.sources.source import Entry
+from pipelines.sources.source import REASONS_BY_DESIGN, Entry
 from semsam.data.manifest import MANIFEST_NAME, Manifest
 
 ENTRIES = pa.schema(
@@ -201,12 +201,13 @@ def _index_fault(task: SplitTask, summary: IndexSummary) -> str:
 
 
 def _fault(task: SplitTask, what: str, dropped: Dropped, total: int) -> str:
-    if dropped.total() <= task.max_rejected * total:
+    faults = dropped.without(REASONS_BY_DESIGN)
+    if faults.total() <= task.max_rejected * total:
         return ""
     first = (
-        f"{task.name}: {dropped.total()} of {total} {what} are unusable, more than max_rejected = {task.max_rejected:g}"
+        f"{task.name}: {faults.total()} of {total} {what} are unusable, more than max_rejected = {task.max_rejected:g}"
     )
-    return "\n  ".join([first, *dropped.lines()])
+    return "\n  ".join([first, *faults.lines()])
 
 
 def _remove_strangers(folder: OutputFolder, num_shards: int) -> None:

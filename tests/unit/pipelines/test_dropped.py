@@ -26,3 +26,12 @@ def test_the_commonest_reason_comes_first() -> None:
         "21 x empty mask (e.g. 701: thin)",
         "1 x broken RLE (e.g. 700: cut)",
     ]
+
+
+def test_what_a_dataset_leaves_out_by_design_can_be_set_aside() -> None:
+    tally = Dropped.of(
+        [Rejected("part without category", "1", "car: hood"), Rejected("empty mask", "2", "annotation 3")]
+    )
+    assert tally.without(frozenset({"part without category"})) == Dropped.of(
+        [Rejected("empty mask", "2", "annotation 3")]
+    )
