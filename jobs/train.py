@@ -57,8 +57,6 @@ class TrainJob(Recipe):
                 f"training.global_batch {self.training.global_batch} is less than run.num_workers "
                 f"{self.run.num_workers} x training.accumulation {self.training.accumulation}: some would have nothing"
             )
-        if self.training.zero_stage is not None and self.training.zero_stage > 0 and self.run.num_workers < 1:
-            raise ValueError("training.zero_stage shards over workers, and there are none")
 
 
 @dataclass(frozen=True)
@@ -181,4 +179,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main_exit(main, sys.argv[1:])
+    # By the name under which workers can import it: what is defined in `__main__` would be sent to them by value,
+    # and a settings class does not survive that.
+    from jobs.train import main as importable_main
+
+    main_exit(importable_main, sys.argv[1:])
