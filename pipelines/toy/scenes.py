@@ -93,29 +93,31 @@ def draw_scene(rng: np.random.Generator, kinds: Sequence[str], pole_share: float
 
 
 @dataclass(frozen=True)
-class _Patch:
-    """The pixels of a shape, in the rectangle of the canvas that it fits into."""
+class _Painted:
+    """How the pixels of one shape look, and the label that they bear."""
 
-    place: tuple[slice, slice]
-    mask: Bool[np.ndarray, "y x"]
+    label: int
+    paint: Paint
+    texture_xy: tuple[int, int]  # Where in its texture the image's corner lies.
+    light: tuple[float, float, float]  # From above: strength, middle and half of the height of what is lit.
 
 
 class _Canvas:
-    """A scene in the making."""
+    """A scene in the making: which of the shapes painted so far each pixel shows."""
 
     def __init__(self, rng: np.random.Generator, height: int, width: int) -> None:
         self.rng = rng
-        self.image = np.zeros((height, width, 3), np.float32)
-        self.labels = np.zeros((height, width), np.int16)
-        self.things: list[Thing] = []
-        self.full: list[int] = []  # Pixels of each thing when it was placed.
-        self.centres: list[tuple[float, float]] = []
-        self.stuff: dict[str, int] = {}
+        self.shown = np.zeros((height, width), np.int16)
+        self.painted: list[_Painted] = []
         self.num_labels = 1
+        self.stuff: dict[str, int] = {}
+        self.things: list[Thing] = []
+        self.areas: list[int] = []  # Of each thing, in pixels, when it was placed.
+        self.centres: list[tuple[float, float]] = []
 
     def paint_ground(self) -> None:
         """Fill the canvas with stuff."""
-        rng, (height, width) = self.rng, self.labels.shape
+        rng, (height, width) = self.rng, self.shown.shape
         behind, front, band = _GROUNDS[rng.integers(len(_GROUNDS))]
         y, x = np.mgrid[:height, :width].astype(np.float32)
         bend = rng.uniform(1, 6) if behind != "wall" else 0.0
@@ -126,9 +128,8 @@ class _Canvas:
             middle = rng.uniform(0.1, 0.7) * width + rng.uniform(-0.8, 0.8) * depth
             masks[band] = (depth >= 0) & (abs(x - middle) < 5 + 0.2 * depth)
         for name, mask in masks.items():
-            patch = _Patch((slice(0, height), slice(0, width)), mask)
-            self._paint(patch, _vary([STUFF[name]], rng)[0])
-            self.stuff[name] = self._write(patch)
+            self.stuff[name] = self._new_label()
+            self.shown[mask] = self._add(self.stuff[name], _vary([STUFF[name]], rng)[0])
 
     def place(self, kind: str) -> bool:
         """Paint a thing somewhere; False if it would hide too much of another."""
@@ -136,33 +137,45 @@ class _Canvas:
         joins = bool(self.things) and kind != POLE and rng.random() < 0.5
         scale, centre = self._choose_place(kind, joins)
         shapes = KINDS[kind].draw(rng)
-        patches = self._rasterise(shapes, kind, scale, centre)
-        whole = np.zeros(self.labels.shape, bool)
-        for patch in patches:
-            whole[patch.place] |= patch.mask
-        if whole.sum() < 10 * MIN_PIXELS or self._hides_too_much(whole):
+        layer = self._rasterise(shapes, kind, scale, centre)
+        area = int((layer > 0).sum())
+        if area < 10 * MIN_PIXELS or self._hides_too_much(layer > 0):
             return False
-        slots: dict[str, int] = {}
-        light = self._light(centre, scale)
-        for shape, patch, paint in zip(shapes, patches, _vary([shape.paint for shape in shapes], rng), strict=True):
-            self._paint(patch, paint, light)
-            slots[shape.slot] = self._write(patch, slots.get(shape.slot))
+        slots = {slot: self._new_label() for slot in dict.fromkeys(shape.slot for shape in shapes)}
+        light = (rng.uniform(0, 0.15), centre[1], scale)
+        first = len(self.painted)
+        for shape, paint in zip(shapes, _vary([shape.paint for shape in shapes], rng), strict=True):
+            self._add(slots[shape.slot], paint, light)
+        np.copyto(self.shown, layer + (first - 1), where=layer > 0)
         group = self.things[-1].group if joins else len(self.things)
         self.things.append(Thing(kind, slots, group))
-        self.full.append(int(whole.sum()))
+        self.areas.append(area)
         self.centres.append(centre)
         return True
 
     def scene(self) -> Scene:
         """The scene as painted, a little out of focus and noisy."""
-        image = cv2.GaussianBlur(self.image, (3, 3), 0.6)
+        image = cv2.GaussianBlur(self._render(), (3, 3), 0.6)
         image += 4 * self.rng.standard_normal(image.shape, np.float32)
-        pixels = np.clip(np.rint(image), 0, 255).astype(np.uint8)
-        return Scene(pixels, self.labels, tuple(self.things), self.stuff)
+        pixels = np.clip(image + 0.5, 0, 255).astype(np.uint8)
+        labels = np.array([painted.label for painted in self.painted], np.int16)
+        return Scene(pixels, labels[self.shown], tuple(self.things), self.stuff)
+
+    def _render(self) -> Float32[np.ndarray, "h w 3"]:
+        height, width = self.shown.shape
+        names, patterns = textures()
+        texture = np.array([names[painted.paint.texture] for painted in self.painted])[self.shown]
+        left, top = np.array([painted.texture_xy for painted in self.painted]).T
+        pattern = patterns[texture, np.arange(height)[:, None] + top[self.shown], np.arange(width) + left[self.shown]]
+        strength, middle, half = np.array([painted.light for painted in self.painted], np.float32).T
+        depth = (np.arange(height, dtype=np.float32)[:, None] - middle[self.shown]) / half[self.shown]
+        light = (1 + _TEXTURE_STRENGTH * pattern) * (1 - strength[self.shown] * np.clip(depth, -1, 1))
+        colours = np.stack([_rgb(painted.paint) for painted in self.painted])
+        return colours[self.shown] * light[..., None]
 
     def _choose_place(self, kind: str, joins: bool) -> tuple[float, tuple[float, float]]:
         """Half the length of a thing, and its centre (x, y); one that joins the last thing's group is close to it."""
-        rng, (height, width) = self.rng, self.labels.shape
+        rng, (height, width) = self.rng, self.shown.shape
         if kind == POLE:
             return 0.6 * height, (rng.uniform(0.15, 0.85) * width, 0.5 * height)
         scale = rng.uniform(0.22, 0.4) * float(np.sqrt(height * width))
@@ -173,55 +186,38 @@ class _Canvas:
         y += rng.uniform(-0.4, 0.4) * scale
         return scale, (float(np.clip(x, 0.12 * width, 0.88 * width)), float(np.clip(y, 0.15 * height, 0.85 * height)))
 
-    def _rasterise(self, shapes: Sequence[Shape], kind: str, scale: float, centre: tuple[float, float]) -> list[_Patch]:
-        rng, (height, width) = self.rng, self.labels.shape
+    def _rasterise(
+        self, shapes: Sequence[Shape], kind: str, scale: float, centre: tuple[float, float]
+    ) -> Int16[np.ndarray, "h w"]:
+        """Which of the shapes, counted from 1, lies on top at each pixel; 0 where there is none."""
+        rng = self.rng
         turn = np.deg2rad(rng.uniform(-1, 1) * KINDS[kind].tilt)
         rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
         stretch = np.array([rng.choice([-1, 1]) * rng.uniform(0.9, 1), rng.uniform(0.85, 1)])
-        patches = []
-        for shape in shapes:
+        layer = np.zeros(self.shown.shape, np.int16)
+        for i, shape in enumerate(shapes, start=1):
             outlines = [(outline * stretch) @ rotation.T * scale + centre for outline in shape.outlines]
-            points = outlines[0]
-            left, top = (
-                min(max(int(low), 0), end) for low, end in zip(points.min(axis=0), (width, height), strict=True)
-            )
-            right, bottom = (
-                min(max(int(high) + 2, 0), end) for high, end in zip(points.max(axis=0), (width, height), strict=True)
-            )
-            inside = np.zeros((bottom - top, right - left), np.uint8)
-            if inside.size:
-                fixed = [np.rint((outline - (left, top)) * 16).astype(np.int32) for outline in outlines]
-                cv2.fillPoly(inside, fixed, 1, shift=4)
-            patches.append(_Patch((slice(top, bottom), slice(left, right)), inside.astype(bool)))
-        return patches
+            cv2.fillPoly(layer, [np.rint(outline * 16).astype(np.int32) for outline in outlines], i, shift=4)
+        return layer
 
     def _hides_too_much(self, whole: Bool[np.ndarray, "h w"]) -> bool:
-        still = np.bincount(self.labels[~whole], minlength=self.num_labels)
+        labels = np.array([painted.label for painted in self.painted])
+        still = np.bincount(labels[self.shown[~whole]], minlength=self.num_labels)
         return any(
-            still[list(thing.slots.values())].sum() < _MIN_VISIBLE * full
-            for thing, full in zip(self.things, self.full, strict=True)
+            still[list(thing.slots.values())].sum() < _MIN_VISIBLE * area
+            for thing, area in zip(self.things, self.areas, strict=True)
         )
 
-    def _light(self, centre: tuple[float, float], scale: float) -> Float32[np.ndarray, "h 1"]:
-        """Light from above, stronger on some things than on others."""
-        y = (np.arange(self.labels.shape[0]) - centre[1]) / scale
-        return (1 - self.rng.uniform(0, 0.15) * np.clip(y, -1, 1)[:, None]).astype(np.float32)
+    def _new_label(self) -> int:
+        self.num_labels += 1
+        return self.num_labels - 1
 
-    def _paint(self, patch: _Patch, paint: Paint, light: Float32[np.ndarray, "h 1"] | None = None) -> None:
-        height, width = patch.mask.shape
-        top, left = self.rng.integers(0, SIZE - np.array([height, width]) + 1).tolist()
-        values = 1 + _TEXTURE_STRENGTH * textures()[paint.texture][top : top + height, left : left + width]
-        if light is not None:
-            values *= light[patch.place[0]]
-        self.image[patch.place][patch.mask] = _rgb(paint) * values[patch.mask][:, None]
-
-    def _write(self, patch: _Patch, label: int | None = None) -> int:
-        """Mark a patch with a label, by default a new one, and give the label."""
-        if label is None:
-            label = self.num_labels
-            self.num_labels += 1
-        self.labels[patch.place][patch.mask] = label
-        return label
+    def _add(self, label: int, paint: Paint, light: tuple[float, float, float] = (0, 0, 1)) -> int:
+        """The number of a new painted shape."""
+        height, width = self.shown.shape
+        left, top = self.rng.integers(0, (SIZE - width + 1, SIZE - height + 1)).tolist()
+        self.painted.append(_Painted(label, paint, (left, top), light))
+        return len(self.painted) - 1
 
 
 def _rgb(paint: Paint) -> Float32[np.ndarray, " 3"]:

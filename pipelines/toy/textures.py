@@ -10,31 +10,26 @@ from jaxtyping import Float32
 
 SIZE = 256
 
-Texture = Float32[np.ndarray, "256 256"]
-
 
 @cache
-def textures() -> dict[str, Texture]:
-    """Every texture by the name that `shapes.Paint` knows it by; do not write into them."""
+def textures() -> tuple[dict[str, int], Float32[np.ndarray, "t 256 256"]]:
+    """All textures in one array, not to be written into, and where in it each name is."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-    wave = 2 * np.pi
-    row = y // 10
-    bricks = np.where((y % 10 < 2) | ((x + 10 * (row % 2)) % 20 < 2), -1.0, 0.2)
-    planks = np.where((y % 14 < 2) | ((x + 23 * (y // 14 % 3)) % 64 < 2), -1.0, 0.15)
+    turn = 2 * np.pi
     patterns = {
         "plain": np.zeros_like(x),
-        "lines": np.sin(wave * x / 6),
-        "bars": np.sin(wave * y / 7),
-        "slants": np.sin(wave * (x + y) / 10),
-        "checks": np.sign(np.sin(wave * x / 14)) * np.sign(np.sin(wave * y / 14)),
-        "dots": np.where(np.cos(wave * x / 9) + np.cos(wave * y / 9) > 1, 1.0, -0.3),
-        "waves": np.sin(wave * (y + 2 * np.sin(wave * x / 32)) / 8),
-        "bricks": bricks,
-        "planks": planks,
+        "lines": np.sin(turn * x / 6),
+        "bars": np.sin(turn * y / 7),
+        "slants": np.sin(turn * (x + y) / 10),
+        "checks": np.sign(np.sin(turn * x / 14)) * np.sign(np.sin(turn * y / 14)),
+        "dots": np.where(np.cos(turn * x / 9) + np.cos(turn * y / 9) > 1, 1.0, -0.3),
+        "waves": np.sin(turn * (y + 2 * np.sin(turn * x / 32)) / 8),
+        "bricks": np.where((y % 10 < 2) | ((x + 10 * (y // 10 % 2)) % 20 < 2), -1.0, 0.2),
+        "planks": np.where((y % 14 < 2) | ((x + 23 * (y // 14 % 3)) % 64 < 2), -1.0, 0.15),
         "speckles": _noise(1.2),
         "clouds": _noise(12),
     }
-    return {name: pattern.astype(np.float32) for name, pattern in patterns.items()}
+    return {name: i for i, name in enumerate(patterns)}, np.stack(list(patterns.values())).astype(np.float32)
 
 
 def _noise(grain: float) -> Float32[np.ndarray, "256 256"]:

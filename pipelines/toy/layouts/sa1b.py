@@ -47,11 +47,12 @@ def _masks(scene: Scene) -> list[Mask]:
 def _row(mask: Mask, row_id: int, rng: np.random.Generator) -> dict[str, Any]:
     height, width = mask.shape
     x, y, w, h = xywh(mask)
-    row, column = np.argwhere(mask)[rng.integers(mask.sum())].tolist()
+    inside = np.flatnonzero(mask)
+    row, column = divmod(int(rng.choice(inside)), width)
     is_crop = rng.random() < 0.3
     return {
         "bbox": [float(x), float(y), float(w - 1), float(h - 1)],  # Largest less smallest index, as there.
-        "area": int(mask.sum()),
+        "area": len(inside),
         "segmentation": compressed_rle(mask),
         "predicted_iou": float(rng.uniform(0.88, 1)),
         "point_coords": [[column + 0.5, row + 0.5]],
