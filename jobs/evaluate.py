@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from jobs.cluster import connect, main_exit
-from pipelines.predict import ModelReference, Pool, fit_baselines_on, load_predictor, measure_split
+from pipelines.predict import ModelReference, Pool, fit_baselines_on, load_predictor, measure_splits, use_vocabulary
+from pipelines.progress import Progress
 from semsam.config import config_values, dump_config, load_config, settings
 from semsam.data.atoms import AtomMap
 from semsam.data.images import decode_jpeg
@@ -21,7 +21,7 @@ from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import Baselines
 from semsam.evaluation.pictures import Row, click_row, encode_png, grid
 from semsam.evaluation.protocols import BASELINE, Protocols, clicked_regions
-from semsam.predictor import ImageSize
+from semsam.predictor import ImageSize, Predictor
 from semsam.tracking import Tracker, TrackingSettings
 
 
@@ -44,6 +44,7 @@ class EvaluateJob:
     num_actors: int = 2
     gpus_per_actor: float = 0.0
     rows_per_task: int = 16
+    progress_interval: float = 10.0  # Seconds between lines where there is no terminal.
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:
@@ -77,15 +78,13 @@ def run(job: EvaluateJob) -> Evaluation:
     output = Path(job.output)
     output.mkdir(parents=True, exist_ok=True)
     with connect():
-        metrics: dict[str, float] = {}
-        total = Protocols()
-        pictures = []
-        for dataset, split in splits.items():
-            baselines = _baselines(job, dataset, levels)
-            protocols = _measure(job, dataset, split, model, baselines)
-            metrics |= protocols.compute(dataset)
-            total.merge_sums(protocols.sums())
-            pictures.append(_draw(job, dataset, split, model, output))
+        measured = _measure(job, splits, model, _baselines(job, splits, levels))
+    metrics = {name: value for dataset, one in measured.items() for name, value in one.compute(dataset).items()}
+    total = Protocols()
+    for one in measured.values():
+        total.merge_sums(one.sums())
+    predictor = load_predictor(model, job.image_size)
+    pictures = [_draw(job, dataset, split, predictor, output) for dataset, split in splits.items()]
     print(table(metrics))
     run_id, uri = None, None
     if job.tracking.enabled:
@@ -122,34 +121,39 @@ def _find_splits(job: EvaluateJob) -> dict[str, Split]:
     return {name: Split(f"{job.data}/{name}/{job.split}") for name in names}
 
 
-def _baselines(job: EvaluateJob, dataset: str, levels: int) -> Baselines:
-    root = f"{job.data}/{dataset}/train"
-    if not is_prepared(root):
+def _baselines(job: EvaluateJob, splits: Mapping[str, Split], levels: int) -> dict[str, Baselines]:
+    roots = {dataset: f"{job.data}/{dataset}/train" for dataset in splits}
+    roots = {dataset: root for dataset, root in roots.items() if is_prepared(root)}
+    counts = {dataset: min(len(Split(root)), job.baseline_images) for dataset, root in roots.items()}
+    fitted = fit_baselines_on(roots, counts, levels, _pool(job))
+    for dataset in splits.keys() - roots.keys():
         print(f"{dataset}: no train split, so no blind baselines")
-        return Baselines((), 0, None, None)
-    count = min(len(Split(root)), job.baseline_images)
-    return fit_baselines_on(root, count, levels, _pool(job))
+        fitted[dataset] = Baselines((), 0, None, None)
+    return fitted
 
 
-def _measure(job: EvaluateJob, dataset: str, split: Split, model: ModelReference, baselines: Baselines) -> Protocols:
-    count = len(split) if job.max_images is None else min(len(split), job.max_images)
-    protocols, done, started = Protocols(), 0, time.monotonic()
-    root = f"{job.data}/{dataset}/{job.split}"
-    for images, some in measure_split(root, count, model, job.image_size, baselines, _pool(job)):
-        protocols.merge_sums(some.sums())
-        done += images
-        rate = done / (time.monotonic() - started)
-        print(f"{dataset}: {done}/{count} images, {rate:.1f} images/s, {(count - done) / rate:.0f} s left", flush=True)
-    return protocols
+def _measure(
+    job: EvaluateJob, splits: Mapping[str, Split], model: ModelReference, baselines: Mapping[str, Baselines]
+) -> dict[str, Protocols]:
+    limit = job.max_images
+    counts = {name: len(split) if limit is None else min(len(split), limit) for name, split in splits.items()}
+    roots = {name: split.root for name, split in splits.items()}
+    measured = {name: Protocols() for name in splits}
+    progress = Progress("evaluate", sum(counts.values()), interval=job.progress_interval)
+    for dataset, images, some in measure_splits(roots, counts, model, job.image_size, baselines, _pool(job)):
+        measured[dataset].merge_sums(some.sums())
+        progress.add(images)
+    progress.close()
+    return measured
 
 
 def _pool(job: EvaluateJob) -> Pool:
     return Pool(job.num_actors, job.gpus_per_actor, job.rows_per_task)
 
 
-def _draw(job: EvaluateJob, dataset: str, split: Split, model: ModelReference, output: Path) -> Path | None:
+def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor, output: Path) -> Path | None:
     """Write `<dataset>.png`: one row per image, for the middle-sized region with a mask of each."""
-    predictor = load_predictor(model, split, job.image_size)
+    use_vocabulary(predictor, split)
     rows: list[Row] = []
     for index in range(len(split)):
         if len(rows) == job.pictures:

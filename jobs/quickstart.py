@@ -21,6 +21,7 @@ from jobs.cluster import connect, main_exit
 from pipelines.toy import ToySettings, write_toy_world
 from semsam.config import load_config, settings
 from semsam.data.manifest import Manifest
+from semsam.data.schema import DATASETS
 from semsam.evaluation.protocols import BASELINE
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -54,7 +55,7 @@ def run(job: QuickstartJob) -> Quickstart:
     with connect(dashboard=True):
         _announce("writing the toy world")
         write_toy_world(toy, job.toy)
-        roots = [f"datasets.{path.name}.root={path}" for path in sorted(toy.iterdir())]
+        roots = [f"datasets.{dataset}.root={toy / dataset}" for dataset in DATASETS]
         preparing = _config(prepare.PrepareJob, "toy_prepare.yaml", [*roots, f"output={shards}"])
         manifests = prepare.run(preparing)
         before = evaluate.run(_evaluation(shards, output / "untrained", []))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
 import pyarrow as pa
@@ -42,82 +41,100 @@ class ModelReference:
         return SemanticSam.untrained(self.preset, self.seed).to(device)
 
 
-def load_predictor(model: ModelReference, split: Split, image_size: ImageSize) -> Predictor:
-    """A predictor with the vocabulary of a split set, on this process's GPU if it was given one."""
+def load_predictor(model: ModelReference, image_size: ImageSize) -> Predictor:
+    """A predictor on this process's GPU, if it was given one."""
     import torch
 
-    predictor = Predictor(model.load("cuda" if torch.cuda.is_available() else "cpu"), image_size)
+    return Predictor(model.load("cuda" if torch.cuda.is_available() else "cpu"), image_size)
+
+
+def use_vocabulary(predictor: Predictor, split: Split) -> None:
+    """Let the predictor name things in a split's own words."""
     vocabulary = split.manifest.vocabulary
     predictor.set_vocabulary([clean_name(n) for n in vocabulary.objects], [clean_name(n) for n in vocabulary.parts])
-    return predictor
 
 
 class _Measure:
-    """An actor: measures batches of rows of one split and sends back sums."""
+    """An actor: measures batches of rows, each of one split, and sends back sums."""
 
     def __init__(
-        self, root: str, model: ModelReference, image_size: ImageSize, baselines: Baselines, threads: int
+        self, roots: Mapping[str, str], model: ModelReference, image_size: ImageSize, baselines: Mapping[str, Baselines]
     ) -> None:
         import torch
 
-        torch.set_num_threads(threads)
-        self._split = Split(root)
+        torch.set_num_threads(1)
+        self._splits = {dataset: Split(root) for dataset, root in roots.items()}
         self._baselines = baselines
-        self._predictor = load_predictor(model, self._split, image_size)
+        self._predictor = load_predictor(model, image_size)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        protocols = Protocols()
+        [dataset] = set(rows["dataset"].to_pylist())
+        split, protocols = self._splits[dataset], Protocols()
+        use_vocabulary(self._predictor, split)
         for row in rows["row"].to_pylist():
-            measure(self._predictor, self._split.record(row), self._baselines, protocols)
-        return pa.table({"images": [len(rows)], "sums": [orjson.dumps(protocols.sums())]})
+            measure(self._predictor, split.record(row), self._baselines[dataset], protocols)
+        return pa.table({"dataset": [dataset], "images": [len(rows)], "sums": [orjson.dumps(protocols.sums())]})
 
 
-def measure_split(
-    root: str, num_rows: int, model: ModelReference, image_size: ImageSize, baselines: Baselines, pool: Pool
-) -> Iterator[tuple[int, Protocols]]:
-    """Measure the first `num_rows` records of a split; gives (images, sums of those images) as tasks end."""
-    results = _rows(num_rows, pool).map_batches(
+def measure_splits(
+    roots: Mapping[str, str],
+    num_rows: Mapping[str, int],
+    model: ModelReference,
+    image_size: ImageSize,
+    baselines: Mapping[str, Baselines],
+    pool: Pool,
+) -> Iterator[tuple[str, int, Protocols]]:
+    """Measure the first records of every dataset's split with one pool of actors.
+
+    Gives (dataset, images, sums of those images) as tasks end, in no fixed order.
+    """
+    blocks = _blocks(num_rows, pool)
+    arguments = {"roots": dict(roots), "model": model, "image_size": image_size, "baselines": dict(baselines)}
+    results = ray.data.from_arrow(blocks).map_batches(
         _Measure,
-        fn_constructor_kwargs={
-            "root": root,
-            "model": model,
-            "image_size": image_size,
-            "baselines": baselines,
-            "threads": 1,
-        },
+        fn_constructor_kwargs=arguments,
         batch_format="pyarrow",
-        batch_size=pool.rows_per_task,
-        compute=ActorPoolStrategy(size=min(pool.num_actors, -(-num_rows // pool.rows_per_task))),
+        batch_size=None,
+        compute=ActorPoolStrategy(size=max(min(pool.num_actors, len(blocks)), 1)),
         num_gpus=pool.num_gpus,
     )
     for row in results.iter_rows():
         protocols = Protocols()
         protocols.merge_sums(orjson.loads(row["sums"]))
-        yield row["images"], protocols
+        yield row["dataset"], row["images"], protocols
 
 
-def fit_baselines_on(root: str, num_rows: int, levels: int, pool: Pool) -> Baselines:
-    """Tune the blind baselines on the first `num_rows` records of a train split."""
-    results = _rows(num_rows, pool).map_batches(
-        _fit_batch, fn_kwargs={"root": root}, batch_format="pyarrow", batch_size=pool.rows_per_task
+def fit_baselines_on(
+    roots: Mapping[str, str], num_rows: Mapping[str, int], levels: int, pool: Pool
+) -> dict[str, Baselines]:
+    """Tune the blind baselines on the first records of every dataset's train split."""
+    results = ray.data.from_arrow(_blocks(num_rows, pool)).map_batches(
+        _fit_batch, fn_kwargs={"roots": dict(roots)}, batch_format="pyarrow", batch_size=None
     )
-    fit = BaselineFit()
+    fits = {dataset: BaselineFit() for dataset in roots}
     for row in results.iter_rows():
-        fit.merge(BaselineFit.from_json(row["fit"]))
-    return fit.compute(levels)
+        fits[row["dataset"]].merge(BaselineFit.from_json(row["fit"]))
+    return {dataset: fit.compute(levels) for dataset, fit in fits.items()}
 
 
-def _fit_batch(rows: pa.Table, root: str) -> pa.Table:
-    split, fit = Split(root), BaselineFit()
+def _fit_batch(rows: pa.Table, roots: Mapping[str, str]) -> pa.Table:
+    [dataset] = set(rows["dataset"].to_pylist())
+    split, fit = Split(roots[dataset]), BaselineFit()
     for row in rows["row"].to_pylist():
         fit_baselines(split.record(row), fit)
-    return pa.table({"fit": [fit.to_json()]})
+    return pa.table({"dataset": [dataset], "fit": [fit.to_json()]})
 
 
-def _rows(num_rows: int, pool: Pool) -> Any:
-    """Row numbers as one block per task: blocks made here need no task of their own, which might wait for the very
-    processors that the actors hold."""
-    starts = range(0, num_rows, pool.rows_per_task)
-    return ray.data.from_arrow(
-        [pa.table({"row": list(range(i, min(i + pool.rows_per_task, num_rows)))}) for i in starts]
-    )
+def _blocks(num_rows: Mapping[str, int], pool: Pool) -> list[pa.Table]:
+    """Row numbers, one table per task and each of one dataset.
+
+    Blocks made here need no task of their own, which might wait for the very processors that the actors hold.
+    """
+    step = pool.rows_per_task
+    return [
+        pa.table(
+            {"dataset": [dataset] * (min(start + step, count) - start), "row": range(start, min(start + step, count))}
+        )
+        for dataset, count in num_rows.items()
+        for start in range(0, count, step)
+    ]

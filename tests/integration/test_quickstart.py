@@ -1,0 +1,38 @@
+"""The whole way at its smallest: seven native datasets to a tracked evaluation, on one local cluster."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import orjson
+import pytest
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's and MLflow's own, of which none is ours to mend.
+def test_seven_native_datasets_become_a_tracked_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    from jobs import quickstart
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    job = quickstart.QuickstartJob(
+        output=str(tmp_path / "quickstart"),
+        steps=3,
+        toy=quickstart.ToySettings(train_images=8, val_images=3, faults=False),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = quickstart.run(job)
+    assert {m.dataset for m in result.manifests} == set(quickstart.DATASETS)
+    assert result.training.steps == 3
+    assert (Path(result.training.checkpoint) / "model.safetensors").is_file()
+    run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(str(result.after.run_id))
+    assert run.data.metrics == pytest.approx(result.after.metrics)
+    assert {d.dataset.name for d in run.inputs.dataset_inputs} == {f"{d}/val" for d in quickstart.DATASETS}
+    assert len(list(result.after.pictures.glob("*.png"))) >= 6
+    summary = orjson.loads((tmp_path / "quickstart" / "summary.json").read_bytes())
+    assert summary["one_click/miou_oracle"]["after"] == pytest.approx(result.after.means["one_click/miou_oracle"][0])
+    assert "one_click/miou_oracle" in quickstart.report(result)
