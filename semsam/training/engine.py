@@ -202,6 +202,7 @@ class DeepSpeedEngine:
                 "steps_per_print": 2**31,
             },
         )
+        self._make_optimizer_state()
 
     def forward_backward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, terms = self._engine(*inputs)
@@ -227,27 +228,30 @@ class DeepSpeedEngine:
     def state(self) -> Iterator[ParameterState]:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        has_moments = any(MOMENTS[0] in state for state in self.optimizer.state.values())
         for name, parameter in self._engine.module.named_parameters():
             if self._is_wrapped:
                 weight = safe_get_full_fp32_param(parameter)
-                read = {m: safe_get_full_optimizer_state(parameter, m) for m in MOMENTS if has_moments}
+                read = {m: safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
             else:
                 weight = parameter.detach()
-                read = {m: self.optimizer.state[parameter][m] for m in MOMENTS if has_moments}
+                read = {m: self.optimizer.state[parameter][m] for m in MOMENTS}
             yield ParameterState(name, weight, read)
 
     def load(self, states: Iterator[ParameterState], num_updates: int) -> None:
-        if num_updates:
-            self._make_optimizer_state(num_updates)
+        for state_of_one in self.optimizer.state.values():
+            state_of_one["step"].fill_(num_updates)
         for (name, parameter), state in zip(self._engine.module.named_parameters(), states, strict=True):
             assert name == state.name
             self._set(parameter, state.weight, None)
             for moment, value in state.moments.items():
                 self._set(parameter, value, moment)
 
-    def _make_optimizer_state(self, num_updates: int) -> None:
-        """Zeros for AdamW's moments, which it would otherwise make at its first update."""
+    def _make_optimizer_state(self) -> None:
+        """AdamW's moments, as zeros, which it would otherwise make at its first update.
+
+        DeepSpeed ties parameters to them when the first of the groups has been updated, and then finds none of the
+        others'.
+        """
         sharded = self._engine.optimizer
         if self._stage == 3:
             flat = sharded.fp32_partitioned_groups_flat
@@ -255,7 +259,7 @@ class DeepSpeedEngine:
             flat = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         for tensor in flat:
             moments = {moment: torch.zeros_like(tensor) for moment in MOMENTS}
-            self.optimizer.state[tensor] = {"step": torch.tensor(float(num_updates)), **moments}
+            self.optimizer.state[tensor] = {"step": torch.tensor(0.0), **moments}
         if self._is_wrapped and self._stage < 3:
             sharded._lazy_init_hp_params_optimizer_state()
 
