@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from semsam.config import settings
 from semsam.ops.keyed_random import keyed_uniform
+from semsam.ops.pieces import by_pieces
 
 MLP_RATIO = 4
 OTHER_REGION = -100.0  # Added to the logits of pixels that are neighbours only because the map was rolled.
@@ -88,8 +89,11 @@ class SwinBlock(nn.Module):
         """The map after this block.  `scales`: what each sample's two branches are multiplied by (drop-path)."""
         attended = self._attend(self.attention_norm(x), regions_differ)
         x = x + (attended if scales is None else attended * scales[0].view(-1, 1, 1, 1).to(x.dtype))
-        changed = self.contract(F.gelu(self.expand(self.mlp_norm(x))))
+        changed = by_pieces(self._think, x)
         return x + (changed if scales is None else changed * scales[1].view(-1, 1, 1, 1).to(x.dtype))
+
+    def _think(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:
+        return self.contract(F.gelu(self.expand(self.mlp_norm(x))))
 
     def _attend(
         self, x: Float[Tensor, "b h w c"], regions_differ: Bool[Tensor, "v n n"] | None

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from semsam.model.positions import inverse_sigmoid
 from semsam.model.predictions import Predictions
+from semsam.ops.pieces import by_pieces
 
 MAX_SCALE = 100.0  # Of a cosine in a logit, as CLIP bounds it.
 INITIAL_SCALE = 10.0
@@ -40,6 +41,9 @@ class MLP(nn.Module):
 
     def forward(self, values: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """The output layer's values, without an activation."""
+        return by_pieces(self._apply_layers, values)
+
+    def _apply_layers(self, values: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         for layer in self.layers[:-1]:
             values = F.relu(layer(values))
         return self.layers[-1](values)

@@ -18,6 +18,7 @@ from scipy.sparse import csc_array
 from torch import Tensor, nn
 
 Shapes = Sequence[tuple[int, int]]  # Height and width of each map, in the order of its tokens.
+QUERIES_AT_ONCE = 512  # Of `gathered_attention` without gradients.
 FRAME = 2  # Zeros around each map in the table of `gathered_attention`: two neighbours of a place far outside.
 
 
@@ -128,17 +129,32 @@ def gathered_attention(
     The table holds the values of all maps, each in a frame of zeros.  A place outside a map is moved into the frame, so
     no corner of any sample needs a test of its own, forwards or backwards.
     """
-    batch, _, heads, depth = values.shape
     framed = _framed(values.to(weights.dtype), shapes)
+    pieces = [(locations, weights)]
+    if not torch.is_grad_enabled():
+        # What is made for one piece stays in the cache, and in little memory.
+        at_once = max(QUERIES_AT_ONCE // len(values), 1)
+        pieces = list(zip(locations.split(at_once, dim=1), weights.split(at_once, dim=1), strict=True))
+    bags = [_bags(framed, shapes, *piece) for piece in pieces]
+    return (bags[0] if len(bags) == 1 else torch.cat(bags, dim=1)).to(values.dtype)
+
+
+def _bags(
+    framed: Float[Tensor, "b f h d"],
+    shapes: Shapes,
+    locations: Float[Tensor, "b q h l p 2"],
+    weights: Float[Tensor, "b q h l p"],
+) -> Float[Tensor, "b q hd"]:
+    batch, framed_length, heads, depth = framed.shape
     corners: Callable[..., tuple[Tensor, Tensor]] = _Corners.apply
-    rows, shares = corners(locations, weights, shapes, framed.shape[1])
+    rows, shares = corners(locations, weights, shapes, framed_length)
     table, per_bag = framed.view(-1, depth), 4 * weights.shape[3] * weights.shape[4]
     rows, shares = rows.view(-1, per_bag), shares.view(-1, per_bag)
     bags = F.embedding_bag(rows, table.detach(), mode="sum", per_sample_weights=shares)
     if table.requires_grad:
         scatter: Callable[..., Tensor] = _ScatterGradient.apply
         bags = scatter(bags, table, rows, shares.detach())
-    return bags.view(batch, -1, heads * depth).to(values.dtype)
+    return bags.view(batch, -1, heads * depth)
 
 
 def _framed(values: Float[Tensor, "b s h d"], shapes: Shapes) -> Float[Tensor, "b f h d"]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from semsam.ops.deformable_attention import (
+    QUERIES_AT_ONCE,
     AttentionForm,
     DeformableAttention,
     gathered_attention,
@@ -41,6 +42,15 @@ def test_the_fast_form_equals_the_plain_one(batch: int, queries: int, spread: fl
     fast = attended_and_gradients(gathered_attention, tensors)
     for expected, found in zip(plain, fast, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_many_queries_in_pieces_equal_the_plain_form(batch: int) -> None:
+    with torch.no_grad():
+        values, locations, weights = inputs(batch, QUERIES_AT_ONCE + 7, 0.6)
+        expected = sampled_attention(values, SHAPES, locations, weights)
+        found = gathered_attention(values, SHAPES, locations, weights)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", [gathered_attention, sampled_attention])
