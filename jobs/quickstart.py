@@ -34,7 +34,7 @@ class QuickstartJob:
 
     output: str = "outputs/quickstart"
     steps: int | None = None  # None: as in toy_train.yaml.
-    toy: ToySettings = ToySettings()
+    toy: ToySettings = ToySettings(val_images=16)
 
 
 @dataclass(frozen=True)

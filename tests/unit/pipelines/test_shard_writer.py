@@ -173,9 +173,7 @@ def test_a_fault_of_the_storage_ends_the_task_and_leaves_no_shard(write_sa1b: Wr
     task = task_of(write_sa1b(), tmp_path / "out")
     entries = entries_of(task)[:4]
     files: Files = Unreachable()
-    with pytest.raises(
-        RuntimeError, match=r"train/sa_1.jpg \(000000000001\): PermissionError: not allowed"
-    ):
+    with pytest.raises(RuntimeError, match=r"train/sa_1.jpg \(000000000001\): PermissionError: not allowed"):
         write_shard(replace(task, files=files), 0, entries)
     assert list((tmp_path / "out").iterdir()) == []
 
