@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +16,16 @@ from semsam.model.positions import pixel_centres, pixel_embedding
 from semsam.ops.deformable_attention import DeformableAttention, Shapes
 
 NUM_MAPS = 4
-NUM_GROUPS = 32  # Of every group norm.
+# Of every group norm: 32 groups in the published sizes.  Two channels to a group, as 32 would leave a small model,
+# have no gradient but rounding errors where a map has one pixel.
+CHANNELS_PER_GROUP = 8
 
 
-@dataclass(frozen=True)
-class ImageFeatures:
-    """What is computed once per image; any number of prompts can be decoded from it."""
+class ImageFeatures(NamedTuple):
+    """What is computed once per image; any number of prompts can be decoded from it.
+
+    A tuple, because DeepSpeed looks for a module's output tensors inside tuples and not inside dataclasses.
+    """
 
     mask_features: Float[Tensor, "b c h w"]  # Pixel embeddings at 1/4 of the padded image.
     levels: tuple[Float[Tensor, "b c h w"], ...]  # At 1/8, 1/16, 1/32 and 1/64.
@@ -56,7 +60,7 @@ class NormedConv(nn.Module):
     def __init__(self, dim_in: int, dim: int, kernel: int, stride: int = 1, bias: bool = False) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim_in, dim, kernel, stride, kernel // 2, bias=bias)
-        self.norm = nn.GroupNorm(NUM_GROUPS, dim)
+        self.norm = nn.GroupNorm(max(dim // CHANNELS_PER_GROUP, 1), dim)
         nn.init.xavier_uniform_(self.conv.weight)
         if bias:
             nn.init.zeros_(self.conv.get_parameter("bias"))

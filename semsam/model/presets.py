@@ -6,7 +6,7 @@ from dataclasses import field
 
 from semsam.config import settings
 from semsam.model.backbone import BackboneSettings
-from semsam.model.pixel_decoder import NUM_GROUPS
+from semsam.model.pixel_decoder import CHANNELS_PER_GROUP
 from semsam.model.text_encoder import TextSettings
 
 
@@ -28,9 +28,9 @@ class ModelSettings:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        if self.hidden_dim % NUM_GROUPS or self.hidden_dim % self.num_heads:
+        if self.hidden_dim % CHANNELS_PER_GROUP or self.hidden_dim % self.num_heads:
             raise ValueError(
-                f"hidden_dim {self.hidden_dim} must be a multiple of {NUM_GROUPS} and of num_heads {self.num_heads}"
+                f"hidden_dim {self.hidden_dim} must be a multiple of {CHANNELS_PER_GROUP} and of num_heads {self.num_heads}"
             )
         for name in ("num_points", "encoder_layers", "decoder_layers", "num_levels", "num_generic_queries"):
             if getattr(self, name) < 1:
