@@ -30,7 +30,8 @@ class ModelSettings:
     def __post_init__(self) -> None:
         if self.hidden_dim % CHANNELS_PER_GROUP or self.hidden_dim % self.num_heads:
             raise ValueError(
-                f"hidden_dim {self.hidden_dim} must be a multiple of {CHANNELS_PER_GROUP} and of num_heads {self.num_heads}"
+                f"hidden_dim {self.hidden_dim} must be a multiple of {CHANNELS_PER_GROUP} "
+                f"and of num_heads {self.num_heads}"
             )
         for name in ("num_points", "encoder_layers", "decoder_layers", "num_levels", "num_generic_queries"):
             if getattr(self, name) < 1:
