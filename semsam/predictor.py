@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -111,12 +111,6 @@ class Predictor:
             object_scores=_scores(last.object_logits, count, levels),
             part_scores=_scores(last.part_logits, count, levels),
         )
-
-    def predict_in_chunks(self, points_xy: Float[np.ndarray, "n 2"], size: int = 32) -> Iterator[tuple[slice, Answer]]:
-        """`predict` for many clicks, `size` at a time, so that memory stays bounded; gives (clicks, answer) pairs."""
-        for start in range(0, len(points_xy), size):
-            chunk = slice(start, min(start + size, len(points_xy)))
-            yield chunk, self.predict(points_xy[chunk])
 
     def _prompts(
         self, points_xy: Float[np.ndarray, "n 2"] | None, boxes_xyxy: Float[np.ndarray, "m 4"] | None

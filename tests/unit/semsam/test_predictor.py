@@ -42,13 +42,6 @@ def test_prompts_do_not_influence_each_other(predictor: Predictor) -> None:
         np.testing.assert_allclose(alone.boxes_xyxy[0], together.boxes_xyxy[i], atol=1e-3)
 
 
-def test_chunks_cover_all_clicks(predictor: Predictor) -> None:
-    points = np.array([[3.0, 4.0], [60, 40], [30, 30]])
-    chunks = list(predictor.predict_in_chunks(points, size=2))
-    assert [c for c, _ in chunks] == [slice(0, 2), slice(2, 3)]
-    assert [len(a.masks) for _, a in chunks] == [2, 1]
-
-
 @pytest.mark.parametrize("point", [[-1.0, 3.0], [3.0, 50.0], [70.0, 3.0]])
 def test_a_click_outside_the_image_is_refused(predictor: Predictor, point: list[float]) -> None:
     with pytest.raises(ValueError, match="outside the image of 70 x 50"):
