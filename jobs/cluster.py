@@ -12,6 +12,8 @@ from pathlib import Path
 
 # Read when Ray is imported.  `uv run` would otherwise ship the folder a second time, beside what we set below.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# A training worker's lines reach the driver already; Ray Train's own copy of them would show each twice.
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 
 import ray
 import ray.data

@@ -6,6 +6,7 @@ The same command again goes on after the last checkpoint of its run, and returns
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -128,10 +129,14 @@ def _fit(job: TrainJob, folder: Folder) -> None:
             failure_config=FailureConfig(max_failures=job.run.max_failures),
         ),
     )
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
         raise RuntimeError(_root_cause(error)) from None
+    finally:
+        # Ray leaves its own handler behind, which would go on asking this training's controller, ended or not.
+        signal.signal(signal.SIGINT, on_interrupt)
     if result.return_value:
         raise ValueError(result.return_value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def test_seven_native_datasets_become_a_tracked_evaluation(tmp_path: Path, monke
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = quickstart.run(job)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert {m.dataset for m in result.manifests} == set(quickstart.DATASETS)
     assert result.training.steps == 3
     assert (Path(result.training.checkpoint) / "model.safetensors").is_file()
