@@ -6,11 +6,11 @@ Nothing outside this file knows deepspeed, which is imported only when it is ask
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from semsam.training.optimizer import OptimizerSettings, make_optimizer, parameter_groups
 
-Precision = Literal["fp32", "bf16"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 _NO_CLIPPING = 1e30  # DeepSpeed computes the norm only where it clips.
 
@@ -70,7 +69,10 @@ class Engine(Protocol):
         ...
 
     def step(self) -> float:
-        """Clip and update, after the last accumulation batch; returns the norm of the global batch's gradient."""
+        """Clip and update, after the last accumulation batch; returns the norm of the global batch's gradient.
+
+        A norm that is not finite, the same on all workers, updates nothing.
+        """
         ...
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
@@ -84,7 +86,7 @@ class Engine(Protocol):
     def load(self, states: Iterator[ParameterState], num_updates: int) -> None:
         """Go on from `states`, in the order of `state`, after `num_updates` updates.
 
-        The module was given their weights before this engine was made; here they are set in fp32, beneath rounded ones.
+        The module was given their weights before this engine was made.
         """
         ...
 
@@ -94,40 +96,38 @@ def make_engine(
     settings: OptimizerSettings,
     worker: Worker,
     zero_stage: int | None,
-    precision: Precision,
     micro_batch: int,
     accumulation: int,
 ) -> Engine:
-    """The engine for a module that is on the worker's device; `zero_stage` None is plain PyTorch."""
+    """The engine for a module in fp32 on the worker's device; `zero_stage` None is plain PyTorch."""
     if zero_stage is None:
-        return PlainEngine(module, settings, worker, precision)
-    return DeepSpeedEngine(module, settings, worker, zero_stage, precision, micro_batch, accumulation)
+        return PlainEngine(module, settings, worker)
+    return DeepSpeedEngine(module, settings, worker, zero_stage, micro_batch, accumulation)
 
 
 class PlainEngine:
     """PyTorch alone: every worker has all weights, and gradients are summed over workers before the update."""
 
-    def __init__(self, module: nn.Module, settings: OptimizerSettings, worker: Worker, precision: Precision) -> None:
+    def __init__(self, module: nn.Module, settings: OptimizerSettings, worker: Worker) -> None:
         self.module = module
         self.optimizer: torch.optim.Optimizer = make_optimizer(parameter_groups(module, settings), settings)
         self._settings = settings
         self._worker = worker
-        self._precision = precision
         self._is_reduced = False
 
     def forward_backward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        with self._autocast():
-            loss, terms = self.module(*inputs)
+        loss, terms = self.module(*inputs)
         loss.backward()
         self._is_reduced = False
         return loss.detach(), terms
 
     def step(self) -> float:
         self._reduce()
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self._settings.clip_norm or _NO_CLIPPING)
-        self.optimizer.step()
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self._settings.clip_norm or _NO_CLIPPING))
+        if math.isfinite(norm):
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return float(norm)
+        return norm
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         self._reduce()
@@ -158,14 +158,12 @@ class PlainEngine:
             self._worker.sum(parameter.grad)
         self._is_reduced = True
 
-    def _autocast(self) -> AbstractContextManager:
-        return torch.autocast(self._worker.device.type, torch.bfloat16, enabled=self._precision == "bf16")
-
 
 class DeepSpeedEngine:
     """DeepSpeed with ZeRO stage 0 to 3 and torch's own AdamW, on CUDA or CPU.
 
-    Stage 1 shards the optimizer's state, 2 the gradients too, 3 the weights too.
+    Stage 1 shards the optimizer's state, 2 the gradients too, 3 the weights too.  DeepSpeed's own bf16 mode stays off:
+    it would round the weights, where the module's autocast rounds what is computed from them.
     """
 
     def __init__(
@@ -174,15 +172,12 @@ class DeepSpeedEngine:
         settings: OptimizerSettings,
         worker: Worker,
         stage: int,
-        precision: Precision,
         micro_batch: int,
         accumulation: int,
     ) -> None:
         deepspeed = _import_deepspeed(worker.device)
         self._settings = settings
         self._worker = worker
-        # Without a wrapper (stage 0 in fp32) DeepSpeed clips but does not tell the norm: that is done here instead.
-        self._is_wrapped = stage > 0 or precision == "bf16"
         self._stage = stage
         # DeepSpeed averages over workers and accumulation steps; our losses are parts of a sum.
         self._scale = worker.world_size * accumulation
@@ -194,9 +189,9 @@ class DeepSpeedEngine:
             config={
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": accumulation,
-                "gradient_clipping": clip if self._is_wrapped else 0.0,
+                # At stage 0 DeepSpeed clips but does not tell the norm: that is done in `step` instead.
+                "gradient_clipping": clip if stage else 0.0,
                 "zero_optimization": {"stage": stage},
-                "bf16": {"enabled": precision == "bf16"},
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,
                 "steps_per_print": 2**31,
@@ -212,12 +207,14 @@ class DeepSpeedEngine:
         return loss.detach(), terms
 
     def step(self) -> float:
-        if self._is_wrapped:
-            self._engine.step()
+        if self._stage:
+            self._engine.step()  # Of itself updates nothing where the norm is not finite, and says infinity.
             return float(self._engine.get_global_grad_norm())
-        norm = nn.utils.clip_grad_norm_(self._engine.module.parameters(), self._settings.clip_norm or _NO_CLIPPING)
-        self._engine.step()
-        return float(norm)
+        parameters = list(self._engine.module.parameters())
+        norm = float(nn.utils.clip_grad_norm_(parameters, self._settings.clip_norm or _NO_CLIPPING))
+        if math.isfinite(norm):
+            self._engine.step()
+        return norm
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         from deepspeed.utils import safe_get_full_grad
@@ -229,7 +226,7 @@ class DeepSpeedEngine:
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         for name, parameter in self._engine.module.named_parameters():
-            if self._is_wrapped:
+            if self._stage:
                 weight = safe_get_full_fp32_param(parameter)
                 read = {m: safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
             else:
@@ -260,7 +257,7 @@ class DeepSpeedEngine:
         for tensor in flat:
             moments = {moment: torch.zeros_like(tensor) for moment in MOMENTS}
             self.optimizer.state[tensor] = {"step": torch.tensor(0.0), **moments}
-        if self._is_wrapped and self._stage < 3:
+        if 0 < self._stage < 3:
             sharded._lazy_init_hp_params_optimizer_state()
 
     def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
@@ -283,7 +280,7 @@ class DeepSpeedEngine:
                 safe_set_local_fp32_param(parameter, part)
             else:
                 safe_set_local_optimizer_state(parameter, part, moment)
-        elif not self._is_wrapped:
+        elif not self._stage:
             target = parameter.data if moment is None else self.optimizer.state[parameter][moment]
             target.copy_(value)
         elif moment is None:

@@ -99,7 +99,8 @@ def make_step(recipe: Recipe, vocabulary: JointVocabulary) -> TrainingStep:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)
         model = SemanticSam(recipe.model.resolve())
-    return TrainingStep(model, Criterion(recipe.criterion), vocabulary, recipe.training.seed)
+    training = recipe.training
+    return TrainingStep(model, Criterion(recipe.criterion), vocabulary, training.seed, training.precision)
 
 
 def train(
@@ -108,7 +109,7 @@ def train(
     """Train until the recipe's last step; all workers call this with the same arguments.
 
     `config` is stored with every checkpoint, and the first worker reports to `tracking`.  Raises `TrainingFault` on all
-    workers for a sample that cannot be read or a loss that is not finite.
+    workers for a sample that cannot be read, and for a loss or gradient that is not finite.
     """
     material = Material.of(recipe)
     checkpoint, first = find_checkpoint(run, recipe, material)
@@ -118,9 +119,7 @@ def train(
     step.to(worker.device)
     training = recipe.training
     micro_batch = -(-training.global_batch // (worker.world_size * training.accumulation))
-    engine = make_engine(
-        step, recipe.optimizer, worker, training.zero_stage, training.precision, micro_batch, training.accumulation
-    )
+    engine = make_engine(step, recipe.optimizer, worker, training.zero_stage, micro_batch, training.accumulation)
     if checkpoint is not None:
         _restore(engine, checkpoint, first)
         if worker.rank == 0:
@@ -220,16 +219,22 @@ class Loop:
         # Before the update, so that the weights at hand are those that gave this loss.
         if not math.isfinite(found["loss"]):
             self._refuse_loss(batches, own, names)
-        return found, self.engine.step()
+        norm = self.engine.step()
+        if not math.isfinite(norm):
+            # Whose it was cannot be told: by now the gradients of all workers are one.
+            self._refuse(batches, "the gradient's norm is not finite", f"worker {self.worker.rank}: {_names(batches)}")
+        return found, norm
 
     def _refuse_loss(self, batches: list[Batch], own: Tensor, names: list[str]) -> None:
         mine = ""
         if not torch.isfinite(own).all():
             terms = [name for name, value in zip(names, own.tolist(), strict=True) if not math.isfinite(value)]
-            samples = [f"{s.dataset} {s.sample_id}" for batch in batches for s in batch.samples if s.index >= 0]
-            mine = f"{', '.join(terms)} of {', '.join(samples)}"
+            mine = f"{', '.join(terms)} of {_names(batches)}"
+        self._refuse(batches, "the loss is not finite", mine)
+
+    def _refuse(self, batches: list[Batch], reason: str, mine: str) -> None:
         found = "; ".join(text for text in self.worker.gather(mine) if text)
-        raise TrainingFault(f"step {batches[0].step}: the loss is not finite: {found}")
+        raise TrainingFault(f"step {batches[0].step}: {reason}; nothing was updated: {found}")
 
 
 class Recorder:
@@ -305,6 +310,10 @@ def _restore(engine: Engine, checkpoint: Folder, num_updates: int) -> None:
 
 def _without_prefix(states: Iterator[ParameterState]) -> Iterator[ParameterState]:
     return (dataclasses.replace(state, name=state.name.removeprefix(_PREFIX)) for state in states)
+
+
+def _names(batches: list[Batch]) -> str:
+    return ", ".join(f"{s.dataset} {s.sample_id}" for batch in batches for s in batch.samples if s.index >= 0)
 
 
 def _version(package: str) -> str:

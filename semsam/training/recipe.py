@@ -12,8 +12,8 @@ from semsam.data.reader import ReaderSettings
 from semsam.data.training_sample import SampleSettings
 from semsam.losses.criterion import CriterionSettings
 from semsam.model.presets import ModelSettings, preset
-from semsam.training.engine import Precision
 from semsam.training.optimizer import OptimizerSettings
+from semsam.training.step import Precision
 
 
 @settings
@@ -49,7 +49,11 @@ class ModelChoice:
 
 @settings
 class TrainingSettings:
-    """The run itself.  `zero_stage` None is plain PyTorch, without DeepSpeed."""
+    """The run itself.  `zero_stage` None is plain PyTorch, without DeepSpeed.
+
+    Weights, gradients and the optimizer's state are fp32 everywhere; `precision` bf16 computes the model under autocast
+    and the losses in fp32, in the same way with and without DeepSpeed.
+    """
 
     steps: int = 300_000
     global_batch: int = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from semsam.data.sample import Batch
 from semsam.data.vocabularies import TEMPLATES, JointVocabulary
 from semsam.losses.criterion import Criterion
 from semsam.losses.targets import SIZE_DIVISOR, Targets
+from semsam.model.predictions import ModelOutput
 from semsam.model.semantic_sam import SemanticSam
+
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -52,26 +56,39 @@ class TrainingStep(nn.Module):
     the seed and the step: workers, processes and restarts change nothing.
     """
 
-    def __init__(self, model: SemanticSam, criterion: Criterion, vocabulary: JointVocabulary, seed: int) -> None:
+    def __init__(
+        self,
+        model: SemanticSam,
+        criterion: Criterion,
+        vocabulary: JointVocabulary,
+        seed: int,
+        precision: Precision = "fp32",
+    ) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
         self.vocabulary = vocabulary
         self.seed = seed
+        self.precision = precision
 
     def forward(
         self, batch: DeviceBatch, normalizers: Float[Tensor, " normalizers"]
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """This batch's part of the global batch's loss, and its terms: summed over all workers they are the loss."""
+        # Here and not around the engine, because DeepSpeed switches off an autocast that it finds.
+        with torch.autocast(batch.images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            output = self._predict(batch)
+            found = self.criterion(output, batch.targets, normalizers, self.seed)
+        return found.loss, found.terms
+
+    def _predict(self, batch: DeviceBatch) -> ModelOutput:
         template = int(generator(self.seed, batch.step, "templates").integers(len(TEMPLATES)))
         # One call for both heads, so that the text encoder runs whatever the datasets name.
         names = self.model.encode_names((*self.vocabulary.objects, *self.vocabulary.parts), template)
         object_names, part_names = names.split([len(self.vocabulary.objects), len(self.vocabulary.parts)])
-        output = self.model(
+        return self.model(
             batch.images, batch.prompt_boxes_cxcywh, batch.prompt_is_box, object_names, part_names, batch.sample_keys
         )
-        found = self.criterion(output, batch.targets, normalizers, self.seed)
-        return found.loss, found.terms
 
 
 def _padded(size: int) -> int:

@@ -104,7 +104,7 @@ def run_mode(mode: str, root: str, output: Path, worker: Worker) -> None:
     training = recipe.training
     micro = -(-training.global_batch // (worker.world_size * training.accumulation))
     engine = FirstGradients(
-        make_engine(step, recipe.optimizer, worker, training.zero_stage, "fp32", micro, training.accumulation)
+        make_engine(step, recipe.optimizer, worker, training.zero_stage, micro, training.accumulation)
     )
     losses = Losses()
     NoCheckpoints(recipe, "", material, Folder(str(output)), worker, step, engine, losses).run(0)

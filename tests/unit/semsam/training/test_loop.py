@@ -110,6 +110,34 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_the_samples(
         run(make_recipe(), tmp_path)
 
 
+@pytest.mark.parametrize("factor", [float("inf"), float("nan")])
+def test_a_gradient_that_is_not_finite_ends_the_run_naming_the_samples_and_updates_nothing(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    make_step, steps = loop.make_step, []
+
+    def poisoned(*arguments: object) -> loop.TrainingStep:
+        steps.append(make_step(*arguments))  # type: ignore[arg-type]
+        steps[0].model.mask_decoder.heads.objects.bias.register_hook(lambda gradient: gradient * factor)
+        return steps[0]
+
+    monkeypatch.setattr(loop, "make_step", poisoned)
+    with pytest.raises(TrainingFault, match=r"step 0: the gradient's norm .*: worker 0: (coco_panoptic|pascal_part) 0"):
+        run(make_recipe(), tmp_path)
+    monkeypatch.undo()
+    untouched = make_step(make_recipe(), steps[0].vocabulary)
+    assert all(torch.equal(*pair) for pair in zip(steps[0].parameters(), untouched.parameters(), strict=True))
+
+
+def test_bf16_rounds_what_is_computed_and_not_the_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    logs = [run(make_recipe(steps=1, precision=name), tmp_path / name) for name in ("fp32", "bf16")]
+    # Rounding changes which level is matched to what: of so small a model that is much of the loss.
+    assert logs[1][0]["loss"] == pytest.approx(logs[0][0]["loss"], rel=0.2)
+    assert logs[1][0]["loss"] != logs[0][0]["loss"]
+    weights = load_weights(Folder(str(tmp_path / "bf16" / "checkpoint-1")))
+    assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights.values())
+
+
 def test_a_shard_that_was_cut_short_ends_the_run_naming_it(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     root = write_painted_shards(tmp_path / "shards")
     for shard in (root / "coco_panoptic" / "train").glob("*.arrow"):
