@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 import yaml
 from jaxtyping import Bool, Float, Int64, UInt8
-from safetensors.torch import load_file, save_file
+from pyarrow.fs import LocalFileSystem
 from torch import Tensor, nn
 
 from semsam.config import ConfigError, config_values, parse_config
+from semsam.data.shards import open_filesystem
 from semsam.model.backbone import Swin
 from semsam.model.mask_decoder import Groups, MaskDecoder
 from semsam.model.pixel_decoder import ImageFeatures, PixelDecoder
@@ -112,29 +114,35 @@ class SemanticSam(nn.Module):
             torch.manual_seed(seed)
             return SemanticSam(preset(name)).eval()
 
-    def save(self, folder: str | Path) -> None:
-        """Write `config.yaml` (the section `model`) and `model.safetensors`, for `load`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(yaml.safe_dump({"model": config_values(self.settings)}, sort_keys=False))
-        save_file({name: tensor.contiguous() for name, tensor in self.state_dict().items()}, folder / WEIGHTS_FILE)
+    def save(self, path_or_uri: str | Path) -> None:
+        """Write `config.yaml` (the section `model`) and `model.safetensors`, for `load`, locally or to `s3://`."""
+        filesystem, folder = open_filesystem(str(path_or_uri).rstrip("/"))
+        config = yaml.safe_dump({"model": config_values(self.settings)}, sort_keys=False).encode()
+        weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
+        if isinstance(filesystem, LocalFileSystem):
+            filesystem.create_dir(folder)
+        for name, data in ((WEIGHTS_FILE, weights), (CONFIG_FILE, config)):
+            with filesystem.open_output_stream(f"{folder}/{name}") as stream:
+                stream.write(data)
 
     @staticmethod
-    def load(folder: str | Path) -> SemanticSam:
-        """The model in a checkpoint folder, on the CPU, ready for inference.
+    def load(path_or_uri: str | Path) -> SemanticSam:
+        """The model in a checkpoint folder, local or `s3://`, on the CPU, ready for inference.
 
-        Reads the section `model` of `config.yaml` and all of `model.safetensors`.  Raises `ValueError` for missing
-        files, and for missing, unexpected or misshapen weights, with their names.
+        Reads the section `model` of `config.yaml` and all of `model.safetensors`.  Raises `ValueError` for missing or
+        damaged files, and for missing, unexpected or misshapen weights, with their names.
         """
-        folder = Path(folder)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder}: not a checkpoint: no {name}")
-        sections = yaml.safe_load((folder / CONFIG_FILE).read_text())
+        where = str(path_or_uri).rstrip("/")
+        config = f"{where}/{CONFIG_FILE}"
+        text, weights = _read_file(where, CONFIG_FILE), _read_weights(where)
+        try:
+            sections = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{config}: not YAML: {error}") from None
         if not isinstance(sections, dict) or not isinstance(sections.get("model"), dict):
-            raise ConfigError(f"{folder / CONFIG_FILE}: no section `model`")
-        model = SemanticSam(parse_config(ModelSettings, sections["model"], f"{folder / CONFIG_FILE}, model"))
-        model.load_weights(load_file(folder / WEIGHTS_FILE), str(folder / WEIGHTS_FILE))
+            raise ConfigError(f"{config}: no section `model`")
+        model = SemanticSam(parse_config(ModelSettings, sections["model"], f"{config}, model"))
+        model.load_weights(weights, f"{where}/{WEIGHTS_FILE}")
         return model.eval()
 
     def load_weights(self, weights: Mapping[str, Tensor], where: str) -> None:
@@ -150,6 +158,28 @@ class SemanticSam(nn.Module):
         if faults:
             raise ValueError("\n  ".join([f"{where}: {len(faults)} weight(s) do not fit this model", *faults]))
         self.load_state_dict(dict(weights))
+
+
+def _read_weights(folder: str) -> dict[str, Tensor]:
+    path = f"{folder}/{WEIGHTS_FILE}"
+    try:
+        if "://" in folder:
+            return safetensors.torch.load(_read_file(folder, WEIGHTS_FILE))
+        return safetensors.torch.load_file(path)  # Mapped: the weights are in memory once, not three times.
+    except FileNotFoundError:
+        raise ValueError(f"{folder}: not a checkpoint: no {WEIGHTS_FILE}") from None
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+
+
+def _read_file(folder: str, name: str) -> bytes:
+    filesystem, path = open_filesystem(folder)
+    try:
+        with filesystem.open_input_file(f"{path}/{name}") as file:
+            data: bytes = file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"{folder}: not a checkpoint: no {name}") from None
+    return data
 
 
 def normalise_and_pad(
