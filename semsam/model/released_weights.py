@@ -105,11 +105,13 @@ class ConvertedWeights:
     """A released checkpoint as weights of `SemanticSam`.
 
     `weights` lacks the `new` ones, which the release has nothing for: they must be initialised.  `unused` are released
-    tensors that the model has no place for, and that `to_released` needs to give the same file back.
+    tensors that the model has no place for, and that `to_released` needs to give the same file back; `ignored` are
+    names of what a training writes for itself.
     """
 
     weights: dict[str, Tensor]
     unused: dict[str, Tensor]
+    ignored: tuple[str, ...]
     new: tuple[str, ...]
 
 
@@ -124,13 +126,18 @@ def read_released(path: str | Path) -> dict[str, Tensor]:
     content = content.get("model", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{path}: not a dictionary of tensors")
+    twice = [name for name in content if f"{PREFIX}{name}" in content]
+    if twice:
+        raise ValueError("\n  ".join([f"{path}: {len(twice)} key(s) with and without the prefix {PREFIX}", *twice]))
     return {name.removeprefix(PREFIX): tensor for name, tensor in content.items()}
 
 
-def load_released(path: str | Path, settings: ModelSettings) -> tuple[SemanticSam, ConvertedWeights]:
-    """The model with a released checkpoint's weights, and what was converted; the `new` weights are random."""
-    model = SemanticSam(settings)
+def load_released(path: str | Path, settings: ModelSettings, seed: int = 0) -> tuple[SemanticSam, ConvertedWeights]:
+    """The model with a released checkpoint's weights, and what was converted; the `new` ones are random, by `seed`."""
     converted = from_released(read_released(path), settings, str(path))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = SemanticSam(settings)
     model.load_weights({**model.state_dict(), **converted.weights}, str(path))
     return model.eval(), converted
 
@@ -146,7 +153,8 @@ def from_released(
     ours = model_shapes(settings)
     names = {name: released_name(name) for name in ours}
     expected = released_shapes(settings)
-    released = {name: tensor for name, tensor in released.items() if not TRAINING_ONLY.match(name)}
+    ignored = tuple(name for name in released if TRAINING_ONLY.match(name))
+    released = {name: tensor for name, tensor in released.items() if name not in ignored}
     faults = [f"missing: {name}" for name in expected if name not in released]
     faults += [f"unexpected: {name}" for name in released if name not in expected]
     faults += [
@@ -159,7 +167,7 @@ def from_released(
         raise ValueError("\n  ".join([f"{where}: {len(faults)} key(s) do not fit", *faults]))
     weights = {own: _turned(released[name], name) for own, name in names.items() if name is not None}
     new = tuple(own for own, name in names.items() if name is None)
-    return ConvertedWeights(weights, {LANGUAGE_MAPPER: released[LANGUAGE_MAPPER]}, new)
+    return ConvertedWeights(weights, {LANGUAGE_MAPPER: released[LANGUAGE_MAPPER]}, ignored, new)
 
 
 def to_released(
@@ -182,6 +190,23 @@ def to_released(
         elif name == LANGUAGE_MAPPER:
             released[name] = (unused or {}).get(name, torch.zeros(shape))
     return released
+
+
+def save_released(
+    path: str | Path, weights: Mapping[str, Tensor], settings: ModelSettings, unused: Mapping[str, Tensor] | None = None
+) -> None:
+    """Write a `.pth` with the layout of the released ones; arguments as for `to_released`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    released = to_released(weights, settings, unused)
+    part = path.with_name(f"{path.name}.part")
+    torch.save({"model": {f"{PREFIX}{name}": tensor for name, tensor in released.items()}}, part)
+    part.replace(path)
+
+
+def unplaced(weights: Iterable[str]) -> list[str]:
+    """Those of our weights that `to_released` leaves out."""
+    return [own for own in weights if released_name(own) is None]
 
 
 def released_shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from semsam.model.backbone import relative_positions
 from semsam.model.presets import PRESETS
 from semsam.model.released_weights import (
     LANGUAGE_MAPPER,
@@ -19,9 +21,11 @@ from semsam.model.released_weights import (
     load_released,
     read_released,
     released_shapes,
+    save_released,
     to_released,
 )
 from semsam.model.semantic_sam import SemanticSam
+from semsam.model.text_encoder import TextSettings
 
 DEBUG = PRESETS["debug"]
 BOX_HEAD = "sem_seg_head.predictor._bbox_embed.layers.0.weight"
@@ -131,3 +135,34 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
     torch.save({"model": {"model.backbone": Path("x")}}, tmp_path / "hostile.pth")
     with pytest.raises(ValueError, match=r"hostile\.pth: not a checkpoint of tensors"):
         read_released(tmp_path / "hostile.pth")
+
+
+def test_a_key_with_and_without_the_prefix_is_named(tmp_path: Path) -> None:
+    torch.save({"model.a": torch.ones(1), "a": torch.zeros(1)}, tmp_path / "twice.pth")
+    with pytest.raises(ValueError, match=r"twice\.pth: 1 key\(s\) with and without the prefix model\.\n  a"):
+        read_released(tmp_path / "twice.pth")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("preset", "letter"), [("swin_tiny", "t"), ("swin_large", "l")])
+def test_the_deterministic_checkpoints_come_back_bit_for_bit(
+    reference_dir: Path, tmp_path: Path, preset: str, letter: str
+) -> None:
+    spec = importlib.util.spec_from_file_location("weights", reference_dir / "deterministic_weights.py")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(tools := importlib.util.module_from_spec(spec))
+    settings = replace(PRESETS[preset], text=TextSettings(kind="byte_ngrams"))
+    index = relative_positions(settings.backbone.window)
+    made = {}
+    for key, shape, _ in json.loads((reference_dir / f"released_keys_swin_{letter}.json").read_text()):
+        weight = tools.gen_weight(key, shape)
+        made[key] = index if weight is None else torch.from_numpy(weight)
+    torch.save({"model": {f"model.{key}": tensor for key, tensor in made.items()}}, tmp_path / "made.pth")
+    model, converted = load_released(tmp_path / "made.pth", settings)
+    model.save(tmp_path / "ours")
+    loaded = SemanticSam.load(tmp_path / "ours").state_dict()
+    save_released(tmp_path / "back.pth", loaded, settings, converted.unused)
+    back = read_released(tmp_path / "back.pth")
+    assert back.keys() == made.keys()
+    assert all(back[key].dtype == made[key].dtype and torch.equal(back[key], made[key]) for key in made)

@@ -1,0 +1,140 @@
+"""Weights from one form to another: `python -m jobs.export <source> <outputs>`.
+
+    released=<file.pth> preset=swin_tiny out=<folder>     the authors' weights as a checkpoint folder of ours
+    checkpoint=<folder> out=<folder>                      a training's checkpoint, its optimizer left behind
+    checkpoint=<folder> to_released=<file.pth>            under the released names
+
+Folders that are read or written as a whole may be `s3://`.  Needs no cluster.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from jobs.cluster import main_exit, stable_path
+from semsam.config import load_config, settings
+from semsam.model.presets import preset
+from semsam.model.released_weights import load_released, save_released, unplaced
+from semsam.model.semantic_sam import WEIGHTS_FILE, SemanticSam
+from semsam.training.checkpoint import Folder
+
+# Beside the weights of a converted checkpoint: released tensors that the model has no place for, kept for the way back.
+UNUSED_FILE = "released_unused.safetensors"
+
+
+@settings
+class ExportJob:
+    """Where weights come from, `released` or `checkpoint`, and what is made of them."""
+
+    released: str | None = None  # A file of the authors, of the size `preset`.
+    preset: str = "swin_tiny"
+    checkpoint: str | None = None  # Of a training, or what this job wrote.
+    out: str | None = None  # The folder that `SemanticSam.load` reads.
+    to_released: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.released is None) == (self.checkpoint is None):
+            raise ValueError("name one source: released=<file.pth> or checkpoint=<folder>")
+        if self.out is None and self.to_released is None:
+            raise ValueError("name at least one output: out=<folder> or to_released=<file.pth>")
+        for name in ("released", "to_released"):
+            if "://" in (getattr(self, name) or ""):
+                raise ValueError(f"{name} must be a file on this machine, not {getattr(self, name)}")
+        preset(self.preset)
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model to write, and what came with it that it has no place for."""
+
+    model: SemanticSam
+    unused: dict[str, Tensor]
+
+
+def run(job: ExportJob) -> list[str]:
+    """Write what the job asks for; gives back where each output is.
+
+    Raises `ValueError`, before anything is written, for a source that cannot be read or whose weights do not fit, and
+    for an `out` that holds a checkpoint already.
+    """
+    job = _with_stable_paths(job)
+    if job.out is not None and Folder(job.out).exists(WEIGHTS_FILE):
+        raise ValueError(f"out: {job.out} already holds a checkpoint; choose another folder")
+    source = _read_released(job) if job.released is not None else _read_checkpoint(str(job.checkpoint))
+    outputs = []
+    if job.out is not None:
+        _write_folder(source, job.out)
+        outputs.append(f"checkpoint in {job.out}")
+    if job.to_released is not None:
+        _write_released(source, job.to_released)
+        outputs.append(f"released names in {job.to_released}")
+    return outputs
+
+
+def _with_stable_paths(job: ExportJob) -> ExportJob:
+    names = ("released", "checkpoint", "out", "to_released")
+    given = {name: path for name in names if (path := getattr(job, name)) is not None}
+    return replace(job, **{name: stable_path(path) for name, path in given.items()})
+
+
+def _read_released(job: ExportJob) -> Source:
+    model, converted = load_released(str(job.released), preset(job.preset))
+    print(f"{job.released}: {len(converted.weights)} weights of {job.preset} taken over")
+    for name in (*converted.unused, *converted.ignored):
+        print(f"  of no use to the model: {name}{' (kept for the way back)' if name in converted.unused else ''}")
+    for part, count in _parts(converted.new):
+        print(f"  not in the release, random: {part} ({count} tensors)")
+    return Source(model, converted.unused)
+
+
+def _read_checkpoint(uri: str) -> Source:
+    model, folder = SemanticSam.load(uri), Folder(uri)
+    unused = safetensors.torch.load(folder.read(UNUSED_FILE)) if folder.exists(UNUSED_FILE) else {}
+    print(f"{uri}: {len(model.state_dict())} weights")
+    return Source(model, unused)
+
+
+def _write_folder(source: Source, uri: str) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        local = Path(temporary)
+        source.model.save(local)
+        if source.unused:
+            safetensors.torch.save_file(source.unused, local / UNUSED_FILE)
+        _store(local, uri)
+
+
+def _write_released(source: Source, path: str) -> None:
+    weights = source.model.state_dict()
+    save_released(path, weights, source.model.settings, source.unused)
+    for part, count in _parts(unplaced(weights)):
+        print(f"  without a released name, left out: {part} ({count} tensors)")
+
+
+def _store(files: Path, uri: str) -> None:
+    """Write all files of a local folder to a folder that may be elsewhere."""
+    folder = Folder(uri)
+    for path in sorted(files.iterdir()):
+        folder.write(path.name, path.read_bytes())
+
+
+def _parts(names: Iterable[str]) -> list[tuple[str, int]]:
+    """The modules that tensors belong to, and how many belong to each."""
+    return list(Counter(".".join(name.split(".")[: 3 if ".heads." in name else 2]) for name in names).items())
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the job that a command line asks for; its last line says where the outputs are."""
+    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
+    print("; ".join(run(load_config(ExportJob, config, overrides))))
+
+
+if __name__ == "__main__":
+    main_exit(main, sys.argv[1:])

@@ -1,0 +1,145 @@
+"""`jobs.export`: released weights and training checkpoints become folders that load, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch import Tensor
+
+from jobs.export import UNUSED_FILE, ExportJob, main, run
+from semsam.config import ConfigError, config_values, parse_config
+from semsam.data.schema import SCHEMA_VERSION
+from semsam.model.presets import PRESETS
+from semsam.model.released_weights import LANGUAGE_MAPPER, read_released, save_released
+from semsam.model.semantic_sam import SemanticSam
+from semsam.training.checkpoint import Folder, RunState, save_checkpoint
+from semsam.training.engine import MOMENTS, ParameterState
+
+DEBUG = PRESETS["debug"]
+
+
+@pytest.fixture
+def model() -> SemanticSam:
+    return SemanticSam.untrained("debug", seed=5)
+
+
+@pytest.fixture
+def released(model: SemanticSam, tmp_path: Path) -> Path:
+    """A file with the released names, of the debug model's size."""
+    path = tmp_path / "released.pth"
+    save_released(path, model.state_dict(), DEBUG, {LANGUAGE_MAPPER: torch.randn(64, 64)})
+    return path
+
+
+@pytest.fixture
+def checkpoint(model: SemanticSam, tmp_path: Path) -> Path:
+    """What a training leaves after a step, optimizer included."""
+    states = (
+        ParameterState(name, p.detach(), {moment: torch.ones_like(p) for moment in MOMENTS})
+        for name, p in model.named_parameters()
+    )
+    state = RunState(1, 2, 0, 2, 4, "", {}, SCHEMA_VERSION, {})
+    config = yaml.safe_dump({"model": config_values(DEBUG), "job": {"run": {"name": "test"}}})
+    save_checkpoint(Folder(str(tmp_path / "run" / "checkpoint-1")), states, {}, config, state)
+    return tmp_path / "run" / "checkpoint-1"
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_released_file_becomes_a_folder_that_loads(
+    released: Path, model: SemanticSam, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([f"released={released}", "preset=debug", f"out={tmp_path / 'out'}"])
+    loaded, expected = SemanticSam.load(tmp_path / "out").state_dict(), model.state_dict()
+    carried = [name for name in expected if name.startswith(("backbone.", "pixel_decoder.", "prompt_encoder."))]
+    assert same({name: loaded[name] for name in carried}, {name: expected[name] for name in carried})
+    lines = capsys.readouterr().out.splitlines()
+    assert f"  of no use to the model: {LANGUAGE_MAPPER} (kept for the way back)" in lines
+    assert any(line.startswith("  not in the release, random: text_encoder.network") for line in lines)
+    assert lines[-1] == f"checkpoint in {tmp_path / 'out'}"
+
+
+def test_a_released_file_comes_back_bit_for_bit(released: Path, tmp_path: Path) -> None:
+    run(parse(released=str(released), preset="debug", out=str(tmp_path / "out")))
+    outputs = run(parse(checkpoint=str(tmp_path / "out"), to_released=str(tmp_path / "new" / "back.pth")))
+    assert outputs == [f"released names in {tmp_path}/new/back.pth"]
+    assert same(read_released(tmp_path / "new" / "back.pth"), read_released(released))
+
+
+def test_what_the_release_lacks_is_random_in_the_same_way_each_time(released: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        run(parse(released=str(released), preset="debug", out=str(tmp_path / name)))
+    assert same(SemanticSam.load(tmp_path / "a").state_dict(), SemanticSam.load(tmp_path / "b").state_dict())
+
+
+def test_what_a_training_wrote_for_itself_is_said_and_left(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(released, weights_only=True)
+    content["model"]["model.criterion.empty_weight"] = torch.ones(2)
+    torch.save(content, released)
+    run(parse(released=str(released), preset="debug", out=str(tmp_path / "out")))
+    assert "  of no use to the model: criterion.empty_weight\n" in capsys.readouterr().out
+
+
+def test_a_training_checkpoint_becomes_weights_alone(checkpoint: Path, model: SemanticSam, tmp_path: Path) -> None:
+    run(parse(checkpoint=str(checkpoint), out=str(tmp_path / "out")))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.yaml", "model.safetensors"]
+    loaded = SemanticSam.load(tmp_path / "out")
+    assert loaded.settings == DEBUG
+    assert same(loaded.state_dict(), model.state_dict())
+
+
+def test_a_trained_model_gets_released_names(checkpoint: Path, tmp_path: Path) -> None:
+    run(parse(checkpoint=str(checkpoint), to_released=str(tmp_path / "a.pth")))
+    run(parse(released=str(tmp_path / "a.pth"), preset="debug", out=str(tmp_path / "out")))
+    assert (tmp_path / "out" / UNUSED_FILE).is_file()
+
+
+def test_a_folder_with_a_checkpoint_is_not_written_over(checkpoint: Path, released: Path) -> None:
+    before = (checkpoint / "model.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=rf"out: {checkpoint} already holds a checkpoint"):
+        run(parse(released=str(released), preset="debug", out=str(checkpoint)))
+    assert (checkpoint / "model.safetensors").read_bytes() == before
+
+
+def test_a_file_that_does_not_fit_leaves_nothing(released: Path, tmp_path: Path) -> None:
+    content = torch.load(released, weights_only=True)
+    del content["model"]["model.backbone.norm0.weight"]
+    torch.save(content, released)
+    with pytest.raises(ValueError, match=r"released\.pth: 1 key\(s\) do not fit\n  missing: backbone\.norm0\.weight"):
+        run(parse(released=str(released), preset="debug", out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"out": "x"}, "name one source"),
+        ({"released": "x.pth", "checkpoint": "y", "out": "x"}, "name one source"),
+        ({"checkpoint": "y"}, "name at least one output"),
+        ({"released": "x.pth", "preset": "huge", "out": "x"}, "no preset 'huge'"),
+        ({"checkpoint": "y", "to_released": "s3://bucket/x.pth"}, "to_released must be a file on this machine"),
+        ({"checkpoint": "y", "out": "x", "format": "onnx"}, "format: unknown setting"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse(**values)
+
+
+def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none"):
+        run(parse(checkpoint=str(tmp_path / "none"), out=str(tmp_path / "out")))
+    with pytest.raises(ValueError, match=r"none\.pth: No such file"):
+        run(parse(released=str(tmp_path / "none.pth"), out=str(tmp_path / "out")))
+
+
+def parse(**values: Any) -> ExportJob:
+    return parse_config(ExportJob, values, "test")
