@@ -20,8 +20,9 @@ from semsam.data.shards import open_filesystem
 from semsam.tracking import TrackingSettings, tracking_uri
 from semsam.training.checkpoint import Folder, checkpoint_folder
 from semsam.training.engine import Worker
-from semsam.training.loop import Material, TrainingFault, checkpoint_config, find_checkpoint, train
+from semsam.training.loop import Material, TrainingFault, find_checkpoint, train
 from semsam.training.recipe import Recipe
+from semsam.training.same_run import checkpoint_config
 from semsam.training.train_log import LOG_FILE, read_log
 
 

@@ -185,20 +185,6 @@ def load_moments(folder: Folder, shapes: Mapping[str, torch.Size]) -> dict[str, 
     return {name: {m: value.view(shapes[name]) for m, value in of.items()} for name, of in moments.items()}
 
 
-def check_same_run(folder: Folder, found: RunState, expected: RunState) -> None:
-    """Raise `ValueError`, naming the checkpoint and what differs, where going on would not be the same run."""
-    if found.vocabulary_digest != expected.vocabulary_digest:
-        raise ValueError(
-            f"{folder.uri}: this checkpoint was trained with another vocabulary "
-            f"({found.vocabulary_digest[:12]}, the data has {expected.vocabulary_digest[:12]}); "
-            "choose another run.name, or the data that it was trained on"
-        )
-    for name in ("manifest_digests", "seed", "global_batch", "num_steps", "schema_version"):
-        theirs, ours = getattr(found, name), getattr(expected, name)
-        if theirs != ours:
-            raise ValueError(f"{folder.uri}: {name} is {theirs} there and {ours} here; choose another run.name")
-
-
 def keep_last(run: Folder, count: int) -> None:
     """Delete all complete checkpoints but the last `count`."""
     for step in checkpoint_steps(run)[:-count]:

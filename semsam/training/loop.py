@@ -11,7 +11,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from semsam.config import config_values
@@ -28,7 +27,6 @@ from semsam.tracking import Tracker, TrackingSettings
 from semsam.training.checkpoint import (
     Folder,
     RunState,
-    check_same_run,
     checkpoint_folder,
     keep_last,
     latest_checkpoint,
@@ -40,6 +38,7 @@ from semsam.training.checkpoint import (
 from semsam.training.engine import Engine, ParameterState, Worker, make_engine
 from semsam.training.optimizer import set_lr
 from semsam.training.recipe import Recipe
+from semsam.training.same_run import check_same_run
 from semsam.training.step import DeviceBatch, TrainingStep
 from semsam.training.train_log import TrainLog
 
@@ -90,7 +89,7 @@ def find_checkpoint(run: Folder, recipe: Recipe, material: Material) -> tuple[Fo
     if folder is None:
         return None, 0
     state = load_state(folder)
-    check_same_run(folder, state, material.run_state(recipe, state.step))
+    check_same_run(folder, state, material.run_state(recipe, state.step), recipe)
     return folder, state.step
 
 
@@ -292,11 +291,6 @@ class Recorder:
         if self._tracker is not None:
             error = RuntimeError() if failed else None
             self._tracker.__exit__(type(error) if error else None, error, None)
-
-
-def checkpoint_config(recipe: Recipe, job: dict[str, object]) -> str:
-    """The text of a checkpoint's config.yaml: the resolved model, and the job's resolved settings beside it."""
-    return yaml.safe_dump({"model": config_values(recipe.model.resolve()), "job": job}, sort_keys=False)
 
 
 def _restore(engine: Engine, checkpoint: Folder, num_updates: int) -> None:

@@ -43,7 +43,7 @@ class ModelChoice:
 
     def resolve(self) -> ModelSettings:
         """The model's settings; `ValueError` for an unknown preset or setting."""
-        values = _merged(config_values(preset(self.preset)), self.overrides)
+        values = merged(config_values(preset(self.preset)), self.overrides)
         return parse_config(ModelSettings, values, where="overrides")
 
 
@@ -95,9 +95,10 @@ class Recipe:
         return Recipe(**{one.name: getattr(self, one.name) for one in dataclasses.fields(Recipe)})
 
 
-def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(values)
+def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested values with some of them changed."""
+    result = dict(values)
     for key, change in changes.items():
-        below = merged.get(key)
-        merged[key] = _merged(below, change) if isinstance(below, dict) and isinstance(change, dict) else change
-    return merged
+        below = result.get(key)
+        result[key] = merged(below, change) if isinstance(below, dict) and isinstance(change, dict) else change
+    return result

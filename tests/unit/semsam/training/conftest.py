@@ -32,7 +32,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_painted_shards(tmp_path_factory.mktemp("painted"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_recipe(shards: Path) -> MakeRecipe:
     def make(root: Path = shards, **training: Any) -> Recipe:
         values = {

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from semsam.config import parse_config
+from semsam.config import config_values, parse_config
 from semsam.data.manifest import MANIFEST_NAME, Vocabulary
 from semsam.model.semantic_sam import SemanticSam
 from semsam.training import loop
 from semsam.training.checkpoint import STATE_FILE, Folder, latest_checkpoint, load_weights
 from semsam.training.engine import Worker
-from semsam.training.loop import Loop, TrainingFault, checkpoint_config, train
-from semsam.training.recipe import Recipe
+from semsam.training.loop import Loop, Material, TrainingFault, find_checkpoint, train
+from semsam.training.recipe import Recipe, merged
+from semsam.training.same_run import checkpoint_config
 from semsam.training.train_log import LOG_FILE, read_log
 from tests.painted_shards import VOCABULARIES, write_painted_shards
 
@@ -28,6 +33,14 @@ MakeRecipe = Callable[..., Recipe]
 def run(recipe: Recipe, folder: Path) -> list[dict[str, float]]:
     train(recipe, checkpoint_config(recipe, {}), Folder(str(folder)), CPU, "test", None)
     return list(read_log(Folder(str(folder))))
+
+
+@pytest.fixture(scope="module")
+def finished(make_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of two steps."""
+    folder = tmp_path_factory.mktemp("finished")
+    run(make_recipe(steps=2), folder)
+    return folder
 
 
 def test_a_run_leaves_a_log_and_a_checkpoint_that_the_model_loads(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -83,10 +96,54 @@ def test_a_checkpoint_of_another_vocabulary_is_refused_by_name(make_recipe: Make
         run(make_recipe(shards, steps=2), tmp_path / "run")
 
 
-def test_a_run_with_another_seed_is_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    run(make_recipe(steps=2), tmp_path)
-    with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
-        run(make_recipe(steps=2, seed=1), tmp_path)
+@pytest.mark.parametrize(
+    ("changes", "difference"),
+    [
+        ({"training": {"seed": 1}}, "training.seed is 0 there and 1 here"),
+        ({"training": {"steps": 3}}, "training.steps is 2 there and 3 here"),
+        ({"training": {"global_batch": 4}}, "training.global_batch is 2 there and 4 here"),
+        ({"optimizer": {"lr": 2e-3}}, "optimizer.lr is 0.001 there and 0.002 here"),
+        ({"criterion": {"weights": {"iou": 2.0}}}, "criterion.weights.iou is 1.0 there and 2.0 here"),
+        ({"model": {"overrides": {"num_generic_queries": 5}}}, "model.num_generic_queries is 4 there and 5 here"),
+        ({"data": {"sample": {"augmentation": {"crop_size": 160}}}}, "crop_size is 128 there and 160 here"),
+        (
+            {"data": {"plan": {"stages": [{"weights": {"coco_panoptic": 1, "pascal_part": 2}}]}}},
+            "data.plan.stages.0.weights.pascal_part is 1.0 there and 2.0 here",
+        ),
+    ],
+)
+def test_a_run_with_another_recipe_is_refused_naming_what_differs(
+    make_recipe: MakeRecipe, tmp_path: Path, finished: Path, changes: dict[str, Any], difference: str
+) -> None:
+    recipe = parse_config(Recipe, merged(config_values(make_recipe(steps=2)), changes), "test")
+    with pytest.raises(ValueError, match=rf"checkpoint-2: another training.*\n.*{re.escape(difference)}$"):
+        find_checkpoint(Folder(str(finished)), recipe, Material.of(recipe))
+
+
+def test_what_decides_nothing_may_change(make_recipe: MakeRecipe, finished: Path) -> None:
+    changes = {
+        "training": {"zero_stage": 3, "accumulation": 2, "checkpoint_every": 7, "log_every": 3, "keep_last": 9},
+        "data": {"reader": {"num_threads": 5, "prefetch": 9}},
+        "model": {"overrides": {"activation_checkpointing": True}},
+    }
+    recipe = parse_config(Recipe, merged(config_values(make_recipe(steps=2)), changes), "test")
+    assert find_checkpoint(Folder(str(finished)), recipe, Material.of(recipe))[1] == 2
+
+
+def test_settings_that_a_checkpoint_does_not_know_count_as_their_defaults(
+    make_recipe: MakeRecipe, finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    path = folder / "checkpoint-2" / "config.yaml"
+    sections = yaml.safe_load(path.read_text())
+    del sections["job"]["criterion"]["oversample"]
+    path.write_text(yaml.safe_dump(sections))
+    recipe = make_recipe(steps=2)
+    assert find_checkpoint(Folder(str(folder)), recipe, Material.of(recipe))[1] == 2
+    path.write_text("model: {}")
+    with pytest.raises(ValueError, match=r"checkpoint-2/config.yaml: not the settings"):
+        find_checkpoint(Folder(str(folder)), recipe, Material.of(recipe))
 
 
 def test_only_the_last_checkpoints_are_kept(make_recipe: MakeRecipe, tmp_path: Path) -> None:
