@@ -49,11 +49,20 @@ def worker_slices(global_batch: int, rank: int, world_size: int, accumulation: i
 
 
 def load_sample(split: Split, row: Row, seed: int, sample_settings: SampleSettings) -> Sample:
-    """The sample of one row of the plan; whatever is wrong with it raises `ValueError` naming shard and row."""
+    """The sample of one row of the plan.
+
+    Whatever is wrong with it raises `ValueError` naming shard and row, and storage that cannot be read an `OSError`.
+    """
+    where = f"{row.dataset}: {split.shard_path(row.shard)}, row {row.row} (sample {row.index} of the run)"
     try:
-        return training_sample(split.record_at(row.shard, row.row), row.index, seed, sample_settings)
+        record = split.record_at(row.shard, row.row)
+    except OSError as error:
+        raise OSError(f"{where}: {error}") from error
     except Exception as error:
-        where = f"{row.dataset}: {split.shard_path(row.shard)}, row {row.row} (sample {row.index} of the run)"
+        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+    try:
+        return training_sample(record, row.index, seed, sample_settings)
+    except Exception as error:  # An OSError too: to Pillow a broken image is one.
         raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
 
 

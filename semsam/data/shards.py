@@ -10,8 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +34,10 @@ DIGEST_CHUNK = 8 * 1024 * 1024
 # `struct Block` of the Arrow format's File.fbs: where one record batch lies in the file.
 BLOCK = np.dtype([("offset", "<i8"), ("metadata", "<i4"), ("padding", "<i4"), ("body", "<i8")])
 RECORD_BATCHES_FIELD = 3  # Of `table Footer`: version, schema, dictionaries, recordBatches.
+# Seconds between attempts at something that storage refuses, on top of what the S3 client itself tries again.
+BACKOFF = (0.5, 1.0, 2.0, 4.0)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -43,12 +51,12 @@ class _OpenShard:
         """The record of one row.  Safe from several threads: `read_at` shares no position and frees the lock."""
         block = self.blocks[row]
         size = int(block["metadata"]) + int(block["body"])
+        data = with_retries(lambda: self.file.read_at(size, int(block["offset"])))
         try:
-            data = self.file.read_at(size, int(block["offset"]))
             message = pa.ipc.read_message(pa.py_buffer(data))
             batch = pa.ipc.read_record_batch(message, self.schema)
             batch.validate(full=True)  # Offsets out of bounds would be read without a question.  5 microseconds.
-        except (pa.ArrowException, OSError, EOFError) as error:
+        except (pa.ArrowException, OSError, EOFError) as error:  # OSError: Arrow's for a message that ends too early.
             raise ValueError(f"{self.path}: row {row} cannot be read: {error}") from error
         return from_row(batch)
 
@@ -58,7 +66,8 @@ class Split:
 
     `root` is a local folder or `s3://bucket/folder`.  All methods may be called from several threads.  At most
     `max_open` shards stay open.  A file that does not fit the manifest (cut short, other row count, other schema
-    version) raises `ValueError` naming it when one of its rows is asked for; `verify` looks at all bytes.
+    version) raises `ValueError` naming it when one of its rows is asked for; `verify` looks at all bytes.  Storage that
+    fails is asked again for some seconds, and then raises `OSError`: that says nothing about the data.
     """
 
     def __init__(self, root: str, max_open: int = 64) -> None:
@@ -66,8 +75,7 @@ class Split:
         self._filesystem, self._folder = open_filesystem(self.root)
         path = f"{self.root}/{MANIFEST_NAME}"
         try:
-            with self._filesystem.open_input_stream(f"{self._folder}/{MANIFEST_NAME}") as stream:
-                data = stream.read()
+            data = with_retries(self._read_manifest)
         except FileNotFoundError:
             raise ValueError(f"{path}: no such file; run jobs.prepare first") from None
         self.manifest = Manifest.from_json(data, path)
@@ -83,6 +91,10 @@ class Split:
 
     def __len__(self) -> int:
         return self.manifest.num_samples
+
+    def _read_manifest(self) -> bytes:
+        with self._filesystem.open_input_stream(f"{self._folder}/{MANIFEST_NAME}") as stream:
+            return stream.read()
 
     def record(self, index: int) -> Record:
         """The record at a position of the split, shards in the manifest's order."""
@@ -109,7 +121,8 @@ class Split:
             opened = self._shard(position)
             digest = hashlib.sha256()
             for start in range(0, shard.bytes, DIGEST_CHUNK):
-                digest.update(opened.file.read_at(min(DIGEST_CHUNK, shard.bytes - start), start))
+                size = min(DIGEST_CHUNK, shard.bytes - start)
+                digest.update(with_retries(partial(opened.file.read_at, size, start)))
             if digest.hexdigest() != shard.sha256:
                 raise ValueError(f"{opened.path}: SHA-256 is {digest.hexdigest()}, the manifest says {shard.sha256}")
 
@@ -119,17 +132,29 @@ class Split:
                 self._open.move_to_end(position)
                 return self._open[position]
         # Opened without the lock, for S3 takes its time; two threads may open the same shard and one of them wins.
-        opened = _open_shard(
-            self._filesystem,
-            f"{self._folder}/{self.manifest.shards[position].path}",
-            self.shard_path(position),
-            self.manifest.shards[position],
-        )
+        path = f"{self._folder}/{self.manifest.shards[position].path}"
+        expected = self.manifest.shards[position]
+        opened = with_retries(lambda: _open_shard(self._filesystem, path, self.shard_path(position), expected))
         with self._lock:
             self._open[position] = opened
             while len(self._open) > self._max_open:
                 self._open.popitem(last=False)  # Closed by its last reader's reference going away.
         return opened
+
+
+def with_retries(attempt: Callable[[], T]) -> T:
+    """What `attempt` returns, asked again after each of `BACKOFF` where storage fails, for most such faults pass.
+
+    A file that is not there is none of them: `FileNotFoundError` is raised at once, other `OSError` after the last try.
+    """
+    for delay in BACKOFF:
+        try:
+            return attempt()
+        except FileNotFoundError:
+            raise
+        except OSError:
+            time.sleep(delay)
+    return attempt()
 
 
 def is_prepared(root: str) -> bool:
@@ -171,11 +196,14 @@ def _open_shard(filesystem: pa.fs.FileSystem, path: str, shown: str, expected: S
     if size != expected.bytes:
         what = "cut short" if size < expected.bytes else "too long"
         raise ValueError(f"{shown}: {what}: {size} bytes, the manifest says {expected.bytes}")
+    head = file.read_at(min(HEAD_BYTES, size), 0)
     try:
-        head = file.read_at(min(HEAD_BYTES, size), 0)
         schema = pa.ipc.read_schema(pa.py_buffer(head)[8:])  # After the magic and its padding.
+    except (pa.ArrowException, OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{shown}: not an Arrow IPC file: {error}") from error
+    try:
         blocks = _record_batch_blocks(file, size)
-    except (pa.ArrowException, ValueError, EOFError) as error:
+    except ValueError as error:
         raise ValueError(f"{shown}: not an Arrow IPC file: {error}") from error
     check_schema(schema, shown)
     if len(blocks) != expected.rows:

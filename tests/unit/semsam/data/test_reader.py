@@ -266,6 +266,22 @@ def test_an_interrupt_while_waiting_ends_the_threads(slow: dict[str, Split]) -> 
     answer.join()
 
 
+class UnreachableSplit(Split):
+    """A split whose storage has gone."""
+
+    def record_at(self, shard: int, row: int) -> Record:
+        raise OSError("AWS Error SLOW_DOWN")
+
+
+def test_storage_that_fails_is_an_os_error_that_names_the_row(splits: dict[str, Split]) -> None:
+    gone = {name: UnreachableSplit(split.root) for name, split in splits.items()}
+    with (
+        Reader(plan_for(gone), gone, SAMPLES, SEED, 0, 1) as reader,
+        pytest.raises(OSError, match=r"shard-0000\d.arrow, row \d .*SLOW_DOWN"),
+    ):
+        next(reader)
+
+
 def test_data_wait_is_the_time_spent_waiting(slow: dict[str, Split]) -> None:
     with Reader(plan_for(slow), slow, SAMPLES, SEED, 0, 1) as reader:
         answer = threading.Timer(0.15, SlowSplit.answer.set)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from pathlib import Path
 
 import orjson
 import pyarrow as pa
 import pyarrow.fs
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
+from semsam.data import shards
 from semsam.data.schema import RECORD, Kind, Record, Region, from_row, to_row
 from semsam.data.shards import Split, open_filesystem
 
@@ -168,6 +171,58 @@ def test_another_schema_is_refused_by_name(folder: Path) -> None:
         edit_manifest(folder, shards=shards)
         with pytest.raises(ValueError, match=rf"shard-00000.arrow: {message}"):
             Split(str(folder)).record(0)
+
+
+class FailingFiles(LocalFileSystem):
+    """Local files of which the next `failures` reads fail."""
+
+    cachable = False
+    failures = 0
+
+    def open(self, path: str, mode: str = "rb", **options: object) -> BytesIO:
+        return FailingFile(Path(path).read_bytes(), self)
+
+
+class FailingFile(BytesIO):
+    def __init__(self, data: bytes, storage: FailingFiles) -> None:
+        super().__init__(data)
+        self.storage = storage
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self.storage.failures:
+            self.storage.failures -= 1
+            raise OSError("AWS Error NETWORK_CONNECTION during GetObject operation: connection reset by peer")
+        return super().read(size)
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> FailingFiles:
+    files = FailingFiles()
+    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(files))
+    monkeypatch.setattr(shards, "open_filesystem", lambda root: (filesystem, root))
+    monkeypatch.setattr(shards, "BACKOFF", (0.0, 0.0))
+    return files
+
+
+def test_storage_that_fails_twice_is_asked_again(folder: Path, storage: FailingFiles) -> None:
+    storage.failures = 2
+    split = Split(str(folder))
+    for index in (0, 1, 4, 3):  # Opens a shard, reads from an open one, and so again.
+        assert storage.failures == 0
+        storage.failures = 2
+        assert split.record(index) == RECORDS[index]
+    storage.failures = 2
+    split.verify()
+
+
+def test_storage_that_goes_on_failing_is_no_fault_of_the_data(folder: Path, storage: FailingFiles) -> None:
+    split = Split(str(folder))
+    split.record(0)
+    for failing in (lambda: Split(str(folder)), lambda: split.record(1), lambda: split.record(4)):
+        storage.failures = 3
+        with pytest.raises(OSError, match="connection reset"):
+            failing()
+        assert storage.failures == 0
 
 
 def test_a_split_without_manifest_is_refused_with_what_to_do(tmp_path: Path) -> None:
