@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from semsam.config import settings
-from semsam.model.predictions import Predictions
+from semsam.data.images import Photo, read_photo
+from semsam.encoded_image import EncodedImage, Prompts, prompt_boxes
+from semsam.model.pixel_decoder import ImageFeatures
 from semsam.model.semantic_sam import SemanticSam
+from semsam.ops.boxes import cxcywh_to_xyxy
 
-CLICK_RADIUS = 3  # A click is the box of +-3 network-input pixels around it, as in training.
+# The released model's levels: two of groups and scenes, one of objects, three of parts.  Each training finds its own
+# order; `Answer.largest_first` needs to know none.
+WHOLE_TO_PART = (3, 2, 0, 4, 1, 5)
+PROMPTS_AT_ONCE = 256
+
+Levels = Sequence[int] | Literal["whole_to_part"] | None
 
 
 @settings
@@ -36,119 +45,244 @@ class ImageSize:
         return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
+@settings
+class PromptStyle:
+    """How prompts are put to the model; `RELEASED` is how the authors' demo and mask generator do it."""
+
+    # All prompts of a call see each other, so that an answer depends on what else was asked.
+    joint_attention: bool = False
+    # Width and height of a click's box as a fraction of the image's; None: +-3 pixels of the network's input.
+    click_side: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.click_side is not None and not 0 < self.click_side <= 1:
+            raise ValueError(f"click_side must lie in (0, 1], not {self.click_side}")
+
+
+RELEASED = PromptStyle(joint_attention=True, click_side=0.005)
+
+
 @dataclass(frozen=True)
 class Answer:
-    """What the model says to `n` prompts on an image of `h` x `w` pixels, at `k` levels each."""
+    """What the model says to `n` prompts on an image of `h` x `w` pixels, at `k` levels each.
+
+    Prompts and names are those of the call; the image's pixels are those that `read_photo` gives.
+    """
 
     masks: Bool[np.ndarray, "n k h w"]
-    boxes_xyxy: Float[np.ndarray, "n k 4"]  # In the image's pixels.
+    boxes_xyxy: Float[np.ndarray, "n k 4"]  # In the image's pixels, and inside it.
     iou_predictions: Float[np.ndarray, "n k"]
     object_scores: Float[np.ndarray, "n k x"]  # Sigmoid, one per object name of the vocabulary.
     part_scores: Float[np.ndarray, "n k y"]
+    levels: Int64[np.ndarray, "n k"]  # The model's own number of each level.
+    object_names: tuple[str, ...] = ()
+    part_names: tuple[str, ...] = ()
+
+    def best_object(self, prompt: int, level: int) -> tuple[str, float] | None:
+        """The likeliest object name of a mask and its score; None without a vocabulary.  `level` counts from 0 to k."""
+        return best_name(self.object_names, self.object_scores[prompt, level])
+
+    def best_part(self, prompt: int, level: int) -> tuple[str, float] | None:
+        """The likeliest part name of a mask and its score; None without a vocabulary."""
+        return best_name(self.part_names, self.part_scores[prompt, level])
+
+    def largest_first(self) -> Answer:
+        """The same with each prompt's levels from its largest mask to its smallest: from whole to part."""
+        order = np.argsort(-self.masks.sum(axis=(2, 3)), axis=1, kind="stable")
+        by_level = ("masks", "boxes_xyxy", "iou_predictions", "object_scores", "part_scores", "levels")
+        rows = np.arange(len(order))[:, None]
+        return replace(self, **{name: getattr(self, name)[rows, order] for name in by_level})
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the model says to `n` prompts at `k` levels, before a mask is made; on the model's device."""
+
+    mask_embeddings: Float[Tensor, "n k c"]
+    boxes_xyxy: Float[Tensor, "n k 4"]  # In the image's pixels.
+    iou_predictions: Float[Tensor, "n k"]
+    object_scores: Float[Tensor, "n k x"]
+    part_scores: Float[Tensor, "n k y"]
 
 
 class Predictor:
     """Answers prompts on one image at a time; the image is encoded once.
 
-    Prompts do not influence each other.  `object_names` and `part_names` are any strings; `set_vocabulary` replaces
-    them without encoding the image again.
+    Prompts do not influence each other, unless `prompt_style` says so.  `object_names` and `part_names` are any
+    strings; `set_vocabulary` replaces them without encoding the image again, and a name that was there before is not
+    embedded again: the model's weights must not change meanwhile.
     """
 
-    def __init__(self, model: SemanticSam, image_size: ImageSize | None = None) -> None:
+    def __init__(
+        self, model: SemanticSam, image_size: ImageSize | None = None, prompt_style: PromptStyle | None = None
+    ) -> None:
         self.model = model.eval()
         self.image_size = image_size or ImageSize()
+        self.prompt_style = prompt_style or PromptStyle()
         self.device = next(model.parameters()).device
+        self.image: EncodedImage | None = None
+        self._embedded: dict[str, Float[Tensor, " d"]] = {}
         self.set_vocabulary((), ())
 
-    @torch.no_grad()
-    def set_vocabulary(self, object_names: Sequence[str], part_names: Sequence[str]) -> None:
-        """Use these names from now on."""
+    @staticmethod
+    def load(
+        path_or_uri: str | Path,
+        device: str | torch.device | None = None,
+        image_size: ImageSize | None = None,
+        prompt_style: PromptStyle | None = None,
+    ) -> Predictor:
+        """A predictor of the model in a checkpoint folder, local or `s3://`; on the GPU if there is one.
+
+        Raises `ValueError` as `SemanticSam.load` does.
+        """
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return Predictor(SemanticSam.load(path_or_uri).to(device), image_size, prompt_style)
+
+    def set_vocabulary(self, object_names: Sequence[str], part_names: Sequence[str] = ()) -> None:
+        """Use these names from now on.  Empty lists are legal: there are no scores then."""
+        for names in (object_names, part_names):
+            if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
+                raise ValueError(f"a vocabulary is a list of names, none of them empty, not {names!r}")
         self.object_names, self.part_names = tuple(object_names), tuple(part_names)
-        self._objects = self.model.encode_names(self.object_names)
-        self._parts = self.model.encode_names(self.part_names)
+        self._objects, self._parts = self._embed(self.object_names), self._embed(self.part_names)
+
+    def set_image(self, image: Photo | EncodedImage) -> None:
+        """Encode an image (see `read_photo` for what it may be); later calls refer to it."""
+        self.image = image if isinstance(image, EncodedImage) else self.encode([image])[0]
 
     @torch.no_grad()
-    def set_image(self, image: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Encode an RGB image; later calls refer to it.  Raises `ValueError` for another shape or type."""
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ValueError(f"an image is uint8 [height, width, 3], not {image.dtype} {list(image.shape)}")
-        self._size = image.shape[:2]
-        self._input = self.image_size.resized(*self._size)
-        resized = cv2.resize(image, self._input[::-1], interpolation=_interpolation(self._size, self._input))
-        pixels = torch.from_numpy(resized).permute(2, 0, 1)[None].to(self.device)
-        self._features = self.model.encode_image(pixels)
+    def encode(self, photos: Sequence[Photo]) -> list[EncodedImage]:
+        """The images' features; images that have the same size for the network are encoded together."""
+        images = [read_photo(photo) for photo in photos]
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, image in enumerate(images):
+            by_size.setdefault(self.image_size.resized(*image.shape[:2]), []).append(index)
+        encoded: dict[int, EncodedImage] = {}
+        for size, indices in by_size.items():
+            pixels = torch.from_numpy(np.stack([_resize(images[i], size) for i in indices]))
+            features = self.model.encode_image(pixels.permute(0, 3, 1, 2).to(self.device))
+            for place, i in enumerate(indices):
+                one = slice(place, place + 1)
+                levels = tuple(level[one] for level in features.levels)
+                own = ImageFeatures(features.mask_features[one], levels, features.padded_size)
+                encoded[i] = EncodedImage(own, images[i].shape[:2], size)
+        return [encoded[i] for i in range(len(images))]
 
     @torch.no_grad()
     def predict(
         self,
-        points_xy: Float[np.ndarray, "n 2"] | None = None,
-        boxes_xyxy: Float[np.ndarray, "m 4"] | None = None,
+        points_xy: Prompts = None,
+        boxes_xyxy: Prompts = None,
+        levels: Levels = None,
     ) -> Answer:
-        """Masks for the clicks, then for the boxes, in the image's pixels.  No prompt at all gives empty arrays."""
-        prompts, is_box = self._prompts(points_xy, boxes_xyxy)
+        """Masks for the clicks, then for the boxes, in the image's pixels.  No prompt at all gives empty arrays.
+
+        `levels` chooses among the model's levels by their numbers, in that order; "whole_to_part" is all of them in
+        the released model's order, None in the model's own.  Boxes may reach beyond the image.  Raises `ValueError` for
+        a prompt outside the image, a box without area, and where no image was set.
+        """
+        image, parts = self._image(), list(self.decode(points_xy, boxes_xyxy, levels))
+        count, chosen = sum(len(part.iou_predictions) for part in parts), self.chosen_levels(levels)
+        masks = np.empty((count * len(chosen), *image.size), bool)
+        start = 0
+        for part in parts:
+            for embeddings in part.mask_embeddings.flatten(0, 1).split(image.masks_at_once()):
+                logits = image.at_own_size(image.mask_logits(embeddings))
+                masks[start : start + len(embeddings)] = (logits > 0).cpu().numpy()
+                start += len(embeddings)
+
+        def joined(name: str) -> np.ndarray:
+            return torch.cat([getattr(part, name) for part in parts]).cpu().numpy()
+
+        return Answer(
+            masks=masks.reshape(count, len(chosen), *image.size),
+            boxes_xyxy=joined("boxes_xyxy"),
+            iou_predictions=joined("iou_predictions"),
+            object_scores=joined("object_scores"),
+            part_scores=joined("part_scores"),
+            levels=np.tile(np.array(chosen, np.int64), (count, 1)),
+            object_names=self.object_names,
+            part_names=self.part_names,
+        )
+
+    @torch.no_grad()
+    def decode(
+        self,
+        points_xy: Prompts = None,
+        boxes_xyxy: Prompts = None,
+        levels: Levels = None,
+    ) -> Iterator[Decoded]:
+        """`predict` without its masks, in one or more parts of at most `PROMPTS_AT_ONCE` prompts.
+
+        With `joint_attention` there is one part, for its prompts belong together.
+        """
+        image, chosen = self._image(), list(self.chosen_levels(levels))
+        prompts, is_box = prompt_boxes(points_xy, boxes_xyxy, image, self.prompt_style.click_side)
+        at_once = len(prompts) if self.prompt_style.joint_attention else PROMPTS_AT_ONCE
+        for start in range(0, max(len(prompts), 1), max(at_once, 1)):
+            some = slice(start, start + at_once)
+            yield self._decode(image, prompts[some].to(self.device), is_box[some].to(self.device), chosen)
+
+    def chosen_levels(self, levels: Levels) -> tuple[int, ...]:
+        """The numbers of the levels meant; `ValueError` for those that the model does not have."""
+        count = self.model.settings.num_levels
+        if isinstance(levels, str) and levels != "whole_to_part":
+            raise ValueError(f'levels are numbers or "whole_to_part", not {levels!r}')
+        chosen = WHOLE_TO_PART if isinstance(levels, str) else range(count) if levels is None else levels
+        if not all(0 <= level < count for level in chosen):
+            raise ValueError(f"levels {list(chosen)}: the model's are 0 to {count - 1}")
+        return tuple(int(level) for level in chosen)
+
+    def _decode(
+        self, image: EncodedImage, prompts: Float[Tensor, "n 4"], is_box: Bool[Tensor, " n"], levels: list[int]
+    ) -> Decoded:
         last = self.model.decode(
-            self._features,
+            image.features,
             prompts[None],
             is_box[None],
             self._objects,
             self._parts,
             with_generic=False,
             every_layer=False,
+            joint_attention=self.prompt_style.joint_attention,
         ).prompts[-1]
-        count, levels = len(prompts), self.model.settings.num_levels
-        height, width = self._size
-        padded_height, padded_width = self._features.padded_size
-        # Boxes are relative to the padded input; the image fills only `_input` of it.
-        x_scale = padded_width / self._input[1] * width
-        y_scale = padded_height / self._input[0] * height
-        scale = last.boxes_cxcywh.new_tensor([x_scale, y_scale, x_scale, y_scale])
-        cxcywh = last.boxes_cxcywh[0].float() * scale
-        boxes = torch.cat([cxcywh[:, :2] - cxcywh[:, 2:] / 2, cxcywh[:, :2] + cxcywh[:, 2:] / 2], dim=1)
-        return Answer(
-            masks=self._masks(last).reshape(count, levels, height, width),
-            boxes_xyxy=boxes.reshape(count, levels, 4).cpu().numpy(),
-            iou_predictions=last.iou_predictions[0].float().reshape(count, levels).cpu().numpy(),
-            object_scores=_scores(last.object_logits, count, levels),
-            part_scores=_scores(last.part_logits, count, levels),
+
+        def by_prompt(values: Float[Tensor, "1 q *c"]) -> Float[Tensor, "n k *c"]:
+            return values[0].unflatten(0, (len(prompts), self.model.settings.num_levels))[:, levels]
+
+        # Boxes are relative to the padded input, and the image fills only `input_size` of it.
+        height, width = image.size
+        scale = [p / i * s for p, i, s in zip(image.features.padded_size, image.input_size, image.size, strict=True)]
+        boxes = cxcywh_to_xyxy(by_prompt(last.boxes_cxcywh).float())
+        boxes = boxes * boxes.new_tensor([scale[1], scale[0]] * 2)
+        return Decoded(
+            by_prompt(last.mask_embeddings),
+            boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2)),
+            by_prompt(last.iou_predictions).float(),
+            by_prompt(last.object_logits).float().sigmoid(),
+            by_prompt(last.part_logits).float().sigmoid(),
         )
 
-    def _prompts(
-        self, points_xy: Float[np.ndarray, "n 2"] | None, boxes_xyxy: Float[np.ndarray, "m 4"] | None
-    ) -> tuple[Float[Tensor, "p 4"], Bool[Tensor, " p"]]:
-        height, width = self._size
-        points = np.zeros((0, 2)) if points_xy is None else np.asarray(points_xy, np.float64).reshape(-1, 2)
-        boxes = np.zeros((0, 4)) if boxes_xyxy is None else np.asarray(boxes_xyxy, np.float64).reshape(-1, 4)
-        outside = (points < 0) | (points >= [width, height])
-        if outside.any():
-            first = points[outside.any(axis=1)][0]
-            raise ValueError(f"click ({first[0]:g}, {first[1]:g}) is outside the image of {width} x {height} pixels")
-        to_input = np.array([self._input[1] / width, self._input[0] / height])
-        points, boxes = points * to_input, boxes * np.tile(to_input, 2)
-        sides = np.full((len(points), 2), 2.0 * CLICK_RADIUS)
-        centres = np.concatenate([points, (boxes[:, :2] + boxes[:, 2:]) / 2])
-        sides = np.concatenate([sides, boxes[:, 2:] - boxes[:, :2]])
-        if (sides <= 0).any():
-            raise ValueError(f"box {boxes[(sides[len(points) :] <= 0).any(axis=1)][0].tolist()} has no area")
-        padded_height, padded_width = self._features.padded_size
-        relative = np.concatenate([centres, sides], axis=1) / np.tile([padded_width, padded_height], 2)
-        is_box = np.arange(len(centres)) >= len(points)
-        return torch.from_numpy(relative).float().to(self.device), torch.from_numpy(is_box).to(self.device)
+    @torch.no_grad()
+    def _embed(self, names: Sequence[str]) -> Float[Tensor, "x d"]:
+        new = [name for name in dict.fromkeys(names) if name not in self._embedded]
+        self._embedded.update(zip(new, self.model.encode_names(new), strict=True))
+        return torch.stack([self._embedded[name] for name in names]) if names else self.model.encode_names(())
 
-    def _masks(self, predictions: Predictions) -> Bool[np.ndarray, "q h w"]:
-        logits = predictions.mask_logits().float()
-        if logits.shape[1] == 0:
-            return np.zeros((0, *self._size), bool)
-        # Two steps, as in the published model: to the padded input, cropped, then to the image.
-        logits = F.interpolate(logits, self._features.padded_size, mode="bilinear", align_corners=False)
-        logits = logits[:, :, : self._input[0], : self._input[1]]
-        if self._input != self._size:
-            logits = F.interpolate(logits, self._size, mode="bilinear", align_corners=False)
-        return (logits[0] > 0).cpu().numpy()
+    def _image(self) -> EncodedImage:
+        if self.image is None:
+            raise ValueError("no image yet: call set_image before asking about it")
+        return self.image
 
 
-def _scores(logits: Float[Tensor, "1 q x"], count: int, levels: int) -> Float[np.ndarray, "n k x"]:
-    return logits[0].float().sigmoid().reshape(count, levels, logits.shape[2]).cpu().numpy()
+def best_name(names: Sequence[str], scores: Float[np.ndarray, " x"]) -> tuple[str, float] | None:
+    """The name with the highest score, and that score; None where there are no names."""
+    if not names:
+        return None
+    best = int(np.argmax(scores))
+    return names[best], float(scores[best])
 
 
-def _interpolation(old: tuple[int, int], new: tuple[int, int]) -> int:
-    return cv2.INTER_AREA if new[0] < old[0] else cv2.INTER_LINEAR
+def _resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "y x 3"]:
+    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
+    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -1,71 +1,316 @@
+"""Prompts on one image: answers have its size, do not influence each other, and bad input is told apart."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import boto3
 import numpy as np
 import pytest
+import torch
+from moto.server import ThreadedMotoServer
+from PIL import ExifTags, Image
 
+from semsam.data.images import Photo
 from semsam.model.semantic_sam import SemanticSam
-from semsam.predictor import ImageSize, Predictor
+from semsam.predictor import PROMPTS_AT_ONCE, RELEASED, WHOLE_TO_PART, Answer, ImageSize, Predictor, PromptStyle
+
+HEIGHT, WIDTH = 50, 70
+POINTS = np.array([[3.0, 4.0], [60, 40], [30, 30], [69.5, 0]])
+BOXES = np.array([[1.0, 1, 20, 30], [-5, 20, 90, 45]])
+
+
+MODEL = SemanticSam.untrained("debug", seed=0)
+
+
+def new_predictor(style: PromptStyle | None = None) -> Predictor:
+    return Predictor(MODEL, ImageSize(64, 96), style)
 
 
 @pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    predictor = Predictor(SemanticSam.untrained("debug", seed=0), ImageSize(64, 96))
+def image() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def predictor(image: np.ndarray) -> Predictor:
+    predictor = new_predictor()
     predictor.set_vocabulary(["car", "dog"], ["wheel"])
-    predictor.set_image(np.random.default_rng(0).integers(0, 255, (50, 70, 3), np.uint8))
+    predictor.set_image(image)
     return predictor
 
 
+def assert_same(found: Answer, expected: Answer, rows: slice | list[int] = slice(None)) -> None:
+    """The same to 1e-5, boxes relative to the image; a soft mask's rounding may cross zero at a pixel or so."""
+    size = [WIDTH, HEIGHT, WIDTH, HEIGHT]
+    np.testing.assert_allclose(found.boxes_xyxy / size, expected.boxes_xyxy[rows] / size, atol=1e-5)
+    for name in ("iou_predictions", "object_scores", "part_scores"):
+        np.testing.assert_allclose(getattr(found, name), getattr(expected, name)[rows], atol=1e-5)
+    assert (found.masks != expected.masks[rows]).mean() < 1e-4
+
+
+def soft_masks(predictor: Predictor, points: np.ndarray) -> torch.Tensor:
+    assert predictor.image is not None
+    parts = [part.mask_embeddings.flatten(0, 1) for part in predictor.decode(points)]
+    return predictor.image.at_own_size(predictor.image.mask_logits(torch.cat(parts))).unflatten(0, (-1, 6))
+
+
 def test_answers_have_the_images_own_size(predictor: Predictor) -> None:
-    answer = predictor.predict(np.array([[3.0, 4.0], [60, 40]]), np.array([[1.0, 1, 20, 30]]))
-    assert answer.masks.shape == (3, 6, 50, 70)
+    answer = predictor.predict(POINTS[:2], BOXES[:1])
+    assert answer.masks.shape == (3, 6, HEIGHT, WIDTH)
     assert answer.masks.dtype == bool
-    assert answer.iou_predictions.shape == (3, 6)
+    assert answer.iou_predictions.shape == answer.levels.shape == (3, 6)
     assert answer.object_scores.shape == (3, 6, 2)
     assert answer.part_scores.shape == (3, 6, 1)
     assert ((answer.object_scores > 0) & (answer.object_scores < 1)).all()
+    assert ((answer.boxes_xyxy >= 0) & (answer.boxes_xyxy <= [WIDTH, HEIGHT, WIDTH, HEIGHT])).all()
 
 
-def test_no_prompt_gives_an_empty_answer(predictor: Predictor) -> None:
-    assert predictor.predict().masks.shape == (0, 6, 50, 70)
+@pytest.mark.parametrize("points", [None, [], np.zeros((0, 2))])
+def test_no_prompt_gives_an_empty_answer(predictor: Predictor, points: list | np.ndarray | None) -> None:
+    answer = predictor.predict(points, [])
+    assert answer.masks.shape == (0, 6, HEIGHT, WIDTH)
+    assert answer.boxes_xyxy.shape == (0, 6, 4)
+    assert answer.object_scores.shape == (0, 6, 2)
+    assert answer.largest_first().levels.shape == (0, 6)
+    assert predictor.predict(levels=[]).masks.shape == (0, 0, HEIGHT, WIDTH)
 
 
 def test_no_names_give_no_scores() -> None:
-    predictor = Predictor(SemanticSam.untrained("debug", seed=0), ImageSize(64, 96))
+    predictor = new_predictor()
     predictor.set_image(np.zeros((64, 64, 3), np.uint8))
-    assert predictor.predict(np.array([[3.0, 4.0]])).object_scores.shape == (1, 6, 0)
+    answer = predictor.predict([[3.0, 4.0]])
+    assert answer.object_scores.shape == answer.part_scores.shape == (1, 6, 0)
+    assert answer.best_object(0, 0) is answer.best_part(0, 0) is None
 
 
-def test_prompts_do_not_influence_each_other(predictor: Predictor) -> None:
-    points = np.array([[3.0, 4.0], [60, 40], [30, 30]])
-    together = predictor.predict(points)
-    for i in (2, 0):
-        alone = predictor.predict(points[i : i + 1])
-        np.testing.assert_allclose(alone.iou_predictions[0], together.iou_predictions[i], atol=1e-5)
-        np.testing.assert_allclose(alone.boxes_xyxy[0], together.boxes_xyxy[i], atol=1e-3)
+def test_the_best_names_are_those_with_the_highest_scores(predictor: Predictor) -> None:
+    answer = predictor.predict(POINTS)
+    for prompt, level in ((0, 0), (3, 5)):
+        name, score = answer.best_object(prompt, level) or ("", 0.0)
+        assert answer.object_scores[prompt, level, ("car", "dog").index(name)] == score
+        assert score == answer.object_scores[prompt, level].max()
+        assert answer.best_part(prompt, level) == ("wheel", answer.part_scores[prompt, level, 0])
 
 
-@pytest.mark.parametrize("point", [[-1.0, 3.0], [3.0, 50.0], [70.0, 3.0]])
+def test_other_prompts_their_order_and_their_number_change_nothing(predictor: Predictor) -> None:
+    together = predictor.predict(POINTS, BOXES)
+    for i in range(4):
+        assert_same(predictor.predict(POINTS[i : i + 1]), together, [i])
+    for i in range(2):
+        assert_same(predictor.predict(boxes_xyxy=BOXES[i : i + 1]), together, [4 + i])
+    order = [2, 0, 3, 1]
+    assert_same(predictor.predict(POINTS[order]), together, order)
+    scale = soft_masks(predictor, POINTS).abs().max()
+    for some in ([1], [2, 0, 3]):
+        difference = soft_masks(predictor, POINTS[some]) - soft_masks(predictor, POINTS)[some]
+        assert difference.abs().max() < 1e-5 * scale
+
+
+def test_many_prompts_are_decoded_in_parts_that_change_nothing(predictor: Predictor) -> None:
+    points = np.random.default_rng(1).uniform(0, 50, (PROMPTS_AT_ONCE + 5, 2))
+    answer = predictor.predict(points, BOXES[:1])
+    assert [len(part.iou_predictions) for part in predictor.decode(points)] == [PROMPTS_AT_ONCE, 5]
+    assert answer.masks.shape == (PROMPTS_AT_ONCE + 6, 6, HEIGHT, WIDTH)
+    some = [0, PROMPTS_AT_ONCE - 1, PROMPTS_AT_ONCE, PROMPTS_AT_ONCE + 4]
+    assert_same(predictor.predict(points[some]), answer, some)
+
+
+def test_the_order_and_batch_of_images_change_nothing(predictor: Predictor, image: np.ndarray) -> None:
+    other = np.random.default_rng(3).integers(0, 255, (40, 40, 3), np.uint8)
+    expected = predictor.predict(POINTS)
+    again = new_predictor()
+    again.set_vocabulary(["car", "dog"], ["wheel"])
+    encoded = again.encode([other, image, image[::-1].copy()])
+    assert [one.size for one in encoded] == [(40, 40), (HEIGHT, WIDTH), (HEIGHT, WIDTH)]
+    again.set_image(encoded[1])
+    assert_same(again.predict(POINTS), expected)
+    assert again.encode([]) == []
+
+
+def test_levels_are_chosen_by_number_or_from_whole_to_part(predictor: Predictor) -> None:
+    every = predictor.predict(POINTS)
+    some = predictor.predict(POINTS, levels=[4, 1])
+    assert some.levels.tolist() == [[4, 1]] * 4
+    np.testing.assert_array_equal(some.masks, every.masks[:, [4, 1]])
+    np.testing.assert_array_equal(some.object_scores, every.object_scores[:, [4, 1]])
+    ordered = predictor.predict(POINTS, levels="whole_to_part")
+    assert tuple(ordered.levels[0]) == WHOLE_TO_PART
+    np.testing.assert_array_equal(ordered.iou_predictions, every.iou_predictions[:, list(WHOLE_TO_PART)])
+    sorted_by_area = every.largest_first()
+    areas = sorted_by_area.masks.sum(axis=(2, 3))
+    assert (np.diff(areas, axis=1) <= 0).all()
+    for prompt, level in enumerate(sorted_by_area.levels[:, 0]):
+        np.testing.assert_array_equal(sorted_by_area.masks[prompt, 0], every.masks[prompt, level])
+    with pytest.raises(ValueError, match=r"levels \[6\]: the model's are 0 to 5"):
+        predictor.predict(POINTS, levels=[6])
+    with pytest.raises(ValueError, match="not 'parts'"):
+        predictor.predict(POINTS, levels="parts")  # type: ignore[arg-type]
+
+
+def test_the_released_style_lets_clicks_see_each_other(image: np.ndarray) -> None:
+    released, apart = new_predictor(RELEASED), new_predictor(PromptStyle(click_side=0.005))
+    released.set_image(image)
+    apart.set_image(image)
+    together, isolated = released.predict(POINTS), apart.predict(POINTS)
+    assert np.abs(together.iou_predictions - isolated.iou_predictions).max() > 1e-4
+    assert_same(released.predict(POINTS[:1]), isolated, [0])  # One click has nobody to look at.
+    points = np.full((PROMPTS_AT_ONCE + 1, 2), 20.0)
+    assert [len(part.iou_predictions) for part in released.decode(points)] == [PROMPTS_AT_ONCE + 1]
+
+
+def test_a_click_of_the_released_style_is_a_fraction_of_the_image(image: np.ndarray) -> None:
+    released, boxed = new_predictor(PromptStyle(click_side=0.3)), new_predictor()
+    for one in (released, boxed):
+        one.model = deepcopy(MODEL)
+        with torch.no_grad():  # Else a click would differ from its box.
+            one.model.prompt_encoder.kinds.weight[1] = one.model.prompt_encoder.kinds.weight[0]
+        one.set_image(image)
+    half = np.array([0.15 * WIDTH, 0.15 * HEIGHT])
+    box = np.concatenate([POINTS[2] - half, POINTS[2] + half])
+    assert_same(released.predict(POINTS[2:3]), boxed.predict(boxes_xyxy=box[None]))
+    with pytest.raises(ValueError, match="click_side must lie in"):
+        PromptStyle(click_side=0.0)
+
+
+@pytest.mark.parametrize("point", [[-1.0, 3.0], [3.0, 50.0], [70.0, 3.0], [np.nan, 3.0], [np.inf, 3.0]])
 def test_a_click_outside_the_image_is_refused(predictor: Predictor, point: list[float]) -> None:
     with pytest.raises(ValueError, match="outside the image of 70 x 50"):
-        predictor.predict(np.array([point]))
+        predictor.predict([[1.0, 1.0], point])
 
 
-def test_a_box_without_area_is_refused(predictor: Predictor) -> None:
+@pytest.mark.parametrize("box", [[5.0, 5, 5, 9], [9.0, 5, 5, 9], [5.0, 5, np.nan, 9]])
+def test_a_box_without_area_is_refused(predictor: Predictor, box: list[float]) -> None:
     with pytest.raises(ValueError, match="no area"):
-        predictor.predict(boxes_xyxy=np.array([[5.0, 5, 5, 9]]))
+        predictor.predict(boxes_xyxy=[box])
 
 
-@pytest.mark.parametrize("shape", [(4, 4), (4, 4, 4), (0, 4, 3)])
-def test_what_is_no_rgb_image_is_refused(predictor: Predictor, shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("box", [[70.0, 5, 80, 9], [-9.0, 5, 0, 9], [5.0, -9, 9, -5], [5.0, 51, 9, 60]])
+def test_a_box_outside_the_image_is_refused_and_one_across_its_edge_cut(predictor: Predictor, box: list[float]) -> None:
+    with pytest.raises(ValueError, match="outside the image of 70 x 50"):
+        predictor.predict(boxes_xyxy=[box])
+    assert_same(predictor.predict(boxes_xyxy=[[-5, 20, 90, 45]]), predictor.predict(boxes_xyxy=[[0, 20, 70, 45]]))
+
+
+@pytest.mark.parametrize(("points", "boxes"), [([3.0, 4.0], None), ([[1.0, 2, 3]], None), (None, [[1.0, 2]])])
+def test_prompts_of_another_shape_are_refused(predictor: Predictor, points: list | None, boxes: list | None) -> None:
+    with pytest.raises(ValueError, match=r"are rows of \d numbers"):
+        predictor.predict(points, boxes)
+
+
+def test_asking_before_there_is_an_image_is_refused() -> None:
+    with pytest.raises(ValueError, match="call set_image"):
+        new_predictor().predict([[1.0, 1.0]])
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 2), (0, 4, 3)])
+def test_what_is_no_image_is_refused(predictor: Predictor, shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="an image is uint8"):
         predictor.set_image(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="not of a known format"):
+        predictor.set_image(b"hello")
+    with pytest.raises(ValueError, match=r"nowhere\.jpg: no such file"):
+        predictor.set_image("nowhere.jpg")
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 2)])
+def test_grey_transparent_deep_and_turned_photos_are_answered_as_what_they_show(image: np.ndarray) -> None:
+    def answers(photo: Photo) -> np.ndarray:
+        predictor = new_predictor()
+        predictor.set_image(photo)
+        return predictor.predict(POINTS[:1], levels=[0, 3]).masks
+
+    transparent = np.dstack([image, np.full((HEIGHT, WIDTH), 7, np.uint8)])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # Shown turned a quarter to the right.
+    turned = io.BytesIO()
+    Image.fromarray(np.rot90(image)).save(turned, "PNG", exif=exif)
+    expected = answers(image)
+    for photo in (Image.fromarray(image), transparent, turned.getvalue()):
+        np.testing.assert_array_equal(answers(photo), expected)
+    grey = image[..., 0]
+    deep = io.BytesIO()
+    Image.fromarray(grey.astype(np.uint16) * 257).save(deep, "PNG")
+    expected = answers(np.dstack([grey] * 3))
+    for photo in (grey, deep.getvalue()):
+        np.testing.assert_array_equal(answers(photo), expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4000), (300, 2), (3000, 4000)])
 def test_extreme_shapes_are_answered(shape: tuple[int, int]) -> None:
-    predictor = Predictor(SemanticSam.untrained("debug", seed=0), ImageSize(64, 96))
-    predictor.set_image(np.zeros((*shape, 3), np.uint8))
-    answer = predictor.predict(np.array([[0.0, 0.0]]))
-    assert answer.masks.shape == (1, 6, *shape)
-    assert np.isfinite(answer.iou_predictions).all()
+    predictor = new_predictor()
+    predictor.set_vocabulary(["car"], ["wheel"])
+    predictor.set_image(np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8))
+    corner = [shape[1] - 0.5, shape[0] - 0.5]
+    answer = predictor.predict([[0.0, 0.0], corner], [[0.0, 0, *shape[::-1]]], levels=[0, 5])
+    assert answer.masks.shape == (3, 2, *shape)
+    for name in ("boxes_xyxy", "iou_predictions", "object_scores", "part_scores"):
+        assert np.isfinite(getattr(answer, name)).all()
+    assert (answer.boxes_xyxy <= np.tile(shape[::-1], 2)).all()
+    assert torch.isfinite(soft_masks(predictor, np.array([corner]))).all()
+
+
+def test_masks_are_made_a_few_at_a_time_and_none_is_lost(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = predictor.predict(POINTS)
+    monkeypatch.setattr("semsam.encoded_image.MAP_BYTES", 4 * 96 * 96 * 5)  # Five masks, and a remainder.
+    np.testing.assert_array_equal(predictor.predict(POINTS).masks, expected.masks)
+
+
+def test_names_are_embedded_once(image: np.ndarray) -> None:
+    predictor = new_predictor()
+    asked: list[str] = []
+    hook = predictor.model.text_encoder.register_forward_pre_hook(lambda _, inputs: asked.extend(inputs[0]))
+    predictor.set_vocabulary(["car", "dog", "car"], ["wheel", "dog"])
+    predictor.set_vocabulary(["dog", "cat"], [])
+    predictor.set_vocabulary([], ["cat", "car"])
+    hook.remove()
+    assert sorted(asked) == ["car", "cat", "dog", "wheel"]
+    predictor.set_image(image)
+    fresh = new_predictor()
+    fresh.set_vocabulary([], ["cat", "car"])
+    fresh.set_image(image)
+    assert_same(predictor.predict(POINTS), fresh.predict(POINTS))
+
+
+@pytest.mark.parametrize("names", ["car", ["car", ""], ["car", 3]])
+def test_what_is_no_list_of_names_is_refused(predictor: Predictor, names: object) -> None:
+    with pytest.raises(ValueError, match="a vocabulary is a list of names"):
+        predictor.set_vocabulary(names)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An empty bucket of a server in this process."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    boto3.client("s3").create_bucket(Bucket="bucket")
+    yield "s3://bucket"
+    server.stop()
+
+
+def test_model_and_photo_may_lie_on_s3(predictor: Predictor, bucket: str, image: np.ndarray, tmp_path: Path) -> None:
+    predictor.model.save(f"{bucket}/run/checkpoint-3")
+    predictor.model.save(tmp_path)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    boto3.client("s3").put_object(Bucket="bucket", Key="photos/a.png", Body=file.getvalue())
+    for place in (f"{bucket}/run/checkpoint-3/", tmp_path):
+        loaded = Predictor.load(place, device="cpu", image_size=ImageSize(64, 96))
+        loaded.set_vocabulary(["car", "dog"], ["wheel"])
+        loaded.set_image(f"{bucket}/photos/a.png")
+        np.testing.assert_array_equal(loaded.predict(POINTS).masks, predictor.predict(POINTS).masks)
+    with pytest.raises(ValueError, match=r"s3://bucket/run: not a checkpoint: no config\.yaml"):
+        Predictor.load(f"{bucket}/run")
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read"):
+        Predictor.load(tmp_path)
 
 
 def test_image_sizes_keep_the_aspect_and_the_limit() -> None:

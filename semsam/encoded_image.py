@@ -1,0 +1,94 @@
+"""An image after the network has seen it: where prompts lie on it, and how its masks come back to its own size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from semsam.model.pixel_decoder import ImageFeatures
+
+CLICK_RADIUS = 3  # A click is the box of +-3 network-input pixels around it, as in training.
+MAP_BYTES = 2**27  # Of the soft masks that exist at once, in float32.
+
+# Rows of coordinates in the image's pixels: (x, y) of clicks, (x1, y1, x2, y2) of boxes.
+Prompts = np.ndarray | Sequence[Sequence[float]] | None
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """An image's features, from which any number of prompts is answered."""
+
+    features: ImageFeatures  # Of one image.
+    size: tuple[int, int]  # Height and width of the image itself,
+    input_size: tuple[int, int]  # and of the network's input, before padding.
+
+    def masks_at_once(self) -> int:
+        """How many soft masks may be made in one go."""
+        sizes = (self.size, self.input_size, self.features.padded_size)
+        return max(MAP_BYTES // (4 * max(height * width for height, width in sizes)), 1)
+
+    def mask_logits(self, embeddings: Float[Tensor, "m c"]) -> Float[Tensor, "m y x"]:
+        """Masks before the sigmoid, at the size of the network's input."""
+        logits = torch.einsum("mc,chw->mhw", embeddings, self.features.mask_features[0]).float()
+        return _enlarge(logits, self.features.padded_size)[:, : self.input_size[0], : self.input_size[1]]
+
+    def at_own_size(self, logits: Float[Tensor, "m y x"]) -> Float[Tensor, "m h w"]:
+        """Masks of the network's input at the image's own size: the second of two steps, as the released model's."""
+        return logits if self.input_size == self.size else _enlarge(logits, self.size)
+
+
+def prompt_boxes(
+    points_xy: Prompts,
+    boxes_xyxy: Prompts,
+    image: EncodedImage,
+    click_side: float | None,
+) -> tuple[Float[Tensor, "p 4"], Bool[Tensor, " p"]]:
+    """The prompts as boxes (centre and size, relative to the padded input), and which of them were boxes before.
+
+    A click becomes a box of `click_side` times the image's width and height; None: of +-`CLICK_RADIUS` pixels of the
+    network's input.  Boxes are cut at the image's edge.  Raises `ValueError` naming the first prompt outside it.
+    """
+    points, boxes = _rows(points_xy, 2, "clicks"), _rows(boxes_xyxy, 4, "boxes")
+    size_xy, input_xy = np.array(image.size[::-1], float), np.array(image.input_size[::-1], float)
+    inside = ((points >= 0) & (points < size_xy)).all(axis=1)
+    shown = f"outside the image of {image.size[1]} x {image.size[0]} pixels"
+    if not inside.all():
+        x, y = points[~inside][0]
+        raise ValueError(f"click ({x:g}, {y:g}) is {shown}")
+    low, high = boxes[:, :2], boxes[:, 2:]
+    for fault, found in (
+        ("has no area", ~(low < high).all(axis=1)),
+        (f"is {shown}", ~((low < size_xy) & (high > 0)).all(axis=1)),
+    ):
+        if found.any():
+            raise ValueError(f"box {boxes[found][0].tolist()} {fault}")
+    low, high = low.clip(0, size_xy), high.clip(0, size_xy)
+    # In pixels of the network's input.
+    scale = input_xy / size_xy
+    click_sides = 2.0 * CLICK_RADIUS if click_side is None else click_side * input_xy
+    centres = np.concatenate([points, (low + high) / 2]) * scale
+    sides = np.concatenate([np.broadcast_to(click_sides, points.shape), (high - low) * scale])
+    padded_xy = np.array(image.features.padded_size[::-1])
+    relative = np.concatenate([centres, sides], axis=1) / np.tile(padded_xy, 2)
+    return torch.from_numpy(relative).float(), torch.arange(len(centres)) >= len(points)
+
+
+def _rows(values: Prompts, columns: int, what: str) -> np.ndarray:
+    rows = np.asarray([] if values is None else values, np.float64)
+    if rows.size == 0:
+        return np.zeros((0, columns))
+    if rows.ndim != 2 or rows.shape[1] != columns:
+        raise ValueError(f"{what} are rows of {columns} numbers, not an array of {list(rows.shape)}")
+    return rows
+
+
+def _enlarge(logits: Float[Tensor, "m h w"], size: tuple[int, int]) -> Float[Tensor, "m y x"]:
+    if not len(logits):
+        return logits.new_zeros(0, *size)
+    return F.interpolate(logits[None], size, mode="bilinear", align_corners=False)[0]
