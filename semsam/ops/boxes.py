@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 EPSILON = 1e-6  # Added to union and hull: two empty boxes have GIoU zero, not NaN.
@@ -36,6 +37,33 @@ def pairwise_generalized_iou(
 ) -> Float[Tensor, "*b n m"]:
     """Generalized IoU of every box of `a` with every box of `b`."""
     return generalized_iou(a_xyxy[..., :, None, :], b_xyxy[..., None, :, :])
+
+
+def non_maximum_suppression(
+    boxes_xyxy: Float[np.ndarray, "m 4"],
+    scores: Float[np.ndarray, " m"],
+    max_iou: float,
+    classes: Int[np.ndarray, " m"] | None = None,
+) -> Int64[np.ndarray, " k"]:
+    """The positions of the boxes that no better kept box overlaps by an IoU of more than `max_iou`, best first.
+
+    Of equal scores the earlier box is the better one.  With `classes` only boxes of the same class suppress each other.
+    On the host: which box goes next depends on all before, and a thousand steps of a device would wait for each other.
+    """
+    left = np.argsort(-scores, kind="stable")
+    areas = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clip(min=0).prod(axis=1)
+    kept = []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        low = np.maximum(boxes_xyxy[best, :2], boxes_xyxy[left, :2])
+        high = np.minimum(boxes_xyxy[best, 2:], boxes_xyxy[left, 2:])
+        shared = (high - low).clip(min=0).prod(axis=1)
+        suppressed = shared > max_iou * (areas[best] + areas[left] - shared)
+        if classes is not None:
+            suppressed &= classes[left] == classes[best]
+        left = left[~suppressed]
+    return np.array(kept, np.int64)
 
 
 def _area(low: Float[Tensor, "*m 2"], high: Float[Tensor, "*m 2"]) -> Float[Tensor, "*m"]:

@@ -1,9 +1,16 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from semsam.ops.boxes import cxcywh_to_xyxy, generalized_iou, pairwise_generalized_iou, xyxy_to_cxcywh
+from semsam.ops.boxes import (
+    cxcywh_to_xyxy,
+    generalized_iou,
+    non_maximum_suppression,
+    pairwise_generalized_iou,
+    xyxy_to_cxcywh,
+)
 
 
 def test_formats_invert_each_other() -> None:
@@ -43,3 +50,41 @@ def test_gradient_of_a_degenerate_box_is_finite() -> None:
     generalized_iou(cxcywh_to_xyxy(boxes), torch.tensor([0.2, 0.2, 0.4, 0.4])).sum().backward()
     assert boxes.grad is not None
     assert boxes.grad.isfinite().all()
+
+
+def plain_suppression(boxes: np.ndarray, scores: np.ndarray, max_iou: float, classes: np.ndarray) -> list[int]:
+    """Every box against every box kept so far, one pair at a time."""
+    kept: list[int] = []
+    for i in sorted(range(len(boxes)), key=lambda i: (-scores[i], i)):
+        for j in kept:
+            sides = [min(boxes[i][a + 2], boxes[j][a + 2]) - max(boxes[i][a], boxes[j][a]) for a in (0, 1)]
+            shared = max(sides[0], 0) * max(sides[1], 0)
+            areas = [(boxes[n][2] - boxes[n][0]) * (boxes[n][3] - boxes[n][1]) for n in (i, j)]
+            if classes[i] == classes[j] and shared > max_iou * (sum(areas) - shared):
+                break
+        else:
+            kept.append(i)
+    return kept
+
+
+@pytest.mark.parametrize("max_iou", [0.0, 0.3, 0.7, 1.0])
+@pytest.mark.parametrize("num_classes", [1, 3])
+def test_suppression_keeps_what_the_plain_way_keeps(num_classes: int, max_iou: float) -> None:
+    rng = np.random.default_rng(0)
+    low = rng.integers(0, 20, (120, 2))
+    boxes = np.concatenate([low, low + rng.integers(0, 20, (120, 2))], axis=1).astype(float)  # Some have no area.
+    scores = rng.integers(0, 10, 120) / 10  # Many ties.
+    classes = rng.integers(0, num_classes, 120)
+    expected = plain_suppression(boxes, scores, max_iou, classes)
+    assert non_maximum_suppression(boxes, scores, max_iou, classes).tolist() == expected
+    if num_classes == 1:
+        assert non_maximum_suppression(boxes, scores, max_iou).tolist() == expected
+    assert 0 < len(expected) <= 120
+
+
+def test_suppression_of_known_boxes() -> None:
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 7], [0, 0, 10, 6.9], [20, 20, 30, 30]])
+    scores = np.array([0.5, 0.4, 0.6, 0.1])
+    assert non_maximum_suppression(boxes, scores, 0.7).tolist() == [2, 0, 3]  # 0.69, but 6.9 / 7 is more.
+    assert non_maximum_suppression(boxes[:2], scores[:2], 0.7).tolist() == [0, 1]  # Exactly 0.7 is not more than it.
+    assert non_maximum_suppression(boxes[:0], scores[:0], 0.7).tolist() == []
