@@ -18,8 +18,9 @@ from jobs.cluster import connect, main_exit, stable_path
 from semsam.config import config_values, load_config, parse_config, settings
 from semsam.data.shards import open_filesystem
 from semsam.tracking import TrackingSettings, tracking_uri
-from semsam.training.checkpoint import Folder, checkpoint_folder
+from semsam.training.checkpoint import checkpoint_folder
 from semsam.training.engine import Worker
+from semsam.training.folder import Folder
 from semsam.training.loop import Material, TrainingFault, find_checkpoint, train
 from semsam.training.recipe import Recipe
 from semsam.training.same_run import checkpoint_config

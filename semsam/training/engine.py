@@ -10,15 +10,22 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from semsam.training.optimizer import OptimizerSettings, make_optimizer, parameter_groups
+from semsam.training.fragments import Fragment, flat_fragments, split_fragments, whole_fragments
+from semsam.training.optimizer import (
+    OptimizerSettings,
+    begin_state,
+    make_optimizer,
+    parameter_groups,
+    set_num_updates,
+    update_average,
+)
 
-MOMENTS = ("exp_avg", "exp_avg_sq")
 _NO_CLIPPING = 1e30  # DeepSpeed computes the norm only where it clips.
 
 
@@ -50,15 +57,6 @@ class Worker:
             dist.barrier()
 
 
-@dataclass(frozen=True)
-class ParameterState:
-    """A parameter's whole weight in fp32 and AdamW's moments; no moments before the first update."""
-
-    name: str
-    weight: Tensor
-    moments: dict[str, Tensor]
-
-
 class Engine(Protocol):
     """Runs a module whose output is (loss, terms) on this worker's share of the global batch."""
 
@@ -79,15 +77,16 @@ class Engine(Protocol):
         """The global batch's whole gradients, between `forward_backward` and `step`.  All workers must iterate."""
         ...
 
-    def state(self) -> Iterator[ParameterState]:
-        """The state of every parameter, by name.  All workers must iterate, and together."""
+    def fragments(self) -> list[Fragment]:
+        """What lies on this worker of the trained parameters and of the optimizer's state, to save it or to fill it.
+
+        The weights of a module that an engine was made for must be there before; filling changes the copy that
+        updates are made to.
+        """
         ...
 
-    def load(self, states: Iterator[ParameterState], num_updates: int) -> None:
-        """Go on from `states`, in the order of `state`, after `num_updates` updates.
-
-        The module was given their weights before this engine was made.
-        """
+    def set_num_updates(self, num_updates: int) -> None:
+        """Go on after so many updates, once the fragments are filled."""
         ...
 
 
@@ -98,22 +97,30 @@ def make_engine(
     zero_stage: int | None,
     micro_batch: int,
     accumulation: int,
+    ema_decay: float | None = None,
 ) -> Engine:
-    """The engine for a module in fp32 on the worker's device; `zero_stage` None is plain PyTorch."""
+    """The engine for a module in fp32 on the worker's device; `zero_stage` None is plain PyTorch.
+
+    With `ema_decay` it keeps an average of the weights, as a third moment.
+    """
     if zero_stage is None:
-        return PlainEngine(module, settings, worker)
-    return DeepSpeedEngine(module, settings, worker, zero_stage, micro_batch, accumulation)
+        return PlainEngine(module, settings, worker, ema_decay)
+    return DeepSpeedEngine(module, settings, worker, zero_stage, micro_batch, accumulation, ema_decay)
 
 
 class PlainEngine:
     """PyTorch alone: every worker has all weights, and gradients are summed over workers before the update."""
 
-    def __init__(self, module: nn.Module, settings: OptimizerSettings, worker: Worker) -> None:
+    def __init__(
+        self, module: nn.Module, settings: OptimizerSettings, worker: Worker, ema_decay: float | None = None
+    ) -> None:
         self.module = module
         self.optimizer: torch.optim.Optimizer = make_optimizer(parameter_groups(module, settings), settings)
         self._settings = settings
         self._worker = worker
+        self._ema_decay = ema_decay
         self._is_reduced = False
+        begin_state(self.optimizer, _updated_by(self.optimizer), ema_decay is not None)
 
     def forward_backward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, terms = self.module(*inputs)
@@ -123,36 +130,30 @@ class PlainEngine:
 
     def step(self) -> float:
         self._reduce()
-        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), self._settings.clip_norm or _NO_CLIPPING))
+        norm = _clip(self.module, self._settings)
         if math.isfinite(norm):
             self.optimizer.step()
+            if self._ema_decay is not None:
+                update_average(self.optimizer, self._ema_decay)
         self.optimizer.zero_grad()
         return norm
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         self._reduce()
         for name, parameter in self.module.named_parameters():
-            assert parameter.grad is not None
-            yield name, parameter.grad
+            if parameter.requires_grad:
+                yield name, cast(Tensor, parameter.grad)
 
-    def state(self) -> Iterator[ParameterState]:
-        for name, parameter in self.module.named_parameters():
-            state = self.optimizer.state.get(parameter, {})
-            yield ParameterState(name, parameter.detach(), {m: state[m] for m in MOMENTS if m in state})
+    def fragments(self) -> list[Fragment]:
+        return list(whole_fragments(self.module, self.optimizer, self._worker.rank, self._worker.world_size))
 
-    def load(self, states: Iterator[ParameterState], num_updates: int) -> None:
-        for (name, parameter), state in zip(self.module.named_parameters(), states, strict=True):
-            assert name == state.name
-            with torch.no_grad():
-                parameter.copy_(state.weight)
-            if num_updates:
-                moments = {moment: value.to(parameter.device, copy=True) for moment, value in state.moments.items()}
-                self.optimizer.state[parameter] = {"step": torch.tensor(float(num_updates)), **moments}
+    def set_num_updates(self, num_updates: int) -> None:
+        set_num_updates(self.optimizer, num_updates)
 
     def _reduce(self) -> None:
         if self._is_reduced:
             return
-        for parameter in self.module.parameters():
+        for parameter in _updated_by(self.optimizer):
             if parameter.grad is None:  # An update of zeros, as a sharded optimizer makes it.
                 parameter.grad = torch.zeros_like(parameter)
             self._worker.sum(parameter.grad)
@@ -174,10 +175,12 @@ class DeepSpeedEngine:
         stage: int,
         micro_batch: int,
         accumulation: int,
+        ema_decay: float | None = None,
     ) -> None:
         deepspeed = _import_deepspeed(worker.device)
         self._settings = settings
         self._worker = worker
+        self._ema_decay = ema_decay
         self._stage = stage
         # DeepSpeed averages over workers and accumulation steps; our losses are parts of a sum.
         self._scale = worker.world_size * accumulation
@@ -197,7 +200,8 @@ class DeepSpeedEngine:
                 "steps_per_print": 2**31,
             },
         )
-        self._make_optimizer_state()
+        flat = self._engine.optimizer.fp32_partitioned_groups_flat if stage == 3 else _updated_by(self.optimizer)
+        begin_state(self.optimizer, flat, ema_decay is not None)
 
     def forward_backward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, terms = self._engine(*inputs)
@@ -209,84 +213,43 @@ class DeepSpeedEngine:
     def step(self) -> float:
         if self._stage:
             self._engine.step()  # Of itself updates nothing where the norm is not finite, and says infinity.
-            return float(self._engine.get_global_grad_norm())
-        parameters = list(self._engine.module.parameters())
-        norm = float(nn.utils.clip_grad_norm_(parameters, self._settings.clip_norm or _NO_CLIPPING))
-        if math.isfinite(norm):
-            self._engine.step()
+            norm = float(self._engine.get_global_grad_norm())
+        else:
+            norm = _clip(self._engine.module, self._settings)
+            if math.isfinite(norm):
+                self._engine.step()
+        if math.isfinite(norm) and self._ema_decay is not None:
+            update_average(self.optimizer, self._ema_decay)
         return norm
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         from deepspeed.utils import safe_get_full_grad
 
         for name, parameter in self._engine.module.named_parameters():
-            yield name, safe_get_full_grad(parameter)
+            if parameter.requires_grad:
+                yield name, safe_get_full_grad(parameter)
 
-    def state(self) -> Iterator[ParameterState]:
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
-
-        for name, parameter in self._engine.module.named_parameters():
-            if self._stage:
-                weight = safe_get_full_fp32_param(parameter)
-                read = {m: safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
-            else:
-                weight = parameter.detach()
-                read = {m: self.optimizer.state[parameter][m] for m in MOMENTS}
-            yield ParameterState(name, weight, read)
-
-    def load(self, states: Iterator[ParameterState], num_updates: int) -> None:
-        for state_of_one in self.optimizer.state.values():
-            state_of_one["step"].fill_(num_updates)
-        for (name, parameter), state in zip(self._engine.module.named_parameters(), states, strict=True):
-            assert name == state.name
-            self._set(parameter, state.weight, None)
-            for moment, value in state.moments.items():
-                self._set(parameter, value, moment)
-
-    def _make_optimizer_state(self) -> None:
-        """AdamW's moments, as zeros, which it would otherwise make at its first update.
-
-        DeepSpeed ties parameters to them when the first of the groups has been updated, and then finds none of the
-        others'.
-        """
-        sharded = self._engine.optimizer
+    def fragments(self) -> list[Fragment]:
+        module, worker = self._engine.module, self._worker
         if self._stage == 3:
-            flat = sharded.fp32_partitioned_groups_flat
-        else:
-            flat = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        for tensor in flat:
-            moments = {moment: torch.zeros_like(tensor) for moment in MOMENTS}
-            self.optimizer.state[tensor] = {"step": torch.tensor(0.0), **moments}
-        if 0 < self._stage < 3:
-            sharded._lazy_init_hp_params_optimizer_state()
+            return list(split_fragments(module, self._engine.optimizer, worker.rank))
+        if self._stage:
+            return list(flat_fragments(module, self._engine.optimizer))
+        return list(whole_fragments(module, self.optimizer, worker.rank, worker.world_size))
 
-    def _set(self, parameter: nn.Parameter, value: Tensor, moment: str | None) -> None:
-        from deepspeed.utils import (
-            safe_get_local_fp32_param,
-            safe_set_full_fp32_param,
-            safe_set_full_optimizer_state,
-            safe_set_local_fp32_param,
-            safe_set_local_optimizer_state,
-        )
+    def set_num_updates(self, num_updates: int) -> None:
+        set_num_updates(self.optimizer, num_updates)
 
-        value = value.to(self._worker.device)
-        if self._stage == 3:
-            # DeepSpeed's setter of whole tensors does not know that the last worker's part may be padded.
-            size = safe_get_local_fp32_param(parameter).numel()
-            padded = value.new_zeros(size * self._worker.world_size)
-            padded[: value.numel()] = value.flatten()
-            part = padded[self._worker.rank * size : (self._worker.rank + 1) * size]
-            if moment is None:
-                safe_set_local_fp32_param(parameter, part)
-            else:
-                safe_set_local_optimizer_state(parameter, part, moment)
-        elif not self._stage:
-            target = parameter.data if moment is None else self.optimizer.state[parameter][moment]
-            target.copy_(value)
-        elif moment is None:
-            safe_set_full_fp32_param(parameter, value)
-        else:
-            safe_set_full_optimizer_state(parameter, value, moment)
+
+def _updated_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What the optimizer updates: parameters, or flat pieces of many of them."""
+    return [tensor for group in optimizer.param_groups for tensor in group["params"]]
+
+
+def _clip(module: nn.Module, settings: OptimizerSettings) -> float:
+    """Clip the gradients; their norm before that."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return float(nn.utils.clip_grad_norm_(parameters, settings.clip_norm or _NO_CLIPPING))
 
 
 def _import_deepspeed(device: torch.device) -> Any:

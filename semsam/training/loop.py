@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -25,18 +25,19 @@ from semsam.losses.targets import NORMALIZERS, count_targets
 from semsam.model.semantic_sam import SemanticSam
 from semsam.tracking import Tracker, TrackingSettings
 from semsam.training.checkpoint import (
-    Folder,
     RunState,
     checkpoint_folder,
-    keep_last,
     latest_checkpoint,
-    load_moments,
     load_state,
     load_weights,
-    save_checkpoint,
+    remove_incomplete,
 )
-from semsam.training.engine import Engine, ParameterState, Worker, make_engine
+from semsam.training.checkpoint_writer import CheckpointWriter, Whole
+from semsam.training.engine import Engine, Worker, make_engine
+from semsam.training.folder import Folder
+from semsam.training.fragments import WEIGHT, Fragment, quantities
 from semsam.training.optimizer import set_lr
+from semsam.training.pieces import Wanted, load_pieces
 from semsam.training.recipe import Recipe
 from semsam.training.same_run import check_same_run
 from semsam.training.step import DeviceBatch, TrainingStep
@@ -68,11 +69,12 @@ class Material:
         vocabularies = {name: split.manifest.vocabulary for name, split in splits.items()}
         return Material(splits, plan, JointVocabulary.of(vocabularies))
 
-    def run_state(self, recipe: Recipe, step: int) -> RunState:
+    def run_state(self, recipe: Recipe, step: int, num_workers: int) -> RunState:
         """What a checkpoint after `step` updates says of its run."""
         return RunState(
             step=step,
             cursor=step * recipe.training.global_batch,
+            num_pieces=num_workers,
             seed=recipe.training.seed,
             global_batch=recipe.training.global_batch,
             num_steps=recipe.training.steps,
@@ -89,7 +91,7 @@ def find_checkpoint(run: Folder, recipe: Recipe, material: Material) -> tuple[Fo
     if folder is None:
         return None, 0
     state = load_state(folder)
-    check_same_run(folder, state, material.run_state(recipe, state.step), recipe)
+    check_same_run(folder, state, material.run_state(recipe, state.step, state.num_pieces), recipe)
     return folder, state.step
 
 
@@ -111,23 +113,39 @@ def train(
     workers for a sample that cannot be read, and for a loss or gradient that is not finite.
     """
     material = Material.of(recipe)
-    checkpoint, first = find_checkpoint(run, recipe, material)
+    first = _first_step(run, recipe, material, worker)
+    checkpoint = checkpoint_folder(run, first) if first else None
     step = make_step(recipe, material.vocabulary)
+    shapes = {name: p.shape for name, p in step.model.named_parameters() if p.requires_grad}
     if checkpoint is not None:
-        step.model.load_weights(load_weights(checkpoint), checkpoint.uri)
+        _load_weights(step.model, checkpoint, shapes)
+    whole = None
+    if worker.rank == 0:
+        rest = {name: tensor.clone() for name, tensor in step.model.state_dict().items() if name not in shapes}
+        whole = Whole(config, shapes, rest)
     step.to(worker.device)
     training = recipe.training
+    with_average = training.ema_decay is not None
     micro_batch = -(-training.global_batch // (worker.world_size * training.accumulation))
-    engine = make_engine(step, recipe.optimizer, worker, training.zero_stage, micro_batch, training.accumulation)
+    engine = make_engine(
+        step,
+        recipe.optimizer,
+        worker,
+        training.zero_stage,
+        micro_batch,
+        training.accumulation,
+        training.ema_decay,
+    )
     if checkpoint is not None:
-        _restore(engine, checkpoint, first)
+        _load_moments(engine, checkpoint, shapes, with_average)
         if worker.rank == 0:
             print(f"going on after step {first} from {checkpoint.uri}", flush=True)
     recorder = None
     if worker.rank == 0:
         recorder = Recorder(recipe, material, run, first, run_name, tracking)
+    writer = CheckpointWriter(run, worker.rank, worker.world_size, training.keep_last, with_average, whole)
     try:
-        Loop(recipe, config, material, run, worker, step, engine, recorder).run(first)
+        _to_the_end(Loop(recipe, material, worker, step, engine, writer, recorder), first)
     except BaseException:
         if recorder is not None:
             recorder.close(failed=True)
@@ -136,17 +154,38 @@ def train(
         recorder.close(failed=False)
 
 
+def _first_step(run: Folder, recipe: Recipe, material: Material, worker: Worker) -> int:
+    """The step to go on with, which all workers agree on."""
+    _, found = find_checkpoint(run, recipe, material)
+    first = int(worker.gather(str(found))[0])
+    if worker.rank == 0:
+        remove_incomplete(run)
+    worker.barrier()
+    return first
+
+
+def _to_the_end(loop: Loop, first: int) -> None:
+    try:
+        loop.run(first)
+    except TrainingFault:
+        loop.writer.finish()  # All workers are here, so the checkpoint before the fault becomes complete.
+        raise
+    except BaseException:
+        loop.writer.abandon()
+        raise
+    loop.writer.finish()
+
+
 @dataclass(frozen=True)
 class Loop:
     """The steps of one worker, with everything that they need."""
 
     recipe: Recipe
-    config: str
     material: Material
-    run_folder: Folder
     worker: Worker
     step: TrainingStep
     engine: Engine
+    writer: CheckpointWriter
     recorder: Recorder | None
 
     def run(self, first: int) -> None:
@@ -166,6 +205,7 @@ class Loop:
         with reader:
             for index in range(first, training.steps):
                 started = time.perf_counter()
+                self.writer.check()
                 batches, normalizers = self._next(reader)
                 lr = set_lr(self.engine.optimizer, index, training.steps, self.recipe.optimizer)
                 terms, norm = self._update(batches, normalizers)
@@ -176,16 +216,10 @@ class Loop:
                     self.save(index + 1)
 
     def save(self, step: int) -> None:
-        """Write the checkpoint after `step` updates."""
-        kept = dict(self.step.model.named_parameters())
-        buffers = {name: tensor for name, tensor in self.step.model.state_dict().items() if name not in kept}
-        folder = checkpoint_folder(self.run_folder, step) if self.recorder is not None else None
-        state = self.material.run_state(self.recipe, step)
-        save_checkpoint(folder, _without_prefix(self.engine.state()), buffers, self.config, state)
+        """Begin to write the checkpoint after `step` updates."""
         if self.recorder is not None:
-            self.recorder.flush()
-            keep_last(self.run_folder, self.recipe.training.keep_last)
-        self.worker.barrier()
+            self.recorder.flush()  # Before the checkpoint: what it says was done must be in the log.
+        self.writer.save(_of_model(self.engine), self.material.run_state(self.recipe, step, self.worker.world_size))
 
     def _next(self, reader: Reader) -> tuple[list[Batch], Tensor]:
         """This worker's batches of the next step, and the normalisers of all workers' together."""
@@ -293,17 +327,31 @@ class Recorder:
             self._tracker.__exit__(type(error) if error else None, error, None)
 
 
-def _restore(engine: Engine, checkpoint: Folder, num_updates: int) -> None:
-    """Set fp32 weights and moments of a checkpoint, whose weights the module already has."""
-    weights = load_weights(checkpoint)
-    names = [state.name for state in _without_prefix(engine.state())]
-    moments = load_moments(checkpoint, {name: weights[name].shape for name in names})
-    states = (ParameterState(f"{_PREFIX}{name}", weights[name], moments.get(name, {})) for name in names)
-    engine.load(states, num_updates if moments else 0)
+def _load_weights(model: SemanticSam, checkpoint: Folder, shapes: Mapping[str, torch.Size]) -> None:
+    """Give a model the weights that a checkpoint's training goes on from."""
+    model.load_weights(load_weights(checkpoint), checkpoint.uri)  # Those to use: all names, but maybe averages.
+    trained = {name: parameter for name, parameter in model.named_parameters() if name in shapes}
+    wanted = [Wanted(name, 0, parameter.data.view(-1)) for name, parameter in trained.items()]
+    load_pieces(checkpoint, WEIGHT, load_state(checkpoint).num_pieces, _sizes(shapes), wanted)
 
 
-def _without_prefix(states: Iterator[ParameterState]) -> Iterator[ParameterState]:
-    return (dataclasses.replace(state, name=state.name.removeprefix(_PREFIX)) for state in states)
+def _load_moments(engine: Engine, checkpoint: Folder, shapes: Mapping[str, torch.Size], with_average: bool) -> None:
+    """Fill an optimizer's state, for a module that has the weights."""
+    state, fragments = load_state(checkpoint), _of_model(engine)
+    for quantity in quantities(with_average):
+        if quantity == WEIGHT:
+            continue
+        wanted = [Wanted(one.name, one.start, one.values[quantity]) for one in fragments]
+        load_pieces(checkpoint, quantity, state.num_pieces, _sizes(shapes), wanted)
+    engine.set_num_updates(state.step)
+
+
+def _sizes(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
+    return {name: shape.numel() for name, shape in shapes.items()}
+
+
+def _of_model(engine: Engine) -> list[Fragment]:
+    return [dataclasses.replace(one, name=one.name.removeprefix(_PREFIX)) for one in engine.fragments()]
 
 
 def _names(batches: list[Batch]) -> str:

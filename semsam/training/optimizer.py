@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from semsam.config import settings
+from semsam.training.fragments import EMA, MOMENTS
 
 # Parameters that say where and not how much: shrinking them towards zero has no meaning.
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
@@ -85,6 +86,35 @@ def set_lr(optimizer: torch.optim.Optimizer, step: int, num_steps: int, settings
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
     return lr
+
+
+def begin_state(optimizer: torch.optim.Optimizer, tensors: Iterable[Tensor], with_average: bool) -> None:
+    """Give AdamW the state of a beginning, which it would make at its first update: too late to be filled from a file.
+
+    `tensors` are what it updates, and their average starts as a copy of them.
+    """
+    for tensor in tensors:
+        state = {moment: torch.zeros_like(tensor) for moment in MOMENTS}
+        if with_average:
+            state[EMA] = tensor.detach().clone()
+        optimizer.state[tensor] = {"step": torch.tensor(0.0), **state}
+
+
+def set_num_updates(optimizer: torch.optim.Optimizer, num_updates: int) -> None:
+    """Tell AdamW how many updates its moments have seen."""
+    for state in optimizer.state.values():
+        state["step"].fill_(num_updates)
+
+
+@torch.no_grad()
+def update_average(optimizer: torch.optim.Optimizer, decay: float) -> None:
+    """Bring the averages up to what was just updated.
+
+    The decay begins low and rises to `decay`, so that the random weights of the beginning are soon forgotten.
+    """
+    for tensor, state in optimizer.state.items():
+        num_updates = float(state["step"])
+        state[EMA].lerp_(tensor.detach(), 1 - min(decay, (1 + num_updates) / (10 + num_updates)))
 
 
 def _is_free_of_decay(owner: nn.Module, name: str, parameter: nn.Parameter) -> bool:

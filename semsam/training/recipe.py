@@ -61,6 +61,7 @@ class TrainingSettings:
     zero_stage: int | None = 2
     precision: Precision = "bf16"
     seed: int = 0
+    ema_decay: float | None = None  # Of an average of the weights, which is then what a checkpoint is used with.
     checkpoint_every: int = 1000
     keep_last: int = 3
     log_every: int = 20
@@ -69,6 +70,8 @@ class TrainingSettings:
         for name in ("steps", "global_batch", "accumulation", "checkpoint_every", "keep_last", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay must lie between 0 and 1, not {self.ema_decay}")
         if self.zero_stage not in (None, 0, 1, 2, 3):
             raise ValueError(f"zero_stage must be 0, 1, 2, 3 or null, not {self.zero_stage}")
 

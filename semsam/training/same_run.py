@@ -11,7 +11,8 @@ import yaml
 from semsam.config import ConfigError, config_values, parse_config
 from semsam.model.presets import ModelSettings
 from semsam.model.semantic_sam import CONFIG_FILE
-from semsam.training.checkpoint import Folder, RunState
+from semsam.training.checkpoint import RunState
+from semsam.training.folder import Folder
 from semsam.training.recipe import ModelChoice, Recipe
 
 # Settings, or whole sections, that decide where and how fast a run computes and not what.

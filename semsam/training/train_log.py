@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from semsam.training.checkpoint import Folder
+from semsam.training.folder import Folder
 
 LOG_FILE = "train_log.jsonl"
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.integration.workers import run_workers
 from tests.painted_shards import write_painted_shards
 
-ROOT = Path(__file__).parents[2]
 MODES = {1: ("plain", "zero2", "zero3"), 2: ("plain", "zero0", "zero1", "zero2", "zero3"), 3: ("zero2x2", "zero3")}
 
 
@@ -24,7 +20,10 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_painted_shards(folder / "shards")
     for world_size, modes in MODES.items():
         (folder / str(world_size)).mkdir()
-        _run_workers(world_size, folder / "shards", folder / str(world_size), modes)
+        output = folder / str(world_size)
+        run_workers(
+            "tests.integration.training_worker", world_size, output, (str(folder / "shards"), str(output), *modes)
+        )
     return folder
 
 
@@ -49,28 +48,3 @@ def test_every_mode_computes_what_plain_pytorch_does(results: Path, world_size: 
 def test_the_loss_falls(results: Path) -> None:
     losses = [step["loss"] for step in json.loads((results / "1/plain.json").read_text())]
     assert np.mean(losses[-5:]) < 0.95 * np.mean(losses[:5])
-
-
-def _run_workers(world_size: int, shards: Path, output: Path, modes: tuple[str, ...]) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = os.environ | {
-        "WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "tests.integration.training_worker", str(shards), str(output), *modes]
-    workers = []
-    for rank in range(world_size):
-        with (output / f"worker-{rank}.log").open("wb") as log:
-            environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            workers.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT))
-    try:
-        for rank, worker in enumerate(workers):
-            assert worker.wait(timeout=600) == 0, (output / f"worker-{rank}.log").read_text()[-3000:]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()

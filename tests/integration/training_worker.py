@@ -20,8 +20,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from semsam.config import parse_config
-from semsam.training.checkpoint import Folder
-from semsam.training.engine import Engine, ParameterState, Worker, make_engine
+from semsam.training.checkpoint_writer import CheckpointWriter
+from semsam.training.engine import Engine, Worker, make_engine
+from semsam.training.folder import Folder
+from semsam.training.fragments import Fragment
 from semsam.training.loop import Loop, Material, Recorder, make_step
 from semsam.training.recipe import Recipe
 
@@ -67,11 +69,11 @@ class FirstGradients:
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         return self.engine.gradients()
 
-    def state(self) -> Iterator[ParameterState]:
-        return self.engine.state()
+    def fragments(self) -> list[Fragment]:
+        return self.engine.fragments()
 
-    def load(self, states: Iterator[ParameterState], num_updates: int) -> None:
-        self.engine.load(states, num_updates)
+    def set_num_updates(self, num_updates: int) -> None:
+        self.engine.set_num_updates(num_updates)
 
 
 class Losses(Recorder):
@@ -107,7 +109,9 @@ def run_mode(mode: str, root: str, output: Path, worker: Worker) -> None:
         make_engine(step, recipe.optimizer, worker, training.zero_stage, micro, training.accumulation)
     )
     losses = Losses()
-    NoCheckpoints(recipe, "", material, Folder(str(output)), worker, step, engine, losses).run(0)
+    writer = CheckpointWriter(Folder(str(output)), worker.rank, worker.world_size, 1, False, None)
+    NoCheckpoints(recipe, material, worker, step, engine, writer, losses).run(0)
+    writer.finish()
     if worker.rank == 0:
         np.savez(output / f"{mode}.npz", **engine.first)
         (output / f"{mode}.json").write_text(json.dumps(losses.steps))

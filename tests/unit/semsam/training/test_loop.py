@@ -18,8 +18,9 @@ from semsam.config import config_values, parse_config
 from semsam.data.manifest import MANIFEST_NAME, Vocabulary
 from semsam.model.semantic_sam import SemanticSam
 from semsam.training import loop
-from semsam.training.checkpoint import STATE_FILE, Folder, latest_checkpoint, load_weights
+from semsam.training.checkpoint import STATE_FILE, latest_checkpoint, load_weights
 from semsam.training.engine import Worker
+from semsam.training.folder import Folder
 from semsam.training.loop import Loop, Material, TrainingFault, find_checkpoint, train
 from semsam.training.recipe import Recipe, merged
 from semsam.training.same_run import checkpoint_config

@@ -1,0 +1,119 @@
+"""Writes checkpoints while training goes on.
+
+Each worker copies its own part to host memory, which is all that training waits for, and writes it in a thread.  The
+first worker's thread then waits for the files of the others, puts the model's weights together from them and writes
+`state.json`, which makes the checkpoint complete.  No worker waits for another's data on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import orjson
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
+from semsam.training.checkpoint import STATE_FILE, RunState, checkpoint_folder, keep_last
+from semsam.training.folder import Folder
+from semsam.training.fragments import EMA, WEIGHT, Fragment, quantities
+from semsam.training.pieces import Wanted, load_pieces, piece_name, snapshot, write_piece
+
+PATIENCE = 1800.0  # Seconds that the first worker waits for the pieces of the others.
+_POLL = 0.2
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What the first worker needs to know of the model beside the pieces."""
+
+    config: str  # The text of config.yaml.
+    shapes: Mapping[str, torch.Size]  # Of all trained parameters.
+    constants: Mapping[str, Tensor]  # What else the model's state has, on the host.
+
+
+class CheckpointWriter:
+    """The checkpoints of one worker, at most one of them in work; `whole` is None on all workers but the first."""
+
+    def __init__(
+        self, run: Folder, rank: int, world_size: int, keep: int, with_average: bool, whole: Whole | None
+    ) -> None:
+        self._run = run
+        self._rank = rank
+        self._world_size = world_size
+        self._keep = keep
+        self._quantities = quantities(with_average)
+        self._whole = whole
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._in_work: Future[None] | None = None
+        self._abandoned = threading.Event()
+
+    def save(self, fragments: Iterable[Fragment], state: RunState) -> None:
+        """Begin the checkpoint of `state`; returns when training may change the fragments again.
+
+        All workers call this at the same step.  Waits for the checkpoint before, if that is not yet written.
+        """
+        self._wait()
+        fragments = list(fragments)
+        pieces = {quantity: snapshot(fragments, quantity) for quantity in self._quantities}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # The copies are made by then.
+        self._in_work = self._pool.submit(self._write, pieces, state)
+
+    def check(self) -> None:
+        """Raise the error that writing ended with, if it did."""
+        if self._in_work is not None and self._in_work.done():
+            self._wait()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint in work, and raise what went wrong with it.  For the end that all workers reach."""
+        try:
+            self._wait()
+        finally:
+            self._pool.shutdown()
+
+    def abandon(self) -> None:
+        """End without waiting for other workers, which may be gone; a checkpoint that lacks their part is dropped."""
+        self._abandoned.set()
+        self._pool.shutdown()
+
+    def _wait(self) -> None:
+        if self._in_work is not None:
+            self._in_work.result()
+            self._in_work = None
+
+    def _write(self, pieces: dict[str, dict[str, Tensor]], state: RunState) -> None:
+        folder = checkpoint_folder(self._run, state.step)
+        for quantity in self._quantities:
+            write_piece(folder, quantity, self._rank, pieces.pop(quantity))  # Popped: its memory is no longer needed.
+        if self._whole is None or not self._others_are_there(folder, self._quantities[-1]):
+            return
+        weights = self._together(folder, EMA if EMA in self._quantities else WEIGHT, self._whole)
+        folder.write(WEIGHTS_FILE, safetensors.torch.save(weights))
+        folder.write(CONFIG_FILE, self._whole.config.encode())
+        folder.write(STATE_FILE, orjson.dumps(dataclasses.asdict(state), option=orjson.OPT_INDENT_2))
+        keep_last(self._run, self._keep)
+
+    def _others_are_there(self, folder: Folder, last_quantity: str) -> bool:
+        """Wait until all workers have written; False if this was abandoned."""
+        deadline = time.monotonic() + PATIENCE
+        missing = list(range(self._world_size))
+        while missing := [rank for rank in missing if not folder.exists(piece_name(last_quantity, rank))]:
+            if time.monotonic() > deadline:
+                raise OSError(f"{folder.uri}: no {piece_name(last_quantity, missing[0])} after {PATIENCE:.0f} s")
+            if self._abandoned.wait(_POLL):
+                return False
+        return True
+
+    def _together(self, folder: Folder, quantity: str, whole: Whole) -> dict[str, Tensor]:
+        weights = {name: torch.empty(shape) for name, shape in whole.shapes.items()}
+        sizes = {name: shape.numel() for name, shape in whole.shapes.items()}
+        wanted = [Wanted(name, 0, weight.view(-1)) for name, weight in weights.items()]
+        load_pieces(folder, quantity, self._world_size, sizes, wanted)
+        return weights | dict(whole.constants)

@@ -1,0 +1,38 @@
+"""Starts the processes of a torch.distributed group."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_workers(module: str, world_size: int, output: Path, arguments: Sequence[str]) -> None:
+    """Run `python -m <module> <arguments>` as `world_size` workers; all must succeed.  Their logs go to `output`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = os.environ | {
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", module, *arguments]
+    workers = []
+    for rank in range(world_size):
+        with (output / f"worker-{rank}.log").open("wb") as log:
+            environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            workers.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    try:
+        for rank, worker in enumerate(workers):
+            assert worker.wait(timeout=600) == 0, (output / f"worker-{rank}.log").read_text()[-3000:]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
