@@ -15,7 +15,7 @@ from semsam.data.vocabularies import clean_name
 from semsam.evaluation.baselines import BaselineFit, Baselines
 from semsam.evaluation.protocols import Protocols, fit_baselines, measure
 from semsam.model.semantic_sam import SemanticSam
-from semsam.predictor import ImageSize, Predictor
+from semsam.predictor import ImageSize, Predictor, PromptStyle
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class ModelReference:
         return SemanticSam.untrained(self.preset, self.seed).to(device)
 
 
-def load_predictor(model: ModelReference, image_size: ImageSize) -> Predictor:
+def load_predictor(model: ModelReference, image_size: ImageSize, prompt_style: PromptStyle | None = None) -> Predictor:
     """A predictor on this process's GPU, if it was given one."""
     import torch
 
-    return Predictor(model.load("cuda" if torch.cuda.is_available() else "cpu"), image_size)
+    return Predictor(model.load("cuda" if torch.cuda.is_available() else "cpu"), image_size, prompt_style)
 
 
 def use_vocabulary(predictor: Predictor, split: Split) -> None:

@@ -1,0 +1,148 @@
+"""Masks of everything in a folder of photos: `python -m jobs.generate <config.yaml> [section.field=value ...]`.
+
+A job that was killed goes on where it stopped when it is started again with the same settings.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Literal
+
+import torch
+
+from jobs.cluster import connect, main_exit, stable_path
+from pipelines.files import open_root
+from pipelines.generate import Generated, Task, generate
+from pipelines.mask_files import Options
+from pipelines.predict import ModelReference, Pool
+from pipelines.sources.categories import load_categories
+from semsam.automatic_masks import AutomaticMaskSettings
+from semsam.config import load_config, settings
+from semsam.data.schema import DATASETS
+from semsam.data.vocabularies import clean_name
+from semsam.model.semantic_sam import SemanticSam
+from semsam.predictor import ImageSize, PromptStyle
+
+
+@settings
+class GenerateJob:
+    """What to look at with which model; the defaults are the released mask generator's, masks at the photos' size."""
+
+    images: str  # A folder or `s3://bucket/prefix`; images in its sub-folders are found, too.
+    output: str = "outputs/masks"
+    checkpoint: str | None = None  # A folder, local or s3://; None: random weights of `preset`.
+    preset: str = "debug"
+    seed: int = 0
+    # Names to choose from: lists of one's own, or one of the seven datasets'.  None: masks are not named.
+    objects: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    vocabulary: str | None = None
+    image_size: ImageSize = field(default_factory=ImageSize)
+    prompt_style: PromptStyle = field(default_factory=PromptStyle)
+    masks: AutomaticMaskSettings = field(default_factory=AutomaticMaskSettings)
+    file_format: Literal["arrow", "parquet"] = "parquet"
+    coco_results: bool = False  # Write the results json of COCO's tools beside the files.
+    images_per_file: int = 64  # What a task does, and what is lost of the work when it is killed.
+    max_rejected: float = 0.01  # The share of images that may be unusable; beyond it the job fails.
+    redo: bool = False  # Make finished files again: for photos that changed in place.
+    num_actors: int = 2
+    gpus_per_actor: float = 0.0
+    progress_interval: float = 10.0  # Seconds between lines where there is no terminal.
+
+    def __post_init__(self) -> None:
+        if self.vocabulary is not None and self.vocabulary not in DATASETS:
+            raise ValueError(f"vocabulary {self.vocabulary!r} is not one of {list(DATASETS)}")
+        if self.vocabulary is not None and (self.objects or self.parts):
+            raise ValueError("give either vocabulary or objects and parts")
+        for names in (self.objects, self.parts):
+            if not all(name.strip() for name in names) or len(set(names)) < len(names):
+                raise ValueError(f"objects and parts are lists of different names, none of them empty, not {names}")
+        if self.images_per_file < 1 or self.num_actors < 1:
+            raise ValueError("images_per_file and num_actors must be at least 1")
+        if not 0 <= self.max_rejected <= 1:
+            raise ValueError(f"max_rejected must lie in [0, 1], not {self.max_rejected}")
+
+
+def run(job: GenerateJob) -> Generated:
+    """Write the masks of every image and return what was written.
+
+    Raises `ValueError` for a folder or checkpoint that cannot be read, before any worker starts, and see
+    `pipelines.generate.generate`.
+    """
+    task = generate_task(job)
+    with connect():
+        generated = generate(task, Pool(job.num_actors, job.gpus_per_actor), job.progress_interval)
+    rejected = sum(generated.rejected.values())
+    print(f"{generated.num_masks} masks in {generated.num_images} images, {rejected} images rejected")
+    return generated
+
+
+def generate_task(job: GenerateJob) -> Task:
+    """The task that a configuration describes; folder, model and levels are looked at."""
+    try:
+        files = open_root(stable_path(job.images).rstrip("/"))
+    except ValueError as error:
+        raise ValueError(f"images: {error}") from None
+    checkpoint = None if job.checkpoint is None else stable_path(job.checkpoint)
+    reference = ModelReference(checkpoint, job.preset, job.seed)
+    model = reference.load("cpu")
+    levels = model.settings.num_levels
+    if any(not 0 <= level < levels for level in job.masks.levels or ()):
+        raise ValueError(f"masks.levels {list(job.masks.levels or ())}: the model's are 0 to {levels - 1}")
+    objects, parts, ids = names_of(job)
+    options = Options(
+        model=reference,
+        model_digest=_digest(model),
+        image_size=job.image_size,
+        prompt_style=job.prompt_style,
+        masks=job.masks,
+        objects=objects,
+        parts=parts,
+        file_format=job.file_format,
+        images_per_file=job.images_per_file,
+    )
+    categories = dict(zip(objects, ids, strict=True)) if job.coco_results else None
+    return Task(files, _output(job), options, job.max_rejected, job.redo, categories)
+
+
+def names_of(job: GenerateJob) -> tuple[tuple[str, ...], tuple[str, ...], list[int]]:
+    """Object names, part names, and the objects' ids: those of the dataset's own files, else 1, 2, 3..."""
+    if job.vocabulary is None:
+        return job.objects, job.parts, list(range(1, len(job.objects) + 1))
+    categories = load_categories(job.vocabulary)
+    ids: dict[str, int] = {}
+    for row in categories.document["objects"]:  # Names that are the same once cleaned share the first one's id.
+        ids.setdefault(clean_name(row["name"]), row["id"])
+    parts = dict.fromkeys(clean_name(name) for name in categories.vocabulary.parts)
+    return tuple(ids), tuple(parts), list(ids.values())
+
+
+def _digest(model: SemanticSam) -> str:
+    """SHA-256 of a model's weights: masks made by another model are not taken for this one's."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _output(job: GenerateJob) -> str:
+    try:
+        return stable_path(job.output).rstrip("/")
+    except ValueError as error:
+        raise ValueError(f"output: {error}") from None
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the job that a command line asks for; its last line says where the masks are."""
+    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
+    job = load_config(GenerateJob, config, overrides)
+    run(job)
+    print(f"masks and manifest in {_output(job)}")
+
+
+if __name__ == "__main__":
+    main_exit(main, sys.argv[1:])
