@@ -17,13 +17,17 @@ from typing import Any
 from jobs.cluster import connect, main_exit, stable_path
 from semsam.config import config_values, load_config, parse_config, settings
 from semsam.data.shards import open_filesystem
+from semsam.model.semantic_sam import SemanticSam
 from semsam.tracking import TrackingSettings, tracking_uri
 from semsam.training.checkpoint import checkpoint_folder
 from semsam.training.engine import Worker
 from semsam.training.folder import Folder
-from semsam.training.loop import Material, TrainingFault, find_checkpoint, train
+from semsam.training.initial_weights import start_from
+from semsam.training.loop import TrainingFault
+from semsam.training.material import Material, find_checkpoint
 from semsam.training.recipe import Recipe
 from semsam.training.same_run import checkpoint_config
+from semsam.training.train import train
 from semsam.training.train_log import LOG_FILE, read_log
 
 
@@ -76,13 +80,15 @@ class Training:
 def run(job: TrainJob) -> Training:
     """Train to the last step, going on from the run's latest checkpoint.
 
-    Raises `ValueError`, before any worker starts, for data that is not prepared and for a checkpoint of another
-    training; and for a sample that cannot be read.
+    Raises `ValueError`, before any worker starts, for data that is not prepared, for a checkpoint of another training
+    and for weights to begin with that do not fit; and for a sample that cannot be read.
     """
     job = _with_stable_paths(job)
     folder = Folder(job.run.storage) / job.run.name
     recipe = job.in_parts()
     _, step = find_checkpoint(folder, recipe, Material.of(recipe))
+    if step == 0 and recipe.model.init is not None:
+        start_from(SemanticSam(recipe.model.resolve()), recipe.model)  # For its errors: the workers do it again.
     if step < job.training.steps:
         with connect(num_cpus=max(os.cpu_count() or 1, job.run.num_workers * job.run.cpus_per_worker), dashboard=True):
             _fit(job, folder)
@@ -101,6 +107,7 @@ def _with_stable_paths(job: TrainJob) -> TrainJob:
     return replace(
         job,
         data=replace(job.data, root=stable_path(job.data.root)),
+        model=replace(job.model, init=stable_path(job.model.init)) if job.model.init else job.model,
         run=replace(job.run, storage=stable_path(job.run.storage)),
         tracking=replace(job.tracking, uri=tracking_uri(job.tracking)) if job.tracking.enabled else job.tracking,
     )

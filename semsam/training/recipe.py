@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
-from typing import Any
+from typing import Any, Literal
 
 from semsam.config import config_values, parse_config, settings
 from semsam.data.plan import PlanSettings
@@ -37,9 +37,16 @@ class ModelChoice:
 
     preset: str = "swin_tiny"
     overrides: dict[str, Any] = field(default_factory=dict)
+    # A folder with the weights to begin with: a checkpoint, or what `SemanticSam.save` wrote; local or s3://.
+    init: str | None = None
+    # Names (`text_encoder`, say) below which weights begin at random and those in the folder are dropped; all others
+    # must fit.
+    anew: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.resolve()
+        if self.anew and self.init is None:
+            raise ValueError("anew: without init everything begins anew")
 
     def resolve(self) -> ModelSettings:
         """The model's settings; `ValueError` for an unknown preset or setting."""
@@ -60,6 +67,8 @@ class TrainingSettings:
     accumulation: int = 1
     zero_stage: int | None = 2
     precision: Precision = "bf16"
+    # Whether the text encoder learns: null trains one that begins at random (byte_ngrams) and freezes CLIP's.
+    text: Literal["frozen", "trained"] | None = None
     seed: int = 0
     ema_decay: float | None = None  # Of an average of the weights, which is then what a checkpoint is used with.
     checkpoint_every: int = 1000
@@ -92,6 +101,12 @@ class Recipe:
             raise ValueError(
                 f"data.sample.prompts.num_levels is {targets}, but the model of section `model` has {levels} levels"
             )
+
+    def text_is_trained(self) -> bool:
+        """Whether the text encoder's weights are to change."""
+        if self.training.text is None:
+            return self.model.resolve().text.kind == "byte_ngrams"
+        return self.training.text == "trained"
 
     def in_parts(self) -> Recipe:
         """This recipe without what a job adds to it."""

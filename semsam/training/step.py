@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,8 +18,11 @@ from semsam.losses.criterion import Criterion
 from semsam.losses.targets import SIZE_DIVISOR, Targets
 from semsam.model.predictions import ModelOutput
 from semsam.model.semantic_sam import SemanticSam
+from semsam.training.engine import Engine
+from semsam.training.fragments import Fragment
 
 Precision = Literal["fp32", "bf16"]
+_PREFIX = "model."  # Of the model's parameters in a `TrainingStep`.
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class TrainingStep(nn.Module):
     """The loss of a batch, from pixels and names.
 
     All randomness is keyed by the seed and the samples' places in the run, and the sentence that names are put into by
-    the seed and the step: workers, processes and restarts change nothing.
+    the seed and the step: workers, processes and restarts change nothing.  With `precision` bf16 the model runs under
+    autocast.
     """
 
     def __init__(
@@ -70,6 +75,18 @@ class TrainingStep(nn.Module):
         self.vocabulary = vocabulary
         self.seed = seed
         self.precision = precision
+        self.name_bank: Float[Tensor, "templates x d"] | None = None
+
+    def embed_frozen_names(self) -> None:
+        """Embed all names in every template once for the run, if the text encoder is frozen.
+
+        Call it when the weights are there, on the device, and before anybody shards them.
+        """
+        if any(parameter.requires_grad for parameter in self.model.text_encoder.parameters()):
+            return
+        with torch.no_grad():
+            # Plain and no buffer: every worker has its own, and no checkpoint needs it.
+            self.name_bank = torch.stack([self._embed_names(template) for template in range(len(TEMPLATES))])
 
     def forward(
         self, batch: DeviceBatch, normalizers: Float[Tensor, " normalizers"]
@@ -83,12 +100,20 @@ class TrainingStep(nn.Module):
 
     def _predict(self, batch: DeviceBatch) -> ModelOutput:
         template = int(generator(self.seed, batch.step, "templates").integers(len(TEMPLATES)))
-        # One call for both heads, so that the text encoder runs whatever the datasets name.
-        names = self.model.encode_names((*self.vocabulary.objects, *self.vocabulary.parts), template)
+        names = self._embed_names(template) if self.name_bank is None else self.name_bank[template]
         object_names, part_names = names.split([len(self.vocabulary.objects), len(self.vocabulary.parts)])
         return self.model(
             batch.images, batch.prompt_boxes_cxcywh, batch.prompt_is_box, object_names, part_names, batch.sample_keys
         )
+
+    def _embed_names(self, template: int) -> Float[Tensor, "x d"]:
+        # One call for both heads, so that the text encoder runs whatever the datasets name.
+        return self.model.encode_names((*self.vocabulary.objects, *self.vocabulary.parts), template)
+
+
+def model_fragments(engine: Engine) -> list[Fragment]:
+    """The fragments of an engine around a `TrainingStep`, by the names that the model's weights have."""
+    return [dataclasses.replace(one, name=one.name.removeprefix(_PREFIX)) for one in engine.fragments()]
 
 
 def _padded(size: int) -> int:

@@ -1,8 +1,9 @@
 """One process of a torch.distributed group that trains on painted shards in several modes, one after the other.
 
 `python -m tests.integration.training_worker <shards> <output> <mode> ...` with RANK, WORLD_SIZE and their like set.  A
-mode is `plain`, `zero0` ... `zero3`, with `x2` behind it for two accumulation steps.  The first worker writes
-`<output>/<mode>.json` (losses) and `<output>/<mode>.npz` (the first step's gradients).
+mode is `plain`, `zero0` ... `zero3`, with `x2` behind it for two accumulation steps, and then `-sa1b` (masks without
+any name) or `-frozen` (text encoder).  The first worker writes `<output>/<mode>.json` (losses) and `<output>/<mode>.npz`
+(the first step's gradients).
 """
 
 from __future__ import annotations
@@ -24,18 +25,22 @@ from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Engine, Worker, make_engine
 from semsam.training.folder import Folder
 from semsam.training.fragments import Fragment
-from semsam.training.loop import Loop, Material, Recorder, make_step
+from semsam.training.loop import Loop
+from semsam.training.material import Material
 from semsam.training.recipe import Recipe
+from semsam.training.recorder import Recorder
+from semsam.training.train import make_step
 
 NUM_STEPS = 20
+DATASETS = ("sa1b", "coco_panoptic", "objects365", "pascal_part")
 
 
-def recipe_for(root: str, **training: Any) -> Recipe:
-    """A debug model in fp32 on all painted datasets, at learning rate 1e-4."""
+def recipe_for(root: str, datasets: tuple[str, ...] = DATASETS, **training: Any) -> Recipe:
+    """A debug model in fp32 on painted datasets, at learning rate 1e-4."""
     values = {
         "data": {
             "root": root,
-            "plan": {"stages": [{"weights": dict.fromkeys(("sa1b", "coco_panoptic", "objects365", "pascal_part"), 1)}]},
+            "plan": {"stages": [{"weights": dict.fromkeys(datasets, 1)}]},
             # Not smaller: a group norm over the one pixel of a map at 1/64 would have no gradient but rounding errors.
             "sample": {
                 "augmentation": {"crop_size": 128, "scale_min": 0.8, "scale_max": 1.25},
@@ -95,14 +100,18 @@ class NoCheckpoints(Loop):
 
 def run_mode(mode: str, root: str, output: Path, worker: Worker) -> None:
     """Train `NUM_STEPS` steps in a mode and write what came out."""
-    kind, _, accumulation = mode.partition("x")
+    engine_mode, _, variant = mode.partition("-")
+    kind, _, accumulation = engine_mode.partition("x")
     recipe = recipe_for(
         root,
+        DATASETS[:1] if variant == "sa1b" else DATASETS,
+        text="frozen" if variant == "frozen" else "trained",
         zero_stage=None if kind == "plain" else int(kind.removeprefix("zero")),
         accumulation=int(accumulation or 1),
     )
     material = Material.of(recipe)
     step = make_step(recipe, material.vocabulary)
+    step.embed_frozen_names()
     training = recipe.training
     micro = -(-training.global_batch // (worker.world_size * training.accumulation))
     engine = FirstGradients(

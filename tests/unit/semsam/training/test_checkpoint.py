@@ -15,10 +15,11 @@ from semsam.training.checkpoint import checkpoint_steps, latest_checkpoint, load
 from semsam.training.engine import Worker
 from semsam.training.folder import Folder
 from semsam.training.fragments import Fragment
-from semsam.training.loop import Recorder, train
 from semsam.training.pieces import Wanted, load_pieces, piece_name, snapshot, write_piece
 from semsam.training.recipe import Recipe
+from semsam.training.recorder import Recorder
 from semsam.training.same_run import checkpoint_config
+from semsam.training.train import train
 from semsam.training.train_log import read_log
 
 CPU = Worker(0, 1, torch.device("cpu"))

@@ -16,14 +16,18 @@ import yaml
 
 from semsam.config import config_values, parse_config
 from semsam.data.manifest import MANIFEST_NAME, Vocabulary
+from semsam.data.vocabularies import TEMPLATES
 from semsam.model.semantic_sam import SemanticSam
-from semsam.training import loop
+from semsam.training import train as train_module
 from semsam.training.checkpoint import STATE_FILE, latest_checkpoint, load_weights
 from semsam.training.engine import Worker
 from semsam.training.folder import Folder
-from semsam.training.loop import Loop, Material, TrainingFault, find_checkpoint, train
+from semsam.training.loop import Loop, TrainingFault
+from semsam.training.material import Material, find_checkpoint
 from semsam.training.recipe import Recipe, merged
 from semsam.training.same_run import checkpoint_config
+from semsam.training.step import TrainingStep
+from semsam.training.train import make_step, train
 from semsam.training.train_log import LOG_FILE, read_log
 from tests.painted_shards import VOCABULARIES, write_painted_shards
 
@@ -155,15 +159,13 @@ def test_only_the_last_checkpoints_are_kept(make_recipe: MakeRecipe, tmp_path: P
 def test_a_loss_that_is_not_finite_ends_the_run_naming_the_samples(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_step = loop.make_step
-
-    def poisoned(*arguments: object) -> loop.TrainingStep:
+    def poisoned(*arguments: object) -> TrainingStep:
         step = make_step(*arguments)  # type: ignore[arg-type]
         with torch.no_grad():
             step.model.mask_decoder.heads.objects.bias.fill_(float("nan"))
         return step
 
-    monkeypatch.setattr(loop, "make_step", poisoned)
+    monkeypatch.setattr(train_module, "make_step", poisoned)
     with pytest.raises(TrainingFault, match=r"step 0: .*object.* of .*(coco_panoptic|pascal_part) 00000\d"):
         run(make_recipe(), tmp_path)
 
@@ -172,14 +174,14 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_the_samples(
 def test_a_gradient_that_is_not_finite_ends_the_run_naming_the_samples_and_updates_nothing(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    make_step, steps = loop.make_step, []
+    steps: list[TrainingStep] = []
 
-    def poisoned(*arguments: object) -> loop.TrainingStep:
+    def poisoned(*arguments: object) -> TrainingStep:
         steps.append(make_step(*arguments))  # type: ignore[arg-type]
         steps[0].model.mask_decoder.heads.objects.bias.register_hook(lambda gradient: gradient * factor)
         return steps[0]
 
-    monkeypatch.setattr(loop, "make_step", poisoned)
+    monkeypatch.setattr(train_module, "make_step", poisoned)
     with pytest.raises(TrainingFault, match=r"step 0: the gradient's norm .*: worker 0: (coco_panoptic|pascal_part) 0"):
         run(make_recipe(), tmp_path)
     monkeypatch.undo()
@@ -194,6 +196,67 @@ def test_bf16_rounds_what_is_computed_and_not_the_weights(make_recipe: MakeRecip
     assert logs[1][0]["loss"] != logs[0][0]["loss"]
     weights = load_weights(Folder(str(tmp_path / "bf16" / "checkpoint-1")))
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights.values())
+
+
+def test_a_log_says_what_a_step_took(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    (entry,) = run(make_recipe(steps=1), tmp_path)
+    assert entry["images_per_second"] == pytest.approx(2 / entry["seconds"])
+    assert 0 <= entry["data_wait"] < entry["seconds"]
+    assert 0.05 < entry["memory_gb"] < 20
+    assert entry["grad_norm"] > 0
+    assert entry["lr"] == pytest.approx(1e-3 / 11)
+
+
+def changed_weights(before: TrainingStep, folder: Path) -> set[str]:
+    """The parts of the model that a run has changed."""
+    after = load_weights(Folder(str(folder)))
+    own = before.model.state_dict()
+    return {name.split(".")[0] for name in own if not torch.equal(own[name], after[name])}
+
+
+@pytest.mark.parametrize(("text", "learns"), [(None, True), ("trained", True), ("frozen", False)])
+def test_a_frozen_text_encoder_keeps_its_weights(
+    make_recipe: MakeRecipe, tmp_path: Path, text: str | None, learns: bool
+) -> None:
+    recipe = make_recipe(steps=2, checkpoint_every=1, text=text)
+    run(recipe, tmp_path)
+    start = make_step(recipe, Material.of(recipe).vocabulary)
+    changed = changed_weights(start, tmp_path / "checkpoint-2")
+    assert {"backbone", "pixel_decoder", "mask_decoder"} <= changed
+    assert ("text_encoder" in changed) == learns
+    (tmp_path / "checkpoint-2" / STATE_FILE).unlink()
+    assert len(run(recipe, tmp_path)) == 2  # And resumes.
+
+
+def test_frozen_names_give_the_same_loss_as_encoding_them(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    losses = [run(make_recipe(steps=1, text=text), tmp_path / text)[0]["loss"] for text in ("frozen", "trained")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_frozen_names_are_embedded_in_every_template(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(text="frozen")
+    clip = {"kind": "clip", "dim": 16, "num_layers": 1, "num_heads": 2, "context": 16, "pretrained": True}
+    values = merged(config_values(recipe), {"model": {"overrides": {"text": clip}}})
+    recipe = parse_config(Recipe, values, "test")
+    step = make_step(recipe, Material.of(recipe).vocabulary)
+    step.embed_frozen_names()
+    names = (*step.vocabulary.objects, *step.vocabulary.parts)
+    assert step.name_bank is not None
+    assert step.name_bank.shape == (len(TEMPLATES), len(names), 16)
+    for template in (0, 7):
+        assert torch.equal(step.name_bank[template], step.model.encode_names(names, template))
+    assert not torch.allclose(step.name_bank[0], step.name_bank[7])
+    assert not Recipe().text_is_trained()
+
+
+def test_without_any_names_the_text_encoder_is_left_alone(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    plan = {"data": {"plan": {"stages": [{"weights": {"sa1b": 1}}]}}}
+    values = config_values(make_recipe(steps=2))
+    values["data"]["plan"] = plan["data"]["plan"]
+    recipe = parse_config(Recipe, values, "test")
+    run(recipe, tmp_path)
+    changed = changed_weights(make_step(recipe, Material.of(recipe).vocabulary), tmp_path / "checkpoint-2")
+    assert changed == {"backbone", "pixel_decoder", "prompt_encoder", "mask_decoder"}
 
 
 def test_a_shard_that_was_cut_short_ends_the_run_naming_it(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -221,5 +284,5 @@ def test_an_unfinished_line_of_the_log_does_not_count(tmp_path: Path, lines: byt
 
 
 def test_training_imports_neither_ray_nor_deepspeed() -> None:
-    code = "import sys, semsam.training.loop; sys.exit(bool({'ray', 'deepspeed'} & set(sys.modules)))"
+    code = "import sys, semsam.training.train; sys.exit(bool({'ray', 'deepspeed'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,66 @@
+"""What a recipe trains on, and the identity of a run on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from semsam.data.plan import Plan
+from semsam.data.schema import SCHEMA_VERSION
+from semsam.data.shards import Split
+from semsam.data.vocabularies import JointVocabulary
+from semsam.training.checkpoint import RunState, latest_checkpoint, load_state
+from semsam.training.folder import Folder
+from semsam.training.recipe import Recipe
+from semsam.training.same_run import check_same_run
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a recipe trains on."""
+
+    splits: dict[str, Split]
+    plan: Plan
+    vocabulary: JointVocabulary
+
+    @staticmethod
+    def of(recipe: Recipe) -> Material:
+        """Open every dataset of the recipe's plan; `ValueError` for one that is not prepared."""
+        data, training = recipe.data, recipe.training
+        splits = {name: Split(f"{data.root}/{name}/{data.split}") for name in data.datasets()}
+        sizes = {name: split.rows_of_shard for name, split in splits.items()}
+        plan = Plan(training.seed, sizes, data.plan, training.global_batch, training.steps)
+        vocabularies = {name: split.manifest.vocabulary for name, split in splits.items()}
+        return Material(splits, plan, JointVocabulary.of(vocabularies))
+
+    def run_state(self, recipe: Recipe, step: int, num_workers: int) -> RunState:
+        """What a checkpoint after `step` updates says of its run."""
+        return RunState(
+            step=step,
+            cursor=step * recipe.training.global_batch,
+            num_pieces=num_workers,
+            seed=recipe.training.seed,
+            global_batch=recipe.training.global_batch,
+            num_steps=recipe.training.steps,
+            vocabulary_digest=self.vocabulary.digest(),
+            manifest_digests={name: split.manifest.digest() for name, split in self.splits.items()},
+            schema_version=SCHEMA_VERSION,
+            versions={name: _version(name) for name in ("semsam", "torch", "numpy", "deepspeed")},
+        )
+
+
+def find_checkpoint(run: Folder, recipe: Recipe, material: Material) -> tuple[Folder | None, int]:
+    """The checkpoint to go on from and its step; `ValueError` if it belongs to another training."""
+    folder = latest_checkpoint(run)
+    if folder is None:
+        return None, 0
+    state = load_state(folder)
+    check_same_run(folder, state, material.run_state(recipe, state.step, state.num_pieces), recipe)
+    return folder, state.step
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
