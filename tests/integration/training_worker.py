@@ -2,8 +2,8 @@
 
 `python -m tests.integration.training_worker <shards> <output> <mode> ...` with RANK, WORLD_SIZE and their like set.  A
 mode is `plain`, `zero0` ... `zero3`, with `x2` behind it for two accumulation steps, and then `-sa1b` (masks without
-any name) or `-frozen` (text encoder).  The first worker writes `<output>/<mode>.json` (losses) and `<output>/<mode>.npz`
-(the first step's gradients).
+any name) or `-frozen` (text encoder).  The first worker writes `<output>/<mode>.json` (losses) and, with the first
+step's gradients, `<output>/<mode>.npz`.
 """
 
 from __future__ import annotations
