@@ -3,6 +3,7 @@
     released=<file.pth> preset=swin_tiny out=<folder>     the authors' weights as a checkpoint folder of ours
     checkpoint=<folder> out=<folder>                      a training's checkpoint, its optimizer left behind
     checkpoint=<folder> to_released=<file.pth>            under the released names
+    checkpoint=<folder> onnx=<folder>                     image encoder and prompt decoder for other runtimes
 
 Folders that are read or written as a whole may be `s3://`.  Needs no cluster.
 """
@@ -14,17 +15,17 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import safetensors.torch
 from torch import Tensor
 
 from jobs.cluster import main_exit, stable_path
 from semsam.config import load_config, settings
+from semsam.model.onnx_export import export_onnx
 from semsam.model.presets import preset
 from semsam.model.released_weights import load_released, save_released, unplaced
-from semsam.model.semantic_sam import WEIGHTS_FILE, SemanticSam
-from semsam.training.checkpoint import Folder
+from semsam.model.semantic_sam import CONFIG_FILE, SemanticSam
+from semsam.training.folder import Folder
 
 # Beside the weights of a converted checkpoint: released tensors that the model has no place for, kept for the way back.
 UNUSED_FILE = "released_unused.safetensors"
@@ -39,12 +40,13 @@ class ExportJob:
     checkpoint: str | None = None  # Of a training, or what this job wrote.
     out: str | None = None  # The folder that `SemanticSam.load` reads.
     to_released: str | None = None
+    onnx: str | None = None  # The folder of `semsam.model.onnx_export`'s two files.
 
     def __post_init__(self) -> None:
         if (self.released is None) == (self.checkpoint is None):
             raise ValueError("name one source: released=<file.pth> or checkpoint=<folder>")
-        if self.out is None and self.to_released is None:
-            raise ValueError("name at least one output: out=<folder> or to_released=<file.pth>")
+        if self.out is None and self.to_released is None and self.onnx is None:
+            raise ValueError("name at least one output: out=<folder>, to_released=<file.pth> or onnx=<folder>")
         for name in ("released", "to_released"):
             if "://" in (getattr(self, name) or ""):
                 raise ValueError(f"{name} must be a file on this machine, not {getattr(self, name)}")
@@ -66,7 +68,7 @@ def run(job: ExportJob) -> list[str]:
     for an `out` that holds a checkpoint already.
     """
     job = _with_stable_paths(job)
-    if job.out is not None and Folder(job.out).exists(WEIGHTS_FILE):
+    if job.out is not None and Folder(job.out).exists(CONFIG_FILE):
         raise ValueError(f"out: {job.out} already holds a checkpoint; choose another folder")
     source = _read_released(job) if job.released is not None else _read_checkpoint(str(job.checkpoint))
     outputs = []
@@ -76,11 +78,14 @@ def run(job: ExportJob) -> list[str]:
     if job.to_released is not None:
         _write_released(source, job.to_released)
         outputs.append(f"released names in {job.to_released}")
+    if job.onnx is not None:
+        _write_onnx(source, job.onnx)
+        outputs.append(f"ONNX in {job.onnx}")
     return outputs
 
 
 def _with_stable_paths(job: ExportJob) -> ExportJob:
-    names = ("released", "checkpoint", "out", "to_released")
+    names = ("released", "checkpoint", "out", "to_released", "onnx")
     given = {name: path for name in names if (path := getattr(job, name)) is not None}
     return replace(job, **{name: stable_path(path) for name, path in given.items()})
 
@@ -103,12 +108,9 @@ def _read_checkpoint(uri: str) -> Source:
 
 
 def _write_folder(source: Source, uri: str) -> None:
-    with tempfile.TemporaryDirectory() as temporary:
-        local = Path(temporary)
-        source.model.save(local)
-        if source.unused:
-            safetensors.torch.save_file(source.unused, local / UNUSED_FILE)
-        _store(local, uri)
+    source.model.save(uri)
+    if source.unused:
+        Folder(uri).write(UNUSED_FILE, safetensors.torch.save(source.unused))
 
 
 def _write_released(source: Source, path: str) -> None:
@@ -118,11 +120,11 @@ def _write_released(source: Source, path: str) -> None:
         print(f"  without a released name, left out: {part} ({count} tensors)")
 
 
-def _store(files: Path, uri: str) -> None:
-    """Write all files of a local folder to a folder that may be elsewhere."""
+def _write_onnx(source: Source, uri: str) -> None:
     folder = Folder(uri)
-    for path in sorted(files.iterdir()):
-        folder.write(path.name, path.read_bytes())
+    with tempfile.TemporaryDirectory() as temporary:
+        for path in export_onnx(source.model, temporary):
+            folder.write(path.name, path.read_bytes())
 
 
 def _parts(names: Iterable[str]) -> list[tuple[str, int]]:

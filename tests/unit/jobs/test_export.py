@@ -12,12 +12,9 @@ from torch import Tensor
 
 from jobs.export import UNUSED_FILE, ExportJob, main, run
 from semsam.config import ConfigError, config_values, parse_config
-from semsam.data.schema import SCHEMA_VERSION
 from semsam.model.presets import PRESETS
 from semsam.model.released_weights import LANGUAGE_MAPPER, read_released, save_released
 from semsam.model.semantic_sam import SemanticSam
-from semsam.training.checkpoint import Folder, RunState, save_checkpoint
-from semsam.training.engine import MOMENTS, ParameterState
 
 DEBUG = PRESETS["debug"]
 
@@ -37,15 +34,14 @@ def released(model: SemanticSam, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def checkpoint(model: SemanticSam, tmp_path: Path) -> Path:
-    """What a training leaves after a step, optimizer included."""
-    states = (
-        ParameterState(name, p.detach(), {moment: torch.ones_like(p) for moment in MOMENTS})
-        for name, p in model.named_parameters()
-    )
-    state = RunState(1, 2, 0, 2, 4, "", {}, SCHEMA_VERSION, {})
-    config = yaml.safe_dump({"model": config_values(DEBUG), "job": {"run": {"name": "test"}}})
-    save_checkpoint(Folder(str(tmp_path / "run" / "checkpoint-1")), states, {}, config, state)
-    return tmp_path / "run" / "checkpoint-1"
+    """What a training leaves after a step, all that it goes on from included."""
+    folder = tmp_path / "run" / "checkpoint-1"
+    model.save(folder)
+    sections = {"model": config_values(DEBUG), "job": {"run": {"name": "test"}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(sections))
+    for name in ("weight-00000.safetensors", "exp_avg-00000.safetensors", "state.json"):
+        (folder / name).write_bytes(b"for going on")
+    return folder
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -102,6 +98,13 @@ def test_a_trained_model_gets_released_names(checkpoint: Path, tmp_path: Path) -
     assert (tmp_path / "out" / UNUSED_FILE).is_file()
 
 
+@pytest.mark.slow
+def test_onnx_files_are_written(checkpoint: Path, tmp_path: Path) -> None:
+    outputs = run(parse(checkpoint=str(checkpoint), onnx=str(tmp_path / "onnx")))
+    assert outputs == [f"ONNX in {tmp_path}/onnx"]
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["image_encoder.onnx", "prompt_decoder.onnx"]
+
+
 def test_a_folder_with_a_checkpoint_is_not_written_over(checkpoint: Path, released: Path) -> None:
     before = (checkpoint / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match=rf"out: {checkpoint} already holds a checkpoint"):
@@ -126,7 +129,7 @@ def test_a_file_that_does_not_fit_leaves_nothing(released: Path, tmp_path: Path)
         ({"checkpoint": "y"}, "name at least one output"),
         ({"released": "x.pth", "preset": "huge", "out": "x"}, "no preset 'huge'"),
         ({"checkpoint": "y", "to_released": "s3://bucket/x.pth"}, "to_released must be a file on this machine"),
-        ({"checkpoint": "y", "out": "x", "format": "onnx"}, "format: unknown setting"),
+        ({"checkpoint": "y", "out": "x", "form": "onnx"}, "form: unknown setting"),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(values: dict[str, Any], message: str) -> None:
