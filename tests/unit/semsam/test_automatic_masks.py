@@ -15,6 +15,7 @@ from semsam.automatic_masks import (
     ImageMasks,
     clean,
     encode_masks,
+    encode_on_device,
     grid_points,
     stability_scores,
     suppress,
@@ -84,7 +85,9 @@ def test_stability_is_the_share_that_stays_when_the_threshold_moves() -> None:
 def test_masks_are_encoded_as_everywhere(seed: int, density: float) -> None:
     rng = np.random.default_rng(seed)
     masks = rng.random((rng.integers(0, 4), *rng.integers(1, 9, 2))) < density
-    assert encode_masks(torch.from_numpy(masks)) == [rle.encode(mask) for mask in masks]
+    expected = [rle.encode(mask) for mask in masks]
+    assert encode_masks(torch.from_numpy(masks)) == expected
+    assert encode_on_device(torch.from_numpy(masks)) == expected
 
 
 def test_a_better_mask_suppresses_those_with_its_box() -> None:

@@ -1,0 +1,220 @@
+"""`jobs.generate` on a local cluster: resumed after a kill, the same from and to S3, and faults are told."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import orjson
+import pytest
+from moto.server import ThreadedMotoServer
+from PIL import Image
+
+from jobs import generate
+from jobs.cluster import connect
+from pipelines.files import Files, LocalFiles
+from pipelines.generate import Generated
+from pipelines.generate import generate as generate_masks
+from pipelines.predict import Pool
+from semsam.config import parse_config
+
+pytestmark = [
+    pytest.mark.cluster,
+    # Ray Data's own defaults use what it calls deprecated.
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context"),
+]
+
+ROOT = Path(__file__).parents[2]
+SETTINGS: dict[str, Any] = {
+    "image_size": {"short_side": 32, "max_long_side": 64},
+    "masks": {"points_per_side": 2, "min_iou": -10, "min_stability": 0, "max_overlap": 1},
+    "objects": ["car", "dog"],
+    "parts": ["wheel"],
+    "images_per_file": 2,
+    "max_rejected": 0.2,
+    "num_actors": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """An empty bucket of a server in this process."""
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield "s3://bucket"
+    server.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_connection(bucket: str) -> Iterator[None]:
+    """One cluster for all tests; it inherits the bucket's address."""
+    with connect(num_cpus=2):
+        yield
+
+
+def write_photos(folder: Path, count: int, size: tuple[int, int] = (40, 60)) -> Path:
+    """Numbered photos, the second of which is broken."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    for number in range(1, count + 1):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 255, (*size, 3), np.uint8)).save(file, "JPEG")
+        data = file.getvalue()
+        (folder / f"{number:06d}.jpg").write_bytes(data[: len(data) // 2] if number == 2 else data)
+    return folder
+
+
+def job(images: Path | str, output: Path | str, **changes: Any) -> generate.GenerateJob:
+    return parse_config(
+        generate.GenerateJob, SETTINGS | {"images": str(images), "output": str(output)} | changes, "test"
+    )
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.name != "manifest.json"}
+
+
+def identities(folder: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in sorted(folder.glob("masks-*"))}
+
+
+def test_masks_of_a_folder_are_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = write_photos(tmp_path / "photos", 7)
+    first = generate.run(job(photos, tmp_path / "out", coco_results=True))
+    assert (first.num_images, len(first.files), first.rejected) == (6, 4, {"not a readable image": 1})
+    assert first.num_masks > 6
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("generate: 7/7 images, ") for line in lines)
+    assert lines[-1] == f"{first.num_masks} masks in 6 images, 1 images rejected"
+    before = identities(tmp_path / "out")
+    assert generate.run(job(photos, tmp_path / "out")) == first
+    assert identities(tmp_path / "out") == before
+
+
+@pytest.mark.slow
+def test_from_s3_to_s3_gives_the_files_of_a_local_disk_and_makes_what_is_missing(tmp_path: Path, bucket: str) -> None:
+    photos = write_photos(tmp_path / "photos", 5)
+    client = boto3.client("s3")
+    for path in photos.iterdir():
+        client.put_object(Bucket="bucket", Key=f"photos/{path.name}", Body=path.read_bytes())
+    local = generate.run(job(photos, tmp_path / "out"))
+    remote_job = job(f"{bucket}/photos", f"{bucket}/out")
+    remote = generate.run(remote_job)
+    assert [file.sha256 for file in remote.files] == [file.sha256 for file in local.files]
+
+    def listed() -> dict[str, Any]:
+        objects = client.list_objects_v2(Bucket="bucket", Prefix="out/masks-")["Contents"]
+        return {one["Key"]: one["LastModified"] for one in objects}
+
+    before = listed()
+    client.delete_object(Bucket="bucket", Key="out/masks-00001.json")
+    assert generate.run(remote_job) == remote
+    assert {key for key, made in listed().items() if made != before[key]} <= {
+        "out/masks-00001.json",
+        "out/masks-00001.parquet",
+    }
+    assert set(listed()) == set(before)
+
+
+@pytest.mark.slow
+def test_a_fault_of_the_storage_says_which_file_met_it(tmp_path: Path) -> None:
+    class Fails(LocalFiles):
+        def read_bytes(self, path: str) -> bytes:
+            raise ConnectionError(f"{path}: the line is dead")
+
+    with pytest.raises(RuntimeError, match=r"masks-0000\d\.parquet: ConnectionError: 00000\d\.jpg: the line is dead"):
+        generate_from(Fails(str(write_photos(tmp_path / "photos", 3))), tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_costs_its_file_a_second_try_and_nothing_else(tmp_path: Path) -> None:
+    flag = tmp_path / "killed"
+
+    class KillsOnce(LocalFiles):
+        def read_bytes(self, path: str) -> bytes:
+            if path == "000003.jpg" and not flag.exists():
+                flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().read_bytes(path)
+
+    photos = write_photos(tmp_path / "photos", 6)
+    generated = generate_from(KillsOnce(str(photos)), tmp_path / "out")
+    assert flag.exists()
+    assert (generated.num_images, len(generated.files)) == (5, 3)
+
+
+@pytest.mark.slow
+def test_a_photo_that_kills_every_worker_ends_the_job(tmp_path: Path) -> None:
+    class Kills(LocalFiles):
+        def read_bytes(self, path: str) -> bytes:
+            os.kill(os.getpid(), signal.SIGKILL)
+            raise AssertionError
+
+    with pytest.raises(RuntimeError, match="a file failed 6 times because its worker died"):
+        generate_from(Kills(str(write_photos(tmp_path / "photos", 1))), tmp_path / "out")
+
+
+def generate_from(files: Files, output: Path) -> Generated:
+    task = generate.generate_task(job(files.root, output))
+    return generate_masks(generate.Task(files, task.output, task.options, task.max_rejected), Pool(1), 10.0)
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    photos = write_photos(tmp_path / "photos", 40, (300, 400))
+    output = tmp_path / "out"
+    config = tmp_path / "generate.json"  # JSON is YAML, too.
+    config.write_bytes(orjson.dumps(SETTINGS | {"images": str(photos), "output": str(output), "num_actors": 2}))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.generate", str(config)],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 180
+        while len(finished := sorted(output.glob("masks-*.json"))) < 3:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        _kill_session(process)
+    assert not (output / "manifest.json").exists()
+    names = {path.stem for path in finished}
+    before = {name: value for name, value in identities(output).items() if name.split(".")[0] in names}
+    generate.run(job(photos, output))
+    after = identities(output)
+    assert len(before) == 2 * len(finished)
+    assert {name: after[name] for name in before} == before
+    generate.run(job(photos, tmp_path / "calm"))
+    assert files_of(output) == files_of(tmp_path / "calm")
+    assert not list(output.glob(".*"))
+
+
+def _kill_session(process: subprocess.Popen[bytes]) -> None:
+    """End a job and the cluster it has started: no more than the processes of its own session."""
+    process.kill()
+    process.wait()
+    listed = subprocess.run(["ps", "-o", "pid=", "-s", str(process.pid)], capture_output=True, text=True, check=False)
+    for pid in listed.stdout.split():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(pid), signal.SIGKILL)
