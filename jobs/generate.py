@@ -40,11 +40,13 @@ class GenerateJob:
     objects: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     vocabulary: str | None = None
-    image_size: ImageSize = field(default_factory=ImageSize)
+    image_size: ImageSize = ImageSize(640, 1333)  # The release sets no limit to the long side.
     prompt_style: PromptStyle = field(default_factory=PromptStyle)
     masks: AutomaticMaskSettings = field(default_factory=AutomaticMaskSettings)
     file_format: Literal["arrow", "parquet"] = "parquet"
-    coco_results: bool = False  # Write the results json of COCO's tools beside the files.
+    # Write the results json of COCO's tools beside the files.  Like all masks, these are of the photos as their EXIF
+    # turns them.
+    coco_results: bool = False
     images_per_file: int = 64  # What a task does, and what is lost of the work when it is killed.
     max_rejected: float = 0.01  # The share of images that may be unusable; beyond it the job fails.
     redo: bool = False  # Make finished files again: for photos that changed in place.
@@ -73,6 +75,8 @@ def run(job: GenerateJob) -> Generated:
     `pipelines.generate.generate`.
     """
     task = generate_task(job)
+    if job.checkpoint is None:
+        print(f"no checkpoint: masks of the preset {job.preset} with random weights, which mean nothing")
     with connect():
         generated = generate(task, Pool(job.num_actors, job.gpus_per_actor), job.progress_interval)
     rejected = sum(generated.rejected.values())

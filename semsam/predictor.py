@@ -178,8 +178,9 @@ class Predictor:
         """Masks for the clicks, then for the boxes, in the image's pixels.  No prompt at all gives empty arrays.
 
         `levels` chooses among the model's levels by their numbers, in that order; "whole_to_part" is all of them in
-        the released model's order, None in the model's own.  Boxes may reach beyond the image.  Raises `ValueError` for
-        a prompt outside the image, a box without area, and where no image was set.
+        the released model's order, None in the model's own.  Boxes may reach beyond the image.  The answer takes
+        n * k * h * w bytes; `semsam.automatic_masks` keeps masks as run lengths instead.  Raises `ValueError` for a
+        prompt outside the image, a box without area, and where no image was set.
         """
         image, parts = self._image(), list(self.decode(points_xy, boxes_xyxy, levels))
         count, chosen = sum(len(part.iou_predictions) for part in parts), self.chosen_levels(levels)

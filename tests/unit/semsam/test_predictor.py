@@ -244,12 +244,14 @@ def test_extreme_shapes_are_answered(shape: tuple[int, int]) -> None:
     predictor.set_vocabulary(["car"], ["wheel"])
     predictor.set_image(np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8))
     corner = [shape[1] - 0.5, shape[0] - 0.5]
-    answer = predictor.predict([[0.0, 0.0], corner], [[0.0, 0, *shape[::-1]]], levels=[0, 5])
-    assert answer.masks.shape == (3, 2, *shape)
+    answer = predictor.predict([corner], [[0.0, 0, *shape[::-1]]], levels=[5])
+    assert answer.masks.shape == (2, 1, *shape)
     for name in ("boxes_xyxy", "iou_predictions", "object_scores", "part_scores"):
         assert np.isfinite(getattr(answer, name)).all()
     assert (answer.boxes_xyxy <= np.tile(shape[::-1], 2)).all()
-    assert torch.isfinite(soft_masks(predictor, np.array([corner]))).all()
+    assert predictor.image is not None
+    [decoded] = predictor.decode([corner])
+    assert torch.isfinite(predictor.image.mask_logits(decoded.mask_embeddings[0])).all()
 
 
 def test_masks_are_made_a_few_at_a_time_and_none_is_lost(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
