@@ -61,29 +61,30 @@ class Evaluation:
 
     metrics: dict[str, float]  # By MLflow name.
     means: dict[str, tuple[float, int]]  # Over all datasets' regions, and how many: by name less the dataset.
+    baselines: dict[str, Baselines]  # By dataset.
     pictures: Path
     run_id: str | None
     tracking_uri: str | None
 
 
-def run(job: EvaluateJob) -> Evaluation:
+def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> Evaluation:
     """Measure every dataset, draw pictures, and log all of it to one MLflow run.
 
-    Raises `ValueError` for a dataset that was not prepared or a checkpoint that cannot be read, before any worker
-    starts.
+    `baselines` are those of an earlier evaluation of the same data, None to tune them.  Raises `ValueError` for a
+    dataset that was not prepared or a checkpoint that cannot be read, before any worker starts.
     """
     splits = _find_splits(job)
     model = ModelReference(job.checkpoint, job.preset, job.seed)
-    levels = model.load("cpu").settings.num_levels
+    predictor = load_predictor(model, job.image_size)
     output = Path(job.output)
     output.mkdir(parents=True, exist_ok=True)
     with connect():
-        measured = _measure(job, splits, model, _baselines(job, splits, levels))
+        fitted = dict(baselines or _baselines(job, splits, predictor.model.settings.num_levels))
+        measured = _measure(job, splits, model, fitted)
     metrics = {name: value for dataset, one in measured.items() for name, value in one.compute(dataset).items()}
     total = Protocols()
     for one in measured.values():
         total.merge_sums(one.sums())
-    predictor = load_predictor(model, job.image_size)
     pictures = [_draw(job, dataset, split, predictor, output) for dataset, split in splits.items()]
     print(table(metrics))
     run_id, uri = None, None
@@ -97,7 +98,7 @@ def run(job: EvaluateJob) -> Evaluation:
             for picture in pictures:
                 if picture is not None:
                     tracker.log_artifact(picture, "pictures")
-    return Evaluation(metrics, total.means(), output, run_id, uri)
+    return Evaluation(metrics, total.means(), fitted, output, run_id, uri)
 
 
 def table(metrics: dict[str, float], before: dict[str, float] | None = None) -> str:

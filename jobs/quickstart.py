@@ -1,7 +1,8 @@
-"""The whole job on the toy world: `python -m jobs.quickstart [output=<folder>] [steps=<training steps>]`.
+"""From native datasets to a tracked evaluation: `python -m jobs.quickstart [<config.yaml>] [a.b=value ...]`.
 
-Seven toy datasets in their native layouts become shards, a small model learns from all of them, and its evaluation
-before and after stands in MLflow.  Every step is a job that can be run on its own; its command line is printed.
+Datasets in their native layouts become shards, a small model learns from all of them, and its evaluation before and
+after stands in MLflow.  Without a config the datasets are the toy world, drawn for the occasion.  The steps are jobs
+that can also be run on their own: the config of each is written beside its outputs, and its command line printed.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,23 +19,30 @@ import orjson
 
 from jobs import evaluate, prepare, train
 from jobs.cluster import connect, main_exit
+from jobs.evaluate import EvaluateJob
+from jobs.prepare import PrepareJob
+from jobs.train import TrainJob
 from pipelines.toy import ToySettings, write_toy_world
-from semsam.config import load_config, settings
+from semsam.config import dump_config, load_config, settings
 from semsam.data.manifest import Manifest
-from semsam.data.schema import DATASETS
 from semsam.evaluation.protocols import BASELINE
 
-CONFIGS = Path(__file__).parent / "configs"
 T = TypeVar("T")
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "quickstart.yaml"
 
 
 @settings
 class QuickstartJob:
-    """What an earlier quickstart left in `output` is replaced; MLflow's database keeps its runs."""
+    """The sections are those of the jobs, but for their folders: all of them lie in `output`.
 
+    What an earlier run left in `output` is replaced; MLflow's database keeps its runs.
+    """
+
+    prepare: PrepareJob
     output: str = "outputs/quickstart"
-    steps: int | None = None  # None: as in toy_train.yaml.
-    toy: ToySettings = ToySettings(val_images=16)
+    toy: ToySettings | None = None  # The toy world to write to the roots of `prepare`; None: something lies there.
+    train: TrainJob = field(default_factory=TrainJob)
+    evaluate: EvaluateJob = field(default_factory=EvaluateJob)
 
 
 @dataclass(frozen=True)
@@ -48,25 +56,48 @@ class Quickstart:
 
 
 def run(job: QuickstartJob) -> Quickstart:
-    """Toy world, shards, evaluation of the untrained model, training, evaluation."""
+    """Shards, evaluation of the untrained model, training, evaluation."""
     output = Path(job.output)
     shutil.rmtree(output, ignore_errors=True)
-    toy, shards = output / "toy", output / "shards"
+    output.mkdir(parents=True)
+    preparing, training, floor = _steps(job, output)
     with connect(dashboard=True):
-        _announce("writing the toy world")
-        write_toy_world(toy, job.toy)
-        roots = [f"datasets.{dataset}.root={toy / dataset}" for dataset in DATASETS]
-        preparing = _config(prepare.PrepareJob, "toy_prepare.yaml", [*roots, f"output={shards}"])
-        manifests = prepare.run(preparing)
-        before = evaluate.run(_evaluation(shards, output / "untrained", []))
-        steps = [] if job.steps is None else [f"training.steps={job.steps}"]
-        overrides = [f"data.root={shards}", f"run.storage={output / 'runs'}", *steps]
-        training = train.run(_config(train.TrainJob, "toy_train.yaml", overrides))
-        trained = [f"checkpoint={training.checkpoint}", "run_name=toy-trained"]
-        after = evaluate.run(_evaluation(shards, output / "trained", trained))
-    result = Quickstart(manifests, before, training, after)
+        if job.toy is not None:
+            _announce(f"writing the toy world to {output / 'toy'}")
+            write_toy_world(output / "toy", job.toy)
+        manifests = prepare.run(_store(preparing, output / "prepare.yaml"))
+        before = evaluate.run(_store(floor, output / "evaluate-untrained.yaml"))
+        trained = train.run(_store(training, output / "train.yaml"))
+        final = replace(job.evaluate, data=floor.data, output=str(output / "trained"), checkpoint=trained.checkpoint)
+        after = evaluate.run(_store(final, output / "evaluate-trained.yaml"), before.baselines)
+    result = Quickstart(manifests, before, trained, after)
     (output / "summary.json").write_bytes(orjson.dumps(figures(result), option=orjson.OPT_INDENT_2))
     return result
+
+
+def _steps(job: QuickstartJob, output: Path) -> tuple[PrepareJob, TrainJob, EvaluateJob]:
+    """The jobs, each with its folders below `output`; the evaluation is that of the untrained model."""
+    shards = str(output / "shards")
+    datasets = job.prepare.datasets
+    if job.toy is not None:
+        datasets = {name: replace(one, root=str(output / "toy" / name)) for name, one in datasets.items()}
+    return (
+        replace(job.prepare, datasets=datasets, output=shards),
+        replace(
+            job.train,
+            data=replace(job.train.data, root=shards),
+            run=replace(job.train.run, storage=str(output / "runs")),
+        ),
+        replace(
+            job.evaluate,
+            data=shards,
+            output=str(output / "untrained"),
+            checkpoint=None,
+            preset=job.train.model.preset,
+            run_name=f"{job.evaluate.run_name}-untrained",
+            pictures=0,
+        ),
+    )
 
 
 def figures(result: Quickstart) -> dict[str, dict[str, float]]:
@@ -105,15 +136,11 @@ def report(result: Quickstart) -> str:
     return "\n".join(lines)
 
 
-def _evaluation(shards: Path, output: Path, overrides: list[str]) -> evaluate.EvaluateJob:
-    paths = [f"data={shards}", f"output={output}"]
-    return _config(evaluate.EvaluateJob, "toy_evaluate.yaml", [*paths, *overrides])
-
-
-def _config(kind: type[T], name: str, overrides: list[str]) -> T:
-    job = kind.__module__
-    _announce(" ".join(["python -m", job, f"jobs/configs/{name}", *overrides]))
-    return load_config(kind, str(CONFIGS / name), overrides)
+def _store(job: T, path: Path) -> T:
+    """The job, after its config was written to `path`, from which the printed command would run it again."""
+    path.write_text(dump_config(job))
+    _announce(f"python -m {type(job).__module__} {path}")
+    return job
 
 
 def _announce(step: str) -> None:
@@ -123,7 +150,8 @@ def _announce(step: str) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Run the quickstart; its last lines are the results and where they lie."""
     started = time.monotonic()
-    job = load_config(QuickstartJob, None, arguments)
+    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
+    job = load_config(QuickstartJob, config or str(DEFAULT_CONFIG), overrides)
     result = run(job)
     print(f"\n{report(result)}")
     print(f"took {time.monotonic() - started:.0f} s; everything is in {job.output}")

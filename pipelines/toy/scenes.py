@@ -24,7 +24,7 @@ _GROUNDS = (
     ("wall", "floor", None),
     ("wall", "road", "grass"),
 )
-MIN_PIXELS = 16  # What shows fewer pixels than this is not annotated.
+MIN_PIXELS = 48  # What shows fewer pixels than this is not annotated.
 _MIN_VISIBLE = 0.45  # A new thing must leave this share of every other thing in sight.
 _ATTEMPTS = 8  # To find a place for a thing.
 _TEXTURE_STRENGTH = 0.13
@@ -178,9 +178,9 @@ class _Canvas:
         rng, (height, width) = self.rng, self.shown.shape
         if kind == POLE:
             return 0.6 * height, (rng.uniform(0.15, 0.85) * width, 0.5 * height)
-        scale = rng.uniform(0.22, 0.4) * float(np.sqrt(height * width))
+        scale = rng.uniform(0.3, 0.5) * float(np.sqrt(height * width))
         if not joins:
-            return scale, (rng.uniform(0.15, 0.85) * width, rng.uniform(0.2, 0.8) * height)
+            return scale, (rng.uniform(0.2, 0.8) * width, rng.uniform(0.25, 0.75) * height)
         x, y = self.centres[-1]
         x += rng.choice([-1, 1]) * rng.uniform(0.7, 1.2) * scale
         y += rng.uniform(-0.4, 0.4) * scale

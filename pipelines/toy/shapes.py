@@ -37,18 +37,24 @@ class Shape:
 def _car(rng: np.random.Generator) -> list[Shape]:
     s = rng.uniform(-0.1, 0.1)  # The cabin is further in front or behind.
     red, dark_red = Paint(2, 0.85, 0.8), Paint(350, 0.8, 0.52, "lines")
-    glass, rubber, hub = Paint(190, 0.35, 0.95, "slants"), Paint(30, 0.1, 0.13), Paint(40, 0.08, 0.75, "plain")
+    glass, dark_glass = Paint(190, 0.35, 0.95, "slants"), Paint(200, 0.5, 0.62, "slants")
+    wheels = (
+        (1, -0.56, Paint(30, 0.1, 0.13), Paint(40, 0.08, 0.75)),
+        (2, 0.56, Paint(245, 0.4, 0.3), Paint(30, 0.6, 0.8)),
+    )
     body = [(-1, 0.2), (-1, -0.05), (-0.9, -0.14), (-0.62, -0.16), (-0.42 + s, -0.52), (0.25 + s, -0.52), (0.52, -0.14)]
     return [
         Shape("body", (_polygon(*body, (0.95, -0.06), (1, 0.2)),), red),
         Shape(
             "window_1", (_polygon((-0.52 + s, -0.15), (-0.36 + s, -0.45), (-0.1 + s, -0.45), (-0.1 + s, -0.15)),), glass
         ),
-        Shape("window_2", (_polygon((0 + s, -0.15), (0 + s, -0.45), (0.21 + s, -0.45), (0.42 + s, -0.15)),), glass),
+        Shape(
+            "window_2", (_polygon((0 + s, -0.15), (0 + s, -0.45), (0.21 + s, -0.45), (0.42 + s, -0.15)),), dark_glass
+        ),
         Shape("door", (_box(-0.16 + s, -0.1, 0.24 + s, 0.17),), dark_red),
         Shape("headlight", (_ellipse(0.87, 0.02, 0.12, 0.1),), Paint(52, 0.85, 1, "plain")),
-        *(Shape(f"wheel_{i}", (_ellipse(x, 0.2, 0.24, 0.24),), rubber) for i, x in ((1, -0.56), (2, 0.56))),
-        *(Shape(f"wheel_{i}", (_ellipse(x, 0.2, 0.09, 0.09),), hub) for i, x in ((1, -0.56), (2, 0.56))),
+        *(Shape(f"wheel_{i}", (_ellipse(x, 0.2, 0.26, 0.26),), rubber) for i, x, rubber, _ in wheels),
+        *(Shape(f"wheel_{i}", (_ellipse(x, 0.2, 0.09, 0.09),), hub) for i, x, _, hub in wheels),
     ]
 
 
@@ -56,15 +62,16 @@ def _dog(rng: np.random.Generator) -> list[Shape]:
     step = rng.uniform(-0.12, 0.12, 4)
     nod = rng.uniform(-0.12, 0.1)
     coat, face, dark = Paint(26, 0.62, 0.58, "speckles"), Paint(30, 0.45, 0.8), Paint(16, 0.7, 0.28)
-    near, far = Paint(28, 0.5, 0.7, "bars"), Paint(28, 0.55, 0.45, "bars")
+    fore, hind = Paint(34, 0.45, 0.85, "bars"), Paint(12, 0.6, 0.6, "bars")
+    far_fore, far_hind = Paint(42, 0.55, 0.5, "bars"), Paint(4, 0.6, 0.36, "bars")
     tail = [(-0.55, -0.12), (-0.8, -0.2), (-0.95, -0.45), (-0.92, -0.75)]
     return [
         Shape("tail", (_stroke(tail, 0.17),), Paint(20, 0.75, 0.42, "lines")),
-        Shape("leg_2", (_stroke([(0.14, 0), (0.12 + step[0], 0.72)], 0.19),), far),
-        Shape("leg_4", (_stroke([(-0.34, 0), (-0.3 + step[1], 0.72)], 0.19),), far),
+        Shape("leg_2", (_stroke([(0.14, 0), (0.12 + step[0], 0.72)], 0.2),), far_fore),
+        Shape("leg_4", (_stroke([(-0.34, 0), (-0.3 + step[1], 0.72)], 0.2),), far_hind),
         Shape("torso", (_ellipse(-0.1, 0, 0.6, 0.27),), coat),
-        Shape("leg_1", (_stroke([(0.32, 0.05), (0.34 + step[2], 0.78)], 0.2),), near),
-        Shape("leg_3", (_stroke([(-0.52, 0.05), (-0.54 + step[3], 0.78)], 0.2),), near),
+        Shape("leg_1", (_stroke([(0.32, 0.05), (0.34 + step[2], 0.78)], 0.22),), fore),
+        Shape("leg_3", (_stroke([(-0.52, 0.05), (-0.54 + step[3], 0.78)], 0.22),), hind),
         Shape("head", (_ellipse(0.56, -0.4 + nod, 0.28, 0.25),), face),
         Shape("head", (_ellipse(0.82, -0.3 + nod, 0.19, 0.13),), face),
         Shape("head", (_ellipse(0.97, -0.35 + nod, 0.05, 0.06),), dark),
@@ -76,10 +83,11 @@ def _dog(rng: np.random.Generator) -> list[Shape]:
 def _bird(rng: np.random.Generator) -> list[Shape]:
     lift = rng.choice([-0.75, -0.5, 0.1])  # Of the wing's tip.
     yellow, blue = Paint(47, 0.85, 0.92, "dots"), Paint(222, 0.75, 0.6, "lines")
-    orange, tip = Paint(18, 0.95, 0.92, "plain"), rng.uniform(-0.1, 0.1)
+    orange, brown = Paint(18, 0.95, 0.92, "plain"), Paint(12, 0.8, 0.55, "plain")
+    legs, tip = ((1, -0.1, brown), (2, 0.16, orange)), rng.uniform(-0.1, 0.1)
     return [
-        *(Shape(f"leg_{i}", (_stroke([(x, 0.3), (x - 0.02, 0.86)], 0.13),), orange) for i, x in ((1, -0.1), (2, 0.16))),
-        *(Shape(f"leg_{i}", (_box(x - 0.04, 0.8, x + 0.18, 0.93),), orange) for i, x in ((1, -0.1), (2, 0.16))),
+        *(Shape(f"leg_{i}", (_stroke([(x, 0.3), (x - 0.02, 0.86)], 0.15),), paint) for i, x, paint in legs),
+        *(Shape(f"leg_{i}", (_box(x - 0.04, 0.8, x + 0.18, 0.93),), paint) for i, x, paint in legs),
         Shape(
             "tail",
             (_polygon((-0.4, 0), (-1, 0.2 + tip), (-0.96, 0.5 + tip), (-0.35, 0.28)),),
@@ -117,7 +125,10 @@ def _chair(rng: np.random.Generator) -> list[Shape]:
         ((0.52, 0.2), (0.55, low)),
     ]
     return [
-        *(Shape(f"leg_{i}", (_stroke(list(ends), 0.15),), Paint(262, 0.6, 0.34)) for i, ends in enumerate(legs, 1)),
+        *(
+            Shape(f"leg_{i}", (_stroke(list(ends), 0.17),), Paint(262, 0.6, 0.25 if i < 3 else 0.45))
+            for i, ends in enumerate(legs, 1)
+        ),
         Shape("back", (back, gap), wood),
         Shape(
             "seat",
@@ -128,15 +139,18 @@ def _chair(rng: np.random.Generator) -> list[Shape]:
 
 
 def _bicycle(rng: np.random.Generator) -> list[Shape]:
-    pipe, rubber = Paint(176, 0.85, 0.72, "plain"), Paint(230, 0.15, 0.16)
+    pipe, wheels = (
+        Paint(176, 0.85, 0.72, "plain"),
+        ((1, -0.56, Paint(230, 0.15, 0.16)), (2, 0.56, Paint(80, 0.5, 0.36))),
+    )
     high = rng.uniform(-0.42, -0.3)  # The saddle.
     crank, hub = (-0.08, 0.28), (-0.56, 0.28)
     saddle, steering, fork = (-0.26, high), (0.34, -0.3), (0.56, 0.28)
     pipes = [(hub, crank), (hub, saddle), (saddle, crank), (crank, steering), (saddle, steering), (fork, steering)]
     return [
         *(
-            Shape(f"wheel_{i}", (_ellipse(x, 0.28, 0.44, 0.44), _ellipse(x, 0.28, 0.27, 0.27)), rubber)
-            for i, x in ((1, -0.56), (2, 0.56))
+            Shape(f"wheel_{i}", (_ellipse(x, 0.28, 0.44, 0.44), _ellipse(x, 0.28, 0.25, 0.25)), rubber)
+            for i, x, rubber in wheels
         ),
         *(Shape("frame", (_stroke(list(ends), 0.11),), pipe) for ends in pipes),
         Shape("frame", (_ellipse(*crank, 0.13, 0.13),), Paint(200, 0.3, 0.55)),

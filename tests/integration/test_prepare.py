@@ -17,7 +17,6 @@ import numpy as np
 import orjson
 import pytest
 import ray
-from moto.server import ThreadedMotoServer
 
 from jobs import prepare
 from jobs.cluster import connect
@@ -42,22 +41,6 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[2]
 HEIGHT, WIDTH = 90, 130
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """An empty bucket of a server in this process."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket"
-    server.stop()
 
 
 @pytest.fixture(scope="module", autouse=True)

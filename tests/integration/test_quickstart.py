@@ -9,6 +9,9 @@ from pathlib import Path
 import orjson
 import pytest
 
+from semsam.config import load_config
+from semsam.data.schema import DATASETS
+
 pytestmark = pytest.mark.cluster
 
 
@@ -19,21 +22,19 @@ def test_seven_native_datasets_become_a_tracked_evaluation(tmp_path: Path, monke
     from jobs import quickstart
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    job = quickstart.QuickstartJob(
-        output=str(tmp_path / "quickstart"),
-        steps=3,
-        toy=quickstart.ToySettings(train_images=8, val_images=3, faults=False),
-    )
+    overrides = [f"output={tmp_path}/quickstart", "toy.train_images=8", "toy.val_images=3", "toy.faults=false"]
+    overrides += ["train.training.steps=3"]
+    job = load_config(quickstart.QuickstartJob, str(quickstart.DEFAULT_CONFIG), overrides)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = quickstart.run(job)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert {m.dataset for m in result.manifests} == set(quickstart.DATASETS)
+    assert {m.dataset for m in result.manifests} == set(DATASETS)
     assert result.training.steps == 3
     assert (Path(result.training.checkpoint) / "model.safetensors").is_file()
     run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(str(result.after.run_id))
     assert run.data.metrics == pytest.approx(result.after.metrics)
-    assert {d.dataset.name for d in run.inputs.dataset_inputs} == {f"{d}/val" for d in quickstart.DATASETS}
+    assert {d.dataset.name for d in run.inputs.dataset_inputs} == {f"{d}/val" for d in DATASETS}
     assert len(list(result.after.pictures.glob("*.png"))) >= 6
     summary = orjson.loads((tmp_path / "quickstart" / "summary.json").read_bytes())
     assert summary["one_click/miou_oracle"]["after"] == pytest.approx(result.after.means["one_click/miou_oracle"][0])

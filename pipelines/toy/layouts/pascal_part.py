@@ -23,7 +23,7 @@ NamedMasks = list[tuple[str, Mask]]
 
 def write(native: NativeSplit) -> None:
     """Write one split, and the images of both splits so far to `trainval.txt`."""
-    names = []
+    names, to_spoil = [], native.has(SPOILED, SPOILED)
     for number, scene in native.numbered():
         name = f"{'2008' if native.split == 'train' else '2010'}_{3 * number + 2:06d}"
         names.append(name)
@@ -32,7 +32,9 @@ def write(native: NativeSplit) -> None:
         objects = [(OBJECTS[_DATASET].get(thing.kind), thing) for thing in things]
         annotated = [(kind, scene.thing_mask(thing), _parts(scene, thing)) for kind, thing in objects if kind]
         with_parts = next((i for i, (_, _, parts) in enumerate(annotated) if parts), None)
-        if native.has(SPOILED, number) and with_parts is not None:
+        # Not every kind of thing has parts here: the first image that can be spoiled is.
+        if to_spoil and number >= SPOILED and number != BROKEN and with_parts is not None:
+            to_spoil = False
             annotated[with_parts] = (*annotated[with_parts][:2], _one_column(annotated[with_parts][2]))
             native.note("part one pixel wide")
         if native.has(SOME_CROWD, number):

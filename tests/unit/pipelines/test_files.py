@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pytest
-from moto.server import ThreadedMotoServer
 
 from pipelines.files import Files, find_file, open_root
 
@@ -23,28 +21,18 @@ CONTENT = {
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The content in a bucket of a server in this process."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        client = boto3.client("s3")
-        client.create_bucket(Bucket="files")
-        for key, data in CONTENT.items():
-            client.put_object(Bucket="files", Key=f"data/{key}", Body=data)
-        yield "s3://files/data/coco_panoptic/"
-    server.stop()
+def content(bucket: str) -> str:
+    """The URI of the content on S3."""
+    client = boto3.client("s3")
+    for key, data in CONTENT.items():
+        client.put_object(Bucket=bucket.removeprefix("s3://"), Key=f"data/{key}", Body=data)
+    return f"{bucket}/data/coco_panoptic/"
 
 
 @pytest.fixture(params=["local", "s3"])
 def files(request: pytest.FixtureRequest, tmp_path: Path) -> Files:
     if request.param == "s3":
-        return open_root(request.getfixturevalue("bucket"))
+        return open_root(request.getfixturevalue("content"))
     for name, data in CONTENT.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)

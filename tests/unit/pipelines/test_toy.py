@@ -28,7 +28,7 @@ from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import CANDIDATE_RADII, best_radii, disc_ious
 from semsam.evaluation.one_click import innermost_pixel
 
-SETTINGS = ToySettings(train_images=7, val_images=6)
+SETTINGS = ToySettings(train_images=8, val_images=6)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_discs_around_the_clicks_are_bad_guesses(
     found: dict[tuple[str, str], tuple[list[Record], ToySplit]],
 ) -> None:
     ious = np.stack(list(ious_of_discs(record for dataset in DATASETS for record in found[dataset, "val"][0])))
-    assert len(ious) > 300
+    assert len(ious) > 200
     assert ious[:, best_radii(ious, 6)].max(axis=1).mean() < 0.6
 
 
