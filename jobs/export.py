@@ -4,7 +4,9 @@
     checkpoint=<folder> out=<folder>                      a training's checkpoint, its optimizer left behind
     checkpoint=<folder> to_released=<file.pth>            under the released names
     checkpoint=<folder> onnx=<folder>                     image encoder and prompt decoder for other runtimes
+    preset=swin_tiny backbone=<file.pth> text=<folder> out=<folder>   what a training may begin with (its `model.init`)
 
+`text` puts CLIP's or UniCL's text encoder into any of them: the released files have none.
 Folders that are read or written as a whole may be `s3://`.  Needs no cluster.
 """
 
@@ -15,6 +17,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import safetensors.torch
 from torch import Tensor
@@ -23,6 +26,8 @@ from jobs.cluster import main_exit, stable_path
 from semsam.config import load_config, settings
 from semsam.model.onnx_export import export_onnx
 from semsam.model.presets import preset
+from semsam.model.pretrained_swin import load_swin
+from semsam.model.pretrained_text import with_text
 from semsam.model.released_weights import load_released, save_released, unplaced
 from semsam.model.semantic_sam import CONFIG_FILE, SemanticSam
 from semsam.training.folder import Folder
@@ -33,23 +38,27 @@ UNUSED_FILE = "released_unused.safetensors"
 
 @settings
 class ExportJob:
-    """Where weights come from, `released` or `checkpoint`, and what is made of them."""
+    """Where weights come from, and what is made of them.  What comes from nowhere is random, by `seed`."""
 
-    released: str | None = None  # A file of the authors, of the size `preset`.
-    preset: str = "swin_tiny"
+    preset: str = "swin_tiny"  # Of any source but a checkpoint, which has its own settings.
+    released: str | None = None  # A file of the authors.
     checkpoint: str | None = None  # Of a training, or what this job wrote.
+    backbone: str | None = None  # A file of a Swin image classifier; not over a released file or a checkpoint.
+    text: str | None = None  # A folder with a text encoder of CLIP or UniCL and its tokenizer.
+    seed: int = 0
     out: str | None = None  # The folder that `SemanticSam.load` reads.
     to_released: str | None = None
     onnx: str | None = None  # The folder of `semsam.model.onnx_export`'s two files.
 
     def __post_init__(self) -> None:
-        if (self.released is None) == (self.checkpoint is None):
-            raise ValueError("name one source: released=<file.pth> or checkpoint=<folder>")
+        sources = [self.released, self.checkpoint, self.backbone]
+        if len([source for source in sources if source is not None]) > 1 or not any([*sources, self.text]):
+            raise ValueError("name one source: released=<file>, checkpoint=<folder>, backbone=<file> or text=<folder>")
         if self.out is None and self.to_released is None and self.onnx is None:
             raise ValueError("name at least one output: out=<folder>, to_released=<file.pth> or onnx=<folder>")
-        for name in ("released", "to_released"):
+        for name in ("released", "to_released", "backbone", "text"):
             if "://" in (getattr(self, name) or ""):
-                raise ValueError(f"{name} must be a file on this machine, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be on this machine, not {getattr(self, name)}")
         preset(self.preset)
 
 
@@ -70,7 +79,7 @@ def run(job: ExportJob) -> list[str]:
     job = _with_stable_paths(job)
     if job.out is not None and Folder(job.out).exists(CONFIG_FILE):
         raise ValueError(f"out: {job.out} already holds a checkpoint; choose another folder")
-    source = _read_released(job) if job.released is not None else _read_checkpoint(str(job.checkpoint))
+    source = _read_source(job)
     outputs = []
     if job.out is not None:
         _write_folder(source, job.out)
@@ -85,18 +94,49 @@ def run(job: ExportJob) -> list[str]:
 
 
 def _with_stable_paths(job: ExportJob) -> ExportJob:
-    names = ("released", "checkpoint", "out", "to_released", "onnx")
-    given = {name: path for name in names if (path := getattr(job, name)) is not None}
-    return replace(job, **{name: stable_path(path) for name, path in given.items()})
+    names = ("released", "checkpoint", "backbone", "text", "out", "to_released", "onnx")
+    given: dict[str, Any] = {name: stable_path(path) for name in names if (path := getattr(job, name)) is not None}
+    return replace(job, **given)
+
+
+def _read_source(job: ExportJob) -> Source:
+    if job.released is not None:
+        source = _read_released(job)
+    elif job.checkpoint is not None:
+        source = _read_checkpoint(job.checkpoint)
+    else:
+        source = _begin(job)
+    if job.text is not None:
+        model, loaded = with_text(source.model, job.text)
+        print(f"{job.text}: {len(loaded.weights)} weights of the text encoder; its tokenizer is read there ever after")
+        _print_parts("of no use to the model", loaded.unused)
+        source = replace(source, model=model)
+    elif job.checkpoint is None and preset(job.preset).text.kind == "clip":
+        print(
+            "WARNING: the text encoder is random: until it is trained, or given with text=<folder>, names mean nothing"
+        )
+    return source
+
+
+def _begin(job: ExportJob) -> Source:
+    """A model that nothing has trained yet but its parts."""
+    model = SemanticSam.untrained(job.preset, job.seed)
+    print(f"{job.preset}: random weights, but for what follows")
+    if job.backbone is not None:
+        loaded = load_swin(job.backbone, model.settings)
+        model.load_weights({**model.state_dict(), **loaded.weights}, job.backbone)
+        print(f"{job.backbone}: {len(loaded.weights)} weights of the backbone")
+        _print_parts("of no use to the model", loaded.unused)
+        _print_parts("not in the file, as at a beginning", loaded.new)
+    return Source(model, {})
 
 
 def _read_released(job: ExportJob) -> Source:
-    model, converted = load_released(str(job.released), preset(job.preset))
+    model, converted = load_released(str(job.released), preset(job.preset), job.seed)
     print(f"{job.released}: {len(converted.weights)} weights of {job.preset} taken over")
     for name in (*converted.unused, *converted.ignored):
         print(f"  of no use to the model: {name}{' (kept for the way back)' if name in converted.unused else ''}")
-    for part, count in _parts(converted.new):
-        print(f"  not in the release, random: {part} ({count} tensors)")
+    _print_parts("not in the release, random", converted.new)
     return Source(model, converted.unused)
 
 
@@ -116,8 +156,7 @@ def _write_folder(source: Source, uri: str) -> None:
 def _write_released(source: Source, path: str) -> None:
     weights = source.model.state_dict()
     save_released(path, weights, source.model.settings, source.unused)
-    for part, count in _parts(unplaced(weights)):
-        print(f"  without a released name, left out: {part} ({count} tensors)")
+    _print_parts("without a released name, left out", unplaced(weights))
 
 
 def _write_onnx(source: Source, uri: str) -> None:
@@ -127,9 +166,10 @@ def _write_onnx(source: Source, uri: str) -> None:
             folder.write(path.name, path.read_bytes())
 
 
-def _parts(names: Iterable[str]) -> list[tuple[str, int]]:
-    """The modules that tensors belong to, and how many belong to each."""
-    return list(Counter(".".join(name.split(".")[: 3 if ".heads." in name else 2]) for name in names).items())
+def _print_parts(what: str, names: Iterable[str]) -> None:
+    """One line for each module that tensors belong to, with how many of them."""
+    for part, count in Counter(".".join(name.split(".")[: 3 if ".heads." in name else 2]) for name in names).items():
+        print(f"  {what}: {part} ({count} tensors)")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from semsam.model.backbone import relative_positions
 from semsam.model.presets import ModelSettings
 from semsam.model.semantic_sam import SemanticSam
+from semsam.model.weight_files import misfits, read_tensors, refuse
 
 PREFIX = "model."
 PREDICTOR = "sem_seg_head.predictor."
@@ -117,15 +118,7 @@ class ConvertedWeights:
 
 def read_released(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a released `.pth`, the prefix `model.` removed.  Nothing but tensors is unpickled."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except Exception as error:  # Whatever a broken or hostile pickle brings up.
-        raise ValueError(f"{path}: not a checkpoint of tensors: {error}") from None
-    content = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path}: not a dictionary of tensors")
+    content = read_tensors(path)
     twice = [name for name in content if f"{PREFIX}{name}" in content]
     if twice:
         raise ValueError("\n  ".join([f"{path}: {len(twice)} key(s) with and without the prefix {PREFIX}", *twice]))
@@ -155,16 +148,7 @@ def from_released(
     expected = released_shapes(settings)
     ignored = tuple(name for name in released if TRAINING_ONLY.match(name))
     released = {name: tensor for name, tensor in released.items() if name not in ignored}
-    faults = [f"missing: {name}" for name in expected if name not in released]
-    faults += [f"unexpected: {name}" for name in released if name not in expected]
-    faults += [
-        f"{name}: {list(released[name].shape)} instead of {list(shape)}"
-        for name, shape in expected.items()
-        if name in released and tuple(released[name].shape) != shape
-    ]
-    faults += _unequal(released, settings) if not faults else []
-    if faults:
-        raise ValueError("\n  ".join([f"{where}: {len(faults)} key(s) do not fit", *faults]))
+    refuse(where, misfits(released, expected) or _unequal(released, settings))
     weights = {own: _turned(released[name], name) for own, name in names.items() if name is not None}
     new = tuple(own for own, name in names.items() if name is None)
     return ConvertedWeights(weights, {LANGUAGE_MAPPER: released[LANGUAGE_MAPPER]}, ignored, new)

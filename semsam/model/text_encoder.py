@@ -10,7 +10,7 @@ import warnings
 import zlib
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from semsam.config import settings
 from semsam.data.vocabularies import TEMPLATES
+from semsam.model.tokenizer import Tokenizer, load_tokenizer
 
 NUM_BUCKETS = 4096
 MAX_NGRAM = 4
@@ -37,7 +38,7 @@ class TextSettings:
     num_layers: int = 12
     num_heads: int = 8
     context: int = 77
-    # A folder with CLIP's tokenizer files; without one, names are read byte by byte.
+    # A folder with CLIP's tokenizer files, local or s3://; without one, names are read byte by byte.
     tokenizer: str | None = None
     pretrained: bool = False  # False warns that the transformer's weights are random.
 
@@ -66,7 +67,10 @@ class TextEncoder(nn.Module):
         The byte encoder takes names as they are.
         """
         if not self._warned:
-            warnings.warn("the text encoder's weights are random: its names mean nothing yet", stacklevel=2)
+            warnings.warn(
+                "no pretrained text encoder: unless trained since, its weights are random and its names mean nothing",
+                stacklevel=2,
+            )
             self._warned = True
         if self.settings.kind == "byte_ngrams":
             return _unit_length(self.network(names))
@@ -116,7 +120,7 @@ class ClipTextTransformer(nn.Module):
         super().__init__()
         dim = settings.dim
         self.settings = settings
-        self._tokenizer: Any = None
+        self._tokenizer: Tokenizer | None = None
         self.tokens = nn.Embedding(CLIP_VOCABULARY, dim)
         self.positions = nn.Embedding(settings.context, dim)
         self.layers = nn.ModuleList(ClipLayer(dim, settings.num_heads) for _ in range(settings.num_layers))
@@ -145,8 +149,8 @@ class ClipTextTransformer(nn.Module):
             rows = [list(text.encode()[:room]) for text in texts]
         else:
             if self._tokenizer is None:
-                self._tokenizer = load_tokenizer(self.settings.tokenizer)
-            rows = [ids[:room] for ids in self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+                self._tokenizer = load_clip_tokenizer(self.settings.tokenizer)
+            rows = [self._tokenizer.encode(text)[:room] for text in texts]
         longest = max(len(row) for row in rows)
         return torch.tensor([[START, *row, *[END] * (longest - len(row) + 1)] for row in rows])
 
@@ -174,16 +178,15 @@ class ClipLayer(nn.Module):
         return x + self.contract(hidden * torch.sigmoid(1.702 * hidden))  # CLIP's approximation of GELU.
 
 
-def load_tokenizer(folder: str) -> Any:
-    """CLIP's tokenizer from a Hugging Face folder.  Raises `ValueError` where that is impossible."""
+def load_clip_tokenizer(folder: str) -> Tokenizer:
+    """The tokenizer in a folder; `ValueError` where there is none, or one of another vocabulary than CLIP's."""
     try:
-        from transformers import CLIPTokenizer
-    except ImportError:
-        raise ValueError(f"text.tokenizer: reading {folder} needs the package transformers") from None
-    try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except OSError as error:
-        raise ValueError(f"text.tokenizer: no CLIP tokenizer in {folder}: {error}") from None
+        tokenizer = load_tokenizer(folder)
+    except ValueError as error:
+        raise ValueError(f"text.tokenizer: {error}") from None
+    if (tokenizer.start, tokenizer.end) != (START, END):
+        raise ValueError(f"text.tokenizer: {folder}: not CLIP's vocabulary: texts end with token {tokenizer.end}")
+    return tokenizer
 
 
 def _unit_length(embeddings: Float[Tensor, "x d"]) -> Float[Tensor, "x d"]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from torch import Tensor
 from jobs.export import UNUSED_FILE, ExportJob, main, run
 from semsam.config import ConfigError, config_values, parse_config
 from semsam.model.presets import PRESETS
-from semsam.model.released_weights import LANGUAGE_MAPPER, read_released, save_released
+from semsam.model.released_weights import LANGUAGE_MAPPER, read_released, save_released, to_released
 from semsam.model.semantic_sam import SemanticSam
+from semsam.model.text_encoder import TextSettings
+from semsam.model.tokenizer import byte_letters
 
 DEBUG = PRESETS["debug"]
 
@@ -105,6 +109,66 @@ def test_onnx_files_are_written(checkpoint: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["image_encoder.onnx", "prompt_decoder.onnx"]
 
 
+@pytest.fixture
+def swin(model: SemanticSam, tmp_path: Path) -> Path:
+    """The debug backbone as a file of a Swin classifier."""
+    released = to_released(model.state_dict(), DEBUG)
+    found = {name.removeprefix("backbone."): t for name, t in released.items() if name.startswith("backbone.")}
+    found = {name: tensor for name, tensor in found.items() if not name.startswith("norm")}
+    torch.save({"model": found | {"head.weight": torch.ones(9, 256)}}, tmp_path / "swin.pth")
+    return tmp_path / "swin.pth"
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A small text encoder with UniCL's names, and a tokenizer without merges."""
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    letters = sorted(byte_letters())
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
+    ids = {token: index for index, token in enumerate(tokens)} | {"<|startoftext|>": 49_406, "<|endoftext|>": 49_407}
+    (folder / "vocab.json").write_text(json.dumps(ids))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    sizes = {"hidden_size": 64, "num_hidden_layers": 0, "num_attention_heads": 2, "max_position_embeddings": 9}
+    (folder / "config.json").write_text(json.dumps(sizes))
+    shapes = {"token_embedding.weight": (49_408, 64), "positional_embedding": (9, 64)}
+    shapes |= {"ln_final.weight": (64,), "ln_final.bias": (64,)}
+    weights = {f"text_encoder.{name}": torch.randn(shape) for name, shape in shapes.items()}
+    torch.save(weights | {"text_projection": torch.randn(64, 64)}, folder / "pytorch_model.bin")
+    return folder
+
+
+def test_a_beginning_is_made_of_pretrained_parts(
+    swin: Path, clip: Path, model: SemanticSam, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(parse(preset="debug", backbone=str(swin), text=str(clip), out=str(tmp_path / "out")))
+    begun = SemanticSam.load(tmp_path / "out")
+    assert same(begun.backbone.stages.state_dict(), model.backbone.stages.state_dict())
+    assert begun.settings.text.tokenizer == str(clip)
+    begun.encode_names(["dog"])  # Which would warn of random weights.
+    lines = capsys.readouterr().out.splitlines()
+    assert "  of no use to the model: head.weight (1 tensors)" in lines
+    assert "  not in the file, as at a beginning: backbone.norms (8 tensors)" in lines
+    assert f"{clip}: 5 weights of the text encoder; its tokenizer is read there ever after" in lines
+
+
+def test_a_released_file_gets_a_text_encoder(released: Path, clip: Path, model: SemanticSam, tmp_path: Path) -> None:
+    run(parse(released=str(released), preset="debug", text=str(clip), out=str(tmp_path / "out")))
+    loaded = SemanticSam.load(tmp_path / "out")
+    assert same(loaded.pixel_decoder.state_dict(), model.pixel_decoder.state_dict())
+    assert (tmp_path / "out" / UNUSED_FILE).is_file()
+
+
+def test_a_random_text_encoder_is_said_aloud(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = replace(DEBUG, text=TextSettings(dim=64, num_layers=1, num_heads=1))
+    monkeypatch.setitem(PRESETS, "silent", silent)
+    save_released(tmp_path / "a.pth", SemanticSam(silent).state_dict(), silent)
+    run(parse(released=str(tmp_path / "a.pth"), preset="silent", out=str(tmp_path / "out")))
+    assert "WARNING: the text encoder is random" in capsys.readouterr().out
+
+
 def test_a_folder_with_a_checkpoint_is_not_written_over(checkpoint: Path, released: Path) -> None:
     before = (checkpoint / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match=rf"out: {checkpoint} already holds a checkpoint"):
@@ -124,11 +188,12 @@ def test_a_file_that_does_not_fit_leaves_nothing(released: Path, tmp_path: Path)
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"checkpoint": "y", "backbone": "x.pth", "out": "x"}, "name one source"),
         ({"out": "x"}, "name one source"),
         ({"released": "x.pth", "checkpoint": "y", "out": "x"}, "name one source"),
         ({"checkpoint": "y"}, "name at least one output"),
         ({"released": "x.pth", "preset": "huge", "out": "x"}, "no preset 'huge'"),
-        ({"checkpoint": "y", "to_released": "s3://bucket/x.pth"}, "to_released must be a file on this machine"),
+        ({"checkpoint": "y", "to_released": "s3://bucket/x.pth"}, "to_released must be on this machine"),
         ({"checkpoint": "y", "out": "x", "form": "onnx"}, "form: unknown setting"),
     ],
 )

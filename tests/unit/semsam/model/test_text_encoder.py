@@ -54,7 +54,7 @@ def test_tokens_begin_and_end_and_are_cut_at_the_context() -> None:
 
 def test_random_transformer_weights_are_said_once() -> None:
     encoder = TextEncoder(TextSettings(dim=16, num_layers=1, num_heads=2))
-    with pytest.warns(UserWarning, match="weights are random"):
+    with pytest.warns(UserWarning, match="weights are random and its names mean nothing"):
         encoder(["dog"], 0)
     encoder(["dog"], 0)
 
