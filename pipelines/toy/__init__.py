@@ -63,7 +63,7 @@ def _draw(dataset: str, number: int, rng: np.random.Generator) -> Scene:
     kinds = [kind for kind in OBJECTS.get(dataset, KINDS) if kind != POLE]
     chosen = [kinds[number % len(kinds)]]  # Each kind as often as the others.
     if dataset != "partimagenet":  # Its images show one object, as ImageNet's do.
-        chosen += rng.choice(kinds, rng.integers(1, 3), replace=False).tolist()
+        chosen += rng.choice(kinds, rng.integers(0, 3), replace=False).tolist()
     return draw_scene(rng, chosen, pole_share=0.25)
 
 

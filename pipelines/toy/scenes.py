@@ -178,7 +178,7 @@ class _Canvas:
         rng, (height, width) = self.rng, self.shown.shape
         if kind == POLE:
             return 0.6 * height, (rng.uniform(0.15, 0.85) * width, 0.5 * height)
-        scale = rng.uniform(0.3, 0.5) * float(np.sqrt(height * width))
+        scale = rng.uniform(0.34, 0.52) * float(np.sqrt(height * width))
         if not joins:
             return scale, (rng.uniform(0.2, 0.8) * width, rng.uniform(0.25, 0.75) * height)
         x, y = self.centres[-1]
