@@ -1,0 +1,37 @@
+"""What jobs.train refuses before any worker starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from jobs.train import TrainJob, run
+from semsam.config import ConfigError, parse_config
+
+STAGES = {"data": {"plan": {"stages": [{"weights": {"ade20k": 1.0}}]}}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"training": {"global_batch": 4}, "run": {"num_workers": 8}}, "some would have nothing"),
+        ({"training": {"global_batch": 8, "accumulation": 2}, "run": {"num_workers": 8}}, "some would have nothing"),
+        ({"data": STAGES["data"] | {"sample": {"prompts": {"num_levels": 3}}}}, "but the model .* has 6 levels"),
+        ({"model": {"preset": "swin_huge"}}, "no preset 'swin_huge', one of debug, swin_tiny, swin_large"),
+        ({"model": {"overrides": {"backbone": {"widht": 3}}}}, "backbone.widht"),
+        ({"training": {"zero_stage": 4}}, "zero_stage must be 0, 1, 2, 3 or null, not 4"),
+        ({"run": {"name": "a/b"}}, "name must be the name of a folder"),
+        ({"optimiser": {"lr": 1e-4}}, "optimiser"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(TrainJob, STAGES | values, "test")
+
+
+def test_data_that_was_not_prepared_is_named(tmp_path: object) -> None:
+    values = STAGES["data"] | {"root": f"{tmp_path}/nothing"}
+    job = parse_config(TrainJob, {"data": values, "run": {"storage": f"{tmp_path}/runs"}}, "test")
+    with pytest.raises(ValueError, match=f"{tmp_path}/nothing/ade20k/train"):
+        run(job)
