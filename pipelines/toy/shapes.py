@@ -39,8 +39,8 @@ def _car(rng: np.random.Generator) -> list[Shape]:
     red, dark_red = Paint(2, 0.85, 0.8), Paint(350, 0.8, 0.52, "lines")
     glass, dark_glass = Paint(190, 0.35, 0.95, "slants"), Paint(200, 0.5, 0.62, "slants")
     wheels = (
-        (1, -0.56, Paint(30, 0.1, 0.13), Paint(40, 0.08, 0.75)),
-        (2, 0.56, Paint(245, 0.4, 0.3), Paint(30, 0.6, 0.8)),
+        (1, -0.56, Paint(30, 0.1, 0.13), Paint(30, 0.1, 0.3, "plain")),
+        (2, 0.56, Paint(245, 0.4, 0.3), Paint(245, 0.4, 0.5, "plain")),
     )
     body = [(-1, 0.2), (-1, -0.05), (-0.9, -0.14), (-0.62, -0.16), (-0.42 + s, -0.52), (0.25 + s, -0.52), (0.52, -0.14)]
     return [

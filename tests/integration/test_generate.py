@@ -17,7 +17,6 @@ import boto3
 import numpy as np
 import orjson
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from jobs import generate
@@ -44,22 +43,6 @@ SETTINGS: dict[str, Any] = {
     "max_rejected": 0.2,
     "num_actors": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """An empty bucket of a server in this process."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket"
-    server.stop()
 
 
 @pytest.fixture(scope="module", autouse=True)

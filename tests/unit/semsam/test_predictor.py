@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import boto3
 import numpy as np
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 from PIL import ExifTags, Image
 
 from semsam.data.images import Photo
@@ -280,21 +278,6 @@ def test_names_are_embedded_once(image: np.ndarray) -> None:
 def test_what_is_no_list_of_names_is_refused(predictor: Predictor, names: object) -> None:
     with pytest.raises(ValueError, match="a vocabulary is a list of names"):
         predictor.set_vocabulary(names)  # type: ignore[arg-type]
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """An empty bucket of a server in this process."""
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="bucket")
-    yield "s3://bucket"
-    server.stop()
 
 
 def test_model_and_photo_may_lie_on_s3(predictor: Predictor, bucket: str, image: np.ndarray, tmp_path: Path) -> None:

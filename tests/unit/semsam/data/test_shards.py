@@ -247,33 +247,18 @@ def test_another_kind_of_root_is_refused() -> None:
         open_filesystem("gs://bucket/folder")
 
 
-@pytest.mark.slow
-def test_a_split_on_s3_reads_as_a_local_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in [("ENDPOINT_URL", f"http://{host}:{port}"), ("REGION", "us-east-1")]:
-            monkeypatch.setenv(f"AWS_{name}", value)
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            monkeypatch.setenv(name, "test")
-        bucket = pa.fs.S3FileSystem(
-            endpoint_override=f"{host}:{port}", scheme="http", region="us-east-1", allow_bucket_creation=True
-        )
-        bucket.create_dir("shards")
-        pa.fs.copy_files(str(folder), "shards/paco/train", destination_filesystem=bucket)
-        split = Split("s3://shards/paco/train/")
-        assert [split.record(i) for i in range(5)] == RECORDS
-        split.verify()
-        with pytest.raises(ValueError, match=r"s3://shards/paco/val/manifest.json: no such file"):
-            Split("s3://shards/paco/val")
-        pa.fs.copy_files(
-            str(folder / "manifest.json"), "shards/paco/train/shard-00000.arrow", destination_filesystem=bucket
-        )
-        with pytest.raises(ValueError, match=r"s3://shards/paco/train/shard-00000.arrow: cut short"):
-            Split("s3://shards/paco/train").record(0)
-    finally:
-        server.stop()
+def test_a_split_on_s3_reads_as_a_local_one(folder: Path, bucket: str) -> None:
+    filesystem, path = open_filesystem(f"{bucket}/paco")
+    pa.fs.copy_files(str(folder), f"{path}/train", destination_filesystem=filesystem)
+    split = Split(f"{bucket}/paco/train/")
+    assert [split.record(i) for i in range(5)] == RECORDS
+    split.verify()
+    with pytest.raises(ValueError, match=rf"{bucket}/paco/val/manifest.json: no such file"):
+        Split(f"{bucket}/paco/val")
+    shard = f"{path}/train/shard-00000.arrow"
+    pa.fs.copy_files(str(folder / "manifest.json"), shard, destination_filesystem=filesystem)
+    with pytest.raises(ValueError, match=rf"{bucket}/paco/train/shard-00000.arrow: cut short"):
+        Split(f"{bucket}/paco/train").record(0)
 
 
 def test_an_s3_root_takes_its_endpoint_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
