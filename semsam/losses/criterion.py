@@ -38,6 +38,13 @@ class LossWeights:
     giou: float = 2.0
     object: float = 4.0
     part: float = 4.0
+    generic: float = 1.0  # Multiplies every term of the generic queries and proposals, against those of the prompts.
+
+    def of(self, term: str) -> float:
+        """The weight of a term by its full name, such as `generic/mask_bce`."""
+        branch, name = term.split("/")
+        weight: float = getattr(self, name)
+        return weight if branch == "click" else weight * self.generic
 
 
 @settings
@@ -121,7 +128,7 @@ class Criterion(nn.Module):
         with torch.autocast(tensors[0].device.type, enabled=False):
             losses = self.layer_losses(output, targets, normalizers, points or KeyedPoints(seed, tensors[0].device))
             weights = self.settings.weights
-            weighted = {name: getattr(weights, name.split("/")[1]) * loss.sum() for name, loss in losses.items()}
+            weighted = {name: weights.of(name) * loss.sum() for name, loss in losses.items()}
             touch: Callable[..., Tensor] = _Touch.apply
             loss = torch.stack(list(weighted.values())).sum() + touch(*tensors)
         return CriterionOutput(loss, {name: term.detach() for name, term in weighted.items()})

@@ -173,6 +173,16 @@ def test_every_term_is_named_and_weighted(
         assert doubled[name].item() == pytest.approx(terms[name].item() * (2 if name.endswith("mask_dice") else 1))
 
 
+def test_the_weight_of_the_generic_queries_scales_their_terms_alone(
+    make_batch: MakeBatch, make_output: MakeOutput, vocabulary: JointVocabulary
+) -> None:
+    batch, output = make_batch(MIXED), make_output(len(MIXED))
+    full = evaluate(batch, output, vocabulary).terms
+    quarter = evaluate(batch, output, vocabulary, replace(SETTINGS, weights=LossWeights(generic=0.25))).terms
+    for name, term in full.items():
+        assert quarter[name].item() == pytest.approx(term.item() * (1 if name.startswith("click/") else 0.25))
+
+
 def test_many_to_one_lets_the_best_level_of_each_layer_answer_for_the_first_target(
     make_batch: MakeBatch, make_output: MakeOutput, vocabulary: JointVocabulary
 ) -> None:
@@ -223,7 +233,7 @@ def obvious_terms(
     terms: dict[str, Tensor] = {}
 
     def add(name: str, value: Tensor) -> None:
-        terms[name] = terms.get(name, torch.zeros(())) + getattr(settings.weights, name.split("/")[1]) * value
+        terms[name] = terms.get(name, torch.zeros(())) + settings.weights.of(name) * value
 
     for branch, layers, first_layer in (
         ("click", output.prompts, 0),
@@ -231,7 +241,7 @@ def obvious_terms(
         ("proposals", [output.proposals], PROPOSAL_LAYERS),
     ):
         counted = "click" if branch == "click" else "generic"
-        for name in LossWeights.__dataclass_fields__:
+        for name in LossWeights.__dataclass_fields__.keys() - {"generic"}:
             if branch == "click" or name != "iou":
                 add(f"{branch}/{name}", torch.zeros(()))
         for i, sample in enumerate(batch.samples):
