@@ -169,6 +169,13 @@ def test_a_random_text_encoder_is_said_aloud(
     assert "WARNING: the text encoder is random" in capsys.readouterr().out
 
 
+def test_folders_may_be_on_s3(bucket: str, released: Path, tmp_path: Path) -> None:
+    run(parse(released=str(released), preset="debug", out=f"{bucket}/ours"))
+    run(parse(checkpoint=f"{bucket}/ours", out=f"{bucket}/copy", to_released=str(tmp_path / "back.pth")))
+    assert same(read_released(tmp_path / "back.pth"), read_released(released))
+    assert same(SemanticSam.load(f"{bucket}/copy").state_dict(), SemanticSam.load(f"{bucket}/ours").state_dict())
+
+
 def test_a_folder_with_a_checkpoint_is_not_written_over(checkpoint: Path, released: Path) -> None:
     before = (checkpoint / "model.safetensors").read_bytes()
     with pytest.raises(ValueError, match=rf"out: {checkpoint} already holds a checkpoint"):
