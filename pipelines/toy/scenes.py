@@ -24,7 +24,7 @@ _GROUNDS = (
     ("wall", "floor", None),
     ("wall", "road", "grass"),
 )
-MIN_PIXELS = 48  # What shows fewer pixels than this is not annotated.
+MIN_PIXELS = 64  # What shows fewer pixels than this is not annotated.
 _MIN_VISIBLE = 0.45  # A new thing must leave this share of every other thing in sight.
 _ATTEMPTS = 8  # To find a place for a thing.
 _TEXTURE_STRENGTH = 0.13
@@ -139,7 +139,7 @@ class _Canvas:
         shapes = KINDS[kind].draw(rng)
         layer = self._rasterise(shapes, kind, scale, centre)
         area = int((layer > 0).sum())
-        if area < 10 * MIN_PIXELS or self._hides_too_much(layer > 0):
+        if area < 8 * MIN_PIXELS or self._hides_too_much(layer > 0):
             return False
         slots = {slot: self._new_label() for slot in dict.fromkeys(shape.slot for shape in shapes)}
         light = (rng.uniform(0, 0.15), centre[1], scale)

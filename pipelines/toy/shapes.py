@@ -52,7 +52,7 @@ def _car(rng: np.random.Generator) -> list[Shape]:
             "window_2", (_polygon((0 + s, -0.15), (0 + s, -0.45), (0.21 + s, -0.45), (0.42 + s, -0.15)),), dark_glass
         ),
         Shape("door", (_box(-0.16 + s, -0.1, 0.24 + s, 0.17),), dark_red),
-        Shape("headlight", (_ellipse(0.87, 0.02, 0.12, 0.1),), Paint(52, 0.85, 1, "plain")),
+        Shape("headlight", (_ellipse(0.86, 0.0, 0.17, 0.15),), Paint(52, 0.85, 1, "plain")),
         *(Shape(f"wheel_{i}", (_ellipse(x, 0.2, 0.26, 0.26),), rubber) for i, x, rubber, _ in wheels),
         *(Shape(f"wheel_{i}", (_ellipse(x, 0.2, 0.09, 0.09),), hub) for i, x, _, hub in wheels),
     ]
@@ -66,17 +66,17 @@ def _dog(rng: np.random.Generator) -> list[Shape]:
     far_fore, far_hind = Paint(42, 0.55, 0.5, "bars"), Paint(4, 0.6, 0.36, "bars")
     tail = [(-0.55, -0.12), (-0.8, -0.2), (-0.95, -0.45), (-0.92, -0.75)]
     return [
-        Shape("tail", (_stroke(tail, 0.17),), Paint(20, 0.75, 0.42, "lines")),
-        Shape("leg_2", (_stroke([(0.14, 0), (0.12 + step[0], 0.72)], 0.2),), far_fore),
-        Shape("leg_4", (_stroke([(-0.34, 0), (-0.3 + step[1], 0.72)], 0.2),), far_hind),
+        Shape("tail", (_stroke(tail, 0.23),), Paint(20, 0.75, 0.42, "lines")),
+        Shape("leg_2", (_stroke([(0.14, 0), (0.12 + step[0], 0.72)], 0.25),), far_fore),
+        Shape("leg_4", (_stroke([(-0.34, 0), (-0.3 + step[1], 0.72)], 0.25),), far_hind),
         Shape("torso", (_ellipse(-0.1, 0, 0.6, 0.27),), coat),
-        Shape("leg_1", (_stroke([(0.32, 0.05), (0.34 + step[2], 0.78)], 0.22),), fore),
-        Shape("leg_3", (_stroke([(-0.52, 0.05), (-0.54 + step[3], 0.78)], 0.22),), hind),
+        Shape("leg_1", (_stroke([(0.32, 0.05), (0.34 + step[2], 0.78)], 0.28),), fore),
+        Shape("leg_3", (_stroke([(-0.52, 0.05), (-0.54 + step[3], 0.78)], 0.28),), hind),
         Shape("head", (_ellipse(0.56, -0.4 + nod, 0.28, 0.25),), face),
         Shape("head", (_ellipse(0.82, -0.3 + nod, 0.19, 0.13),), face),
         Shape("head", (_ellipse(0.97, -0.35 + nod, 0.05, 0.06),), dark),
         Shape("head", (_ellipse(0.66, -0.48 + nod, 0.04, 0.04),), dark),
-        Shape("ear", (_ellipse(0.42, -0.36 + nod, 0.12, 0.27, 15),), dark),
+        Shape("ear", (_ellipse(0.42, -0.34 + nod, 0.16, 0.32, 15),), dark),
     ]
 
 
@@ -86,7 +86,7 @@ def _bird(rng: np.random.Generator) -> list[Shape]:
     orange, brown = Paint(18, 0.95, 0.92, "plain"), Paint(12, 0.8, 0.55, "plain")
     legs, tip = ((1, -0.1, brown), (2, 0.16, orange)), rng.uniform(-0.1, 0.1)
     return [
-        *(Shape(f"leg_{i}", (_stroke([(x, 0.3), (x - 0.02, 0.86)], 0.15),), paint) for i, x, paint in legs),
+        *(Shape(f"leg_{i}", (_stroke([(x, 0.3), (x - 0.02, 0.86)], 0.19),), paint) for i, x, paint in legs),
         *(Shape(f"leg_{i}", (_box(x - 0.04, 0.8, x + 0.18, 0.93),), paint) for i, x, paint in legs),
         Shape(
             "tail",
@@ -96,7 +96,7 @@ def _bird(rng: np.random.Generator) -> list[Shape]:
         Shape("torso", (_ellipse(-0.05, 0.08, 0.55, 0.32, -20),), yellow),
         Shape("head", (_ellipse(0.48, -0.32, 0.25, 0.24),), Paint(58, 0.55, 0.97)),
         Shape("head", (_ellipse(0.55, -0.38, 0.05, 0.05),), Paint(0, 0, 0.1, "plain")),
-        Shape("beak", (_polygon((0.66, -0.46), (1, -0.28), (0.66, -0.18)),), orange),
+        Shape("beak", (_polygon((0.62, -0.54), (1, -0.28), (0.62, -0.1)),), orange),
         Shape("wing", (_polygon((0.22, -0.1), (0, lift * 0.6), (-0.75, lift), (-0.42, 0.05), (-0.3, 0.26)),), blue),
     ]
 
@@ -104,11 +104,11 @@ def _bird(rng: np.random.Generator) -> list[Shape]:
 def _bottle(rng: np.random.Generator) -> list[Shape]:
     top = rng.uniform(-0.3, -0.1)  # Where the shoulders end.
     glass = Paint(158, 0.75, 0.5, "slants")
-    body = _polygon((-0.32, 0.98), (-0.32, top), (-0.13, -0.52), (0.13, -0.52), (0.32, top), (0.32, 0.98))
+    body = _polygon((-0.32, 0.98), (-0.32, top), (-0.17, -0.5), (0.17, -0.5), (0.32, top), (0.32, 0.98))
     return [
         Shape("body", (body,), glass),
-        Shape("neck", (_box(-0.13, -0.8, 0.13, -0.5),), Paint(135, 0.6, 0.72, "speckles")),
-        Shape("cap", (_box(-0.17, -1, 0.17, -0.76),), Paint(338, 0.75, 0.85, "lines")),
+        Shape("neck", (_box(-0.17, -0.8, 0.17, -0.46),), Paint(135, 0.6, 0.72, "speckles")),
+        Shape("cap", (_box(-0.22, -1, 0.22, -0.7),), Paint(338, 0.75, 0.85, "lines")),
         Shape("label", (_box(-0.32, 0.15, 0.32, 0.6),), Paint(45, 0.2, 0.95, "bars")),
     ]
 
@@ -126,7 +126,7 @@ def _chair(rng: np.random.Generator) -> list[Shape]:
     ]
     return [
         *(
-            Shape(f"leg_{i}", (_stroke(list(ends), 0.17),), Paint(262, 0.6, 0.25 if i < 3 else 0.45))
+            Shape(f"leg_{i}", (_stroke(list(ends), 0.2),), Paint(262, 0.6, 0.25 if i < 3 else 0.45))
             for i, ends in enumerate(legs, 1)
         ),
         Shape("back", (back, gap), wood),
@@ -156,12 +156,12 @@ def _bicycle(rng: np.random.Generator) -> list[Shape]:
         Shape("frame", (_ellipse(*crank, 0.13, 0.13),), Paint(200, 0.3, 0.55)),
         Shape(
             "saddle",
-            (_polygon((-0.52, high - 0.14), (-0.05, high - 0.08), (-0.1, high + 0.04), (-0.45, high + 0.08)),),
+            (_polygon((-0.58, high - 0.2), (0, high - 0.14), (-0.06, high + 0.06), (-0.5, high + 0.12)),),
             Paint(20, 0.75, 0.4),
         ),
         Shape(
             "handlebar",
-            (_stroke([(0.34, -0.28), (0.3, -0.52), (0.42, -0.62), (0.58, -0.52)], 0.14),),
+            (_stroke([(0.34, -0.28), (0.3, -0.52), (0.42, -0.64), (0.62, -0.52)], 0.2),),
             Paint(62, 0.6, 0.9, "lines"),
         ),
     ]
@@ -171,7 +171,7 @@ def _boat(rng: np.random.Generator) -> list[Shape]:
     low = rng.uniform(-0.05, 0.08)
     hull = [(-1, 0.2), (-0.6, 0.34), (0.5, 0.36), (1, 0.1), (0.72, 0.8), (-0.68, 0.8)]
     return [
-        Shape("mast", (_stroke([(0, -1), (0, 0.45)], 0.1),), Paint(28, 0.7, 0.36, "plain")),
+        Shape("mast", (_stroke([(0, -1), (0, 0.45)], 0.14),), Paint(28, 0.7, 0.36, "plain")),
         Shape(
             "sail_1",
             (_polygon((0.06, -0.96), (0.3, -0.5), (0.8, low + 0.1), (0.06, low + 0.16)),),
@@ -195,9 +195,9 @@ def _aeroplane(rng: np.random.Generator) -> list[Shape]:
         Shape(
             "tail", (_polygon((-0.98, 0), (-1, -0.5), (-0.76, -0.5), (-0.5, -0.02)),), Paint(345, 0.75, 0.7, "lines")
         ),
-        Shape("body", (_ellipse(0, 0, 0.99, 0.17),), metal),
-        Shape("head", (_ellipse(0.75, 0, 0.25, 0.14),), Paint(300, 0.55, 0.45, "plain")),
-        Shape("engine", (_ellipse(0.02, 0.26, 0.2, 0.1),), Paint(270, 0.15, 0.25)),
+        Shape("body", (_ellipse(0, 0, 0.99, 0.2),), metal),
+        Shape("head", (_ellipse(0.72, 0, 0.28, 0.17),), Paint(300, 0.55, 0.45, "plain")),
+        Shape("engine", (_ellipse(0.02, 0.28, 0.26, 0.15),), Paint(270, 0.15, 0.25)),
         Shape("wing_1", (_polygon(*wing),), Paint(318, 0.3, 0.7, "bars")),
     ]
 
