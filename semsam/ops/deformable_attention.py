@@ -1,12 +1,16 @@
 """Deformable attention over several feature maps (arXiv 2010.04159): one interface, one form per kind of device.
 
-`sampled_attention` is the plain form, right on every device; `gathered_attention` is the fast one for CPUs.  A kernel
-for another device is a third function of the same signature and a line in `attention_form`.
+`sampled_attention` is the plain form, right on every device; `gathered_attention` is the fast one for CPUs,
+`triton_attention` (a module of its own, imported where Triton works) that for GPUs.  A form for another device is one
+more function of the same signature and a line in `attention_form`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -19,6 +23,9 @@ from torch import Tensor, nn
 
 Shapes = Sequence[tuple[int, int]]  # Height and width of each map, in the order of its tokens.
 QUERIES_AT_ONCE = 512  # Of `gathered_attention` without gradients.
+# For comparisons, and for a machine where a fast form fails: then every device takes the plain form.
+ALWAYS_PLAIN = os.environ.get("SEMSAM_PLAIN_ATTENTION", "0") not in ("", "0")
+OLDEST_GPU = 80  # Compute capability times ten.
 FRAME = 2  # Zeros around each map in the table of `gathered_attention`: two neighbours of a place far outside.
 
 
@@ -37,8 +44,36 @@ class AttentionForm(Protocol):
 
 
 def attention_form(device: torch.device) -> AttentionForm:
-    """The fastest form for tensors on `device`."""
-    return gathered_attention if device.type == "cpu" else sampled_attention
+    """The fastest form for tensors on `device`; the plain one if the environment says SEMSAM_PLAIN_ATTENTION=1."""
+    if ALWAYS_PLAIN:
+        return sampled_attention
+    if device.type == "cpu":
+        return gathered_attention
+    # What torch.compile makes for a GPU needs Triton as well.
+    if device.type == "cuda" and (torch.compiler.is_compiling() or triton_works()):
+        from semsam.ops.deformable_attention_triton import triton_attention
+
+        return triton_attention
+    return sampled_attention
+
+
+@functools.cache
+def triton_works() -> bool:
+    """Whether this process can run Triton's kernels; a warning says why not, once."""
+    # Triton brings the compiler of its kernels, but builds the few lines of C that start them when it first meets a
+    # GPU: without a C compiler on the machine it cannot, and that must not stop anyone.
+    try:
+        from triton.runtime import driver
+
+        target = driver.active.get_current_target()
+        if target.backend == "cuda" and target.arch < OLDEST_GPU:
+            raise RuntimeError(
+                f"this GPU's compute capability is {target.arch / 10}, Triton's lowest {OLDEST_GPU / 10}"
+            )
+    except Exception as problem:
+        warnings.warn(f"deformable attention takes its plain form: Triton does not work, {problem!r}", stacklevel=3)
+        return False
+    return True
 
 
 class DeformableAttention(nn.Module):
@@ -235,8 +270,9 @@ def _rows(low: Float[Tensor, "b q h l p 2"], shapes: Shapes, framed_length: int)
 
 def map_sizes(shapes: Shapes, locations: Float[Tensor, "b q h l p 2"]) -> Float[Tensor, "l p 2"]:
     """Width and height of every map, for each of its points, in the type and on the device of `locations`."""
-    sizes = locations.new_tensor([(width, height) for height, width in shapes])
-    return sizes[:, None].expand(-1, locations.shape[4], -1).contiguous()
+    # Filled in on the device: a copy from the host would wait for all that a GPU has still to do.
+    sides = [locations.new_full((), side) for height, width in shapes for side in (width, height)]
+    return torch.stack(sides).view(-1, 1, 2).expand(-1, locations.shape[4], -1).contiguous()
 
 
 class _ScatterGradient(torch.autograd.Function):
