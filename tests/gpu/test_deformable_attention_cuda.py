@@ -20,6 +20,7 @@ from semsam.ops.deformable_attention import (  # noqa: E402
     DeformableAttention,
     Shapes,
     attention_form,
+    map_sizes,
     sampled_attention,
 )
 from semsam.ops.deformable_attention_triton import triton_attention  # noqa: E402
@@ -221,7 +222,15 @@ def test_a_gpu_takes_the_kernel() -> None:
 @on_a_gpu
 def test_the_kernel_equals_the_plain_form_at_the_models_size() -> None:
     shapes = ((80, 120), (40, 60), (20, 30), (10, 15))
-    assert_equal_to_the_plain_form(inputs(shapes, queries=12_750, heads=8, depth=32, spread=0.52), shapes)
+    values, locations, weights = inputs(shapes, queries=12_750, heads=8, depth=32, spread=0.52)
+    # At pixel centres the gradient of a place jumps, and rounding decides on the side: these places weigh nothing.
+    pixels = locations.detach() * map_sizes(shapes, locations) - 0.5
+    clear = (pixels - pixels.round()).abs().amin(-1) > 1e-3
+    tensors = [values, locations, (weights.detach() * clear).requires_grad_()]
+    plain = attended_and_gradients(sampled_attention, tensors, shapes)
+    found = attended_and_gradients(triton_attention, tensors, shapes)
+    for expected, ours in zip(plain, found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
 @on_a_gpu
