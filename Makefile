@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Python compiles what is imported when it is: a third of the time that compiling all of it here would take.
 PIP := $(BIN)/pip install --quiet --no-compile -c infra/constraints.txt
+SIDE_BY_SIDE := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 READY := $(VENV)/installed
 DEV_READY := $(VENV)/installed-dev
 export OMP_NUM_THREADS ?= 1
@@ -29,11 +30,15 @@ install: $(DEV_READY)  ## make .venv, tools for developers included
 quickstart: $(READY)  ## the whole job on the toy world: datasets, shards, training, tracked evaluation
 	$(BIN)/python -m jobs.quickstart
 
-test: $(DEV_READY)  ## unit tests and one end-to-end test
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+unit: $(DEV_READY)  ## unit tests alone, side by side
+	$(SIDE_BY_SIDE) -m 'not slow and not gpu and not cluster'
+
+test: unit  ## unit tests and one end-to-end test
+	$(BIN)/python -m pytest -m 'cluster and not slow'
 
 test-all: $(DEV_READY)  ## everything that runs without a GPU
-	$(BIN)/python -m pytest -m 'not gpu'
+	$(SIDE_BY_SIDE) -m 'not gpu and not cluster' tests/unit tests/numerics
+	$(BIN)/python -m pytest -m 'not gpu' tests/integration
 
 check: $(DEV_READY)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -51,4 +56,4 @@ bench: $(DEV_READY)  ## measure the hot paths; prints ratios taken in one run
 clean:  ## remove what the targets made, the virtual environment excepted
 	rm -rf .quickstart outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
 
-.PHONY: help install quickstart test test-all check format bench clean
+.PHONY: help install quickstart unit test test-all check format bench clean
