@@ -39,7 +39,8 @@ def make_prompts(
 
     Every region is asked for before one is asked for again.  A click is a random pixel of its region's mask, and every
     mask under it is a target, in the order of the regions; of more than `num_levels` a random choice is kept, which may
-    leave out the clicked one.  A box asks for its region alone.  A region without mask gets boxes only.
+    leave out the clicked one (`asked` still names it).  A box asks for its region alone.  A region without mask gets
+    boxes only.
     """
     if not len(regions):
         return no_prompts(settings)
@@ -53,7 +54,9 @@ def make_prompts(
     ys, xs = atoms.random_pixels(asked[~is_box], rng)
     boxes[~is_box] = click_boxes_cxcywh(ys, xs, height, width)
     targets[~is_box] = _targets_under(atoms.covering(ys, xs), settings.num_levels, rng)
-    return Prompts(boxes_cxcywh=boxes, is_box=is_box, valid=np.ones(n, bool), targets=targets)
+    return Prompts(
+        boxes_cxcywh=boxes, is_box=is_box, valid=np.ones(n, bool), targets=targets, asked=asked.astype(np.int32)
+    )
 
 
 def no_prompts(settings: PromptSettings) -> Prompts:
@@ -64,6 +67,7 @@ def no_prompts(settings: PromptSettings) -> Prompts:
         is_box=np.zeros(n, bool),
         valid=np.zeros(n, bool),
         targets=np.full((n, settings.num_levels), -1, np.int32),
+        asked=np.full(n, -1, np.int32),
     )
 
 

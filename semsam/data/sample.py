@@ -42,6 +42,7 @@ class Prompts:
     is_box: Bool[np.ndarray, " n"]
     valid: Bool[np.ndarray, " n"]  # False for padding (a sample without regions has only that).
     targets: Int32[np.ndarray, "n k"]  # Region indices, -1 padded: for a click every mask under it (at most k).
+    asked: Int32[np.ndarray, " n"]  # The region that was clicked or boxed, whether it is among the targets or not; -1.
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class Batch:
     prompt_is_box: Bool[np.ndarray, "b n"]
     prompt_valid: Bool[np.ndarray, "b n"]
     prompt_targets: Int32[np.ndarray, "b n k"]
+    prompt_asked: Int32[np.ndarray, "b n"]
     samples: tuple[Sample, ...]  # Atoms, regions, names; `samples[i].image` and `.prompts` are row i above.
 
     @staticmethod
@@ -89,5 +91,6 @@ class Batch:
             prompt_is_box=np.stack([s.prompts.is_box for s in samples]),
             prompt_valid=np.stack([s.prompts.valid for s in samples]),
             prompt_targets=np.stack([s.prompts.targets for s in samples]),
+            prompt_asked=np.stack([s.prompts.asked for s in samples]),
             samples=tuple(samples),
         )

@@ -53,7 +53,7 @@ class CriterionSettings:
 
     weights: LossWeights = field(default_factory=LossWeights)
     costs: CostWeights = field(default_factory=CostWeights)
-    # many_to_one is SAM's way: a prompt has one target (its first), and the best level of each layer answers for it.
+    # many_to_one is SAM's way: the target is what was clicked, and the best level of each layer answers for it.
     click_matching: Literal["many_to_many", "many_to_one"] = "many_to_many"
     num_points: int = 12_544
     oversample: float = 3.0  # Candidates per point, of which the most uncertain are kept,
@@ -211,7 +211,7 @@ class Criterion(nn.Module):
     def _best_levels(
         self, layers: Layers, targets: Targets, points: PointSource
     ) -> tuple[Pairs, Int64[Tensor, "l m"], Float[Tensor, "l r"], Float[Tensor, "l r"]]:
-        """Each prompt's first target, the level that fits it best in each layer, and the mask losses of `r` pairs.
+        """What each prompt was made for, the level that fits it best in each layer, and the mask losses of `r` pairs.
 
         A level fits by its mask losses, unweighted, or by its box where the target has no mask.
         """

@@ -143,9 +143,9 @@ def match_clicks(cost: Float[Tensor, "b q m"], targets: Targets) -> Pairs:
 
 
 def pair_every_level(targets: Targets, num_levels: int) -> tuple[Pairs, Pairs]:
-    """Each prompt's first target paired with its first level, and with every level (many-to-one)."""
-    image, prompt = np.nonzero(targets.prompt_targets_host[:, :, 0] >= 0)
-    region = targets.prompt_targets_host[image, prompt, 0]
+    """The region that each prompt was made for, paired with its first level, and with every level (many-to-one)."""
+    image, prompt = np.nonzero(targets.prompt_asked_host >= 0)
+    region = targets.prompt_asked_host[image, prompt]
     first, device = prompt * num_levels, targets.prompt_targets.device
     every = (first[:, None] + np.arange(num_levels)).flatten()
     images, regions = np.repeat(image, num_levels), np.repeat(region, num_levels)

@@ -73,6 +73,7 @@ class Targets:
     num_regions_host: tuple[int, ...]
     teaches_mask_host: Bool[np.ndarray, "b m"]
     prompt_targets_host: Int64[np.ndarray, "b n t"]
+    prompt_asked_host: Int64[np.ndarray, "b n"]  # The region that each prompt was made for; -1: none.
 
     @staticmethod
     def of(batch: Batch, vocabulary: JointVocabulary, device: torch.device) -> Targets:
@@ -96,6 +97,7 @@ class Targets:
             num_regions_host=tuple(len(sample.regions) for sample in batch.samples),
             teaches_mask_host=teaches_mask,
             prompt_targets_host=prompt_targets,
+            prompt_asked_host=np.where(batch.prompt_valid, batch.prompt_asked, -1).astype(np.int64),
         )
 
 
@@ -103,14 +105,14 @@ def count_targets(batch: Batch, many_to_one: bool = False) -> Float64[np.ndarray
     """How much this batch adds to each of `NORMALIZERS`; known before the forward pass, and summed over all workers.
 
     A target counts for a head if its dataset teaches that head, so objects count for the part head as negatives.  With
-    `many_to_one` a prompt has one target, its first.
+    `many_to_one` a prompt has one target, the region that it was made for.
     """
     counts = dict.fromkeys(NORMALIZERS, 0)
     for position, sample in enumerate(batch.samples):
         row = row_of(sample.dataset)
         teaches_mask = sample.regions.has_mask & row.masks
-        targets = batch.prompt_targets[position][batch.prompt_valid[position]]
-        targets = targets[:, :1] if many_to_one else targets
+        per_prompt = (batch.prompt_asked if many_to_one else batch.prompt_targets)[position]
+        targets = per_prompt[batch.prompt_valid[position]]
         targets = targets[targets >= 0]
         num_regions = len(sample.regions) if row.generic else 0
         for branch, pairs, masks in (

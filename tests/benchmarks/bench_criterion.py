@@ -82,6 +82,7 @@ def make_sample(index: int, sizes: Sizes) -> tuple[Sample, np.ndarray]:
         np.zeros(sizes.clicks, bool),
         np.ones(sizes.clicks, bool),
         targets,
+        targets[:, 0],
     )
     regions = Regions(boxes, everything, none, none, none, everything)
     image = np.zeros((3, sizes.size, sizes.size), np.uint8)

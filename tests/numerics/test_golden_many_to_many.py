@@ -204,7 +204,7 @@ def batch_of(
     targets = np.full((n, tokens), -1, np.int32)
     for row, found in zip(targets, clicked, strict=True):
         row[: len(found)] = found
-    prompts = Prompts(points.astype(np.float32), np.zeros(n, bool), np.ones(n, bool), targets)
+    prompts = Prompts(points.astype(np.float32), np.zeros(n, bool), np.ones(n, bool), targets, targets[:, 0])
     image = np.zeros((3, SIZE, SIZE), np.uint8)
     return Batch.of([Sample(0, "sa1b", "nested", image, atoms, regions, prompts)], step=0)
 

@@ -68,6 +68,16 @@ def test_of_too_many_masks_under_a_click_a_random_choice_is_kept() -> None:
     np.testing.assert_allclose(times / 600, 0.6, atol=0.08)
 
 
+def test_what_was_asked_for_is_known_even_where_it_is_not_among_the_targets() -> None:
+    masks = np.concatenate([nested(4), np.repeat(nested(1), 6, axis=0)])
+    prompts = prompts_for(masks, num_prompts=200)
+    assert (prompts.targets[prompts.is_box, 0] == prompts.asked[prompts.is_box]).all()
+    for y, x, asked in zip(*clicked_pixels(prompts), prompts.asked[~prompts.is_box], strict=True):
+        assert masks[asked, y, x]
+    assert not (prompts.targets == prompts.asked[:, None]).any(1).all()
+    assert set(np.bincount(prompts.asked, minlength=10)) == {20}
+
+
 @pytest.mark.parametrize("num_levels", [1, 3, 6])
 def test_exactly_as_many_masks_as_levels_are_all_kept(num_levels: int) -> None:
     prompts = prompts_for(np.repeat(nested(1), num_levels, axis=0), num_levels=num_levels, box_share=0.0)
@@ -152,6 +162,7 @@ def test_no_regions_give_padding() -> None:
     prompts = prompts_for(np.zeros((0, SIZE, SIZE), bool))
     assert not prompts.valid.any()
     assert (prompts.targets == -1).all()
+    assert (prompts.asked == -1).all()
     assert (prompts.boxes_cxcywh == no_prompts(PromptSettings()).boxes_cxcywh).all()
     assert prompts.boxes_cxcywh.shape == (60, 4)
 

@@ -85,15 +85,16 @@ def random_sample(dataset: str, index: int, num_masks: int = 7) -> Sample:
         parent=np.where(is_part, np.arange(num_masks) - 1, -1).astype(np.int32),
         is_thing=np.ones(num_masks, bool),
     )
-    targets = np.full((NUM_PROMPTS, LEVELS), -1, np.int32)
+    targets, all_asked = np.full((NUM_PROMPTS, LEVELS), -1, np.int32), np.full(NUM_PROMPTS, -1, np.int32)
     for number, row in enumerate(targets if num_masks else []):
-        asked = int(rng.integers(num_masks))
+        asked = all_asked[number] = int(rng.integers(num_masks))
         y, x = rng.permutation(np.argwhere(masks[asked]))[0]
         under = rng.permutation(np.flatnonzero(masks[:, y, x]))[:LEVELS]
         found = np.sort(under) if has_masks and number else [asked]  # The first prompt is a box.
         row[: len(found)] = found
     is_box = np.arange(NUM_PROMPTS) == 0 if has_masks else np.ones(NUM_PROMPTS, bool)
-    prompts = Prompts(rng.random((NUM_PROMPTS, 4), np.float32), is_box, np.full(NUM_PROMPTS, num_masks > 0), targets)
+    is_valid = np.full(NUM_PROMPTS, num_masks > 0)
+    prompts = Prompts(rng.random((NUM_PROMPTS, 4), np.float32), is_box, is_valid, targets, all_asked)
     if not has_masks:
         masks = np.zeros_like(masks)
     image = np.zeros((3, SIZE, SIZE), np.uint8)

@@ -121,7 +121,9 @@ def test_a_prediction_that_is_not_finite_where_it_counts_shows_in_the_loss(
 
 def test_no_prompts_and_no_names_are_legal(make_batch: MakeBatch, make_output: MakeOutput) -> None:
     batch, output = make_batch(["sa1b", ""]), make_output(2, num_prompts=0)
-    batch = replace(batch, prompt_targets=batch.prompt_targets[:, :0], prompt_valid=batch.prompt_valid[:, :0])
+    batch = replace(
+        batch, **{name: getattr(batch, name)[:, :0] for name in ("prompt_targets", "prompt_asked", "prompt_valid")}
+    )
     nameless = JointVocabulary.of({})
     without = [
         replace(p, object_logits=p.object_logits[..., :0], part_logits=p.part_logits[..., :0]) for p in every(output)
@@ -183,7 +185,7 @@ def test_the_weight_of_the_generic_queries_scales_their_terms_alone(
         assert quarter[name].item() == pytest.approx(term.item() * (1 if name.startswith("click/") else 0.25))
 
 
-def test_many_to_one_lets_the_best_level_of_each_layer_answer_for_the_first_target(
+def test_many_to_one_lets_the_best_level_of_each_layer_answer_for_what_was_clicked(
     make_batch: MakeBatch, make_output: MakeOutput, vocabulary: JointVocabulary
 ) -> None:
     batch, output = make_batch(["sa1b", "objects365"]), make_output(2)
@@ -193,7 +195,7 @@ def test_many_to_one_lets_the_best_level_of_each_layer_answer_for_the_first_targ
     for layer, predicted in enumerate(output.prompts):
         draw = KeyedPoints(SEED, CPU).losses(0, layer)
         for i, sample in enumerate(batch.samples):
-            for prompt, target in enumerate(sample.prompts.targets[:, 0]):
+            for prompt, target in enumerate(sample.prompts.asked):
                 levels = []
                 for level in range(LEVELS):
                     q = prompt * LEVELS + level

@@ -138,12 +138,15 @@ def test_the_names_of_a_part_weigh_as_much_as_the_name_of_an_object(
     assert ((doubtful > sure + 1).any(1) == (targets.parts.names >= 0)).all()
 
 
-def test_every_level_is_paired_with_the_first_target(make_batch: MakeBatch, vocabulary: JointVocabulary) -> None:
+def test_every_level_is_paired_with_the_region_that_was_clicked(
+    make_batch: MakeBatch, vocabulary: JointVocabulary
+) -> None:
     batch = make_batch(["sa1b", "", "objects365"])
     targets = Targets.of(batch, vocabulary, CPU)
     first, every = pair_every_level(targets, 6)
     assert len(every) == 6 * len(first) == 6 * 2 * batch.prompt_targets.shape[1]
     assert every.query.view(-1, 6)[:, 0].tolist() == first.query.tolist()
-    assert first.region.tolist() == batch.prompt_targets[[0, 2], :, 0].flatten().tolist()
+    assert first.region.tolist() == batch.prompt_asked[[0, 2]].flatten().tolist()
+    assert (batch.prompt_asked[0] != batch.prompt_targets[0, :, 0]).any()
     assert set(every.with_masks(targets).image.tolist()) == {0}
     assert every.rows_with_masks(targets).tolist() == list(range(24))

@@ -53,7 +53,8 @@ def test_without_regions_everything_counts_zero(datasets: list[str], make_batch:
 def test_prompts_that_are_padding_count_nowhere(make_batch: MakeBatch, vocabulary: JointVocabulary) -> None:
     batch = make_batch(["coco_panoptic"])
     batch = replace(batch, prompt_valid=np.zeros_like(batch.prompt_valid))
-    assert counts(batch)["click/boxes"] == 0
+    assert counts(batch)["click/boxes"] == counts(batch, many_to_one=True)["click/boxes"] == 0
+    assert (Targets.of(batch, vocabulary, CPU).prompt_asked_host == -1).all()
     assert (Targets.of(batch, vocabulary, CPU).prompt_targets == -1).all()
 
 
