@@ -53,7 +53,10 @@ format: $(DEV_READY)  ## rewrite files in the project's format
 bench: $(DEV_READY)  ## measure the hot paths; prints ratios taken in one run
 	for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
+claims: $(READY)  ## three claims of the paper at toy scale, as tables; about an hour on two cores, and goes on when killed
+	$(BIN)/python tests/benchmarks/claims.py
+
 clean:  ## remove what the targets made, the virtual environment excepted
 	rm -rf .quickstart outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
 
-.PHONY: help install quickstart unit test test-all check format bench clean
+.PHONY: help install quickstart unit test test-all check format bench claims clean
