@@ -8,6 +8,9 @@ SIDE_BY_SIDE := $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 READY := $(VENV)/installed
 DEV_READY := $(VENV)/installed-dev
 export OMP_NUM_THREADS ?= 1
+# Empty: compiled modules are kept, whatever the shell says.  pip compiles none of them here, and without keeping them
+# each of Ray's processes would compile torch, ray and deepspeed anew, ten seconds of CPU a process.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 
