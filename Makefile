@@ -56,7 +56,7 @@ format: $(DEV_READY)  ## rewrite files in the project's format
 bench: $(DEV_READY)  ## measure the hot paths; prints ratios taken in one run
 	for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-claims: $(READY)  ## three claims of the paper at toy scale, as tables; about an hour on two cores, and goes on when killed
+claims: $(READY)  ## three claims of the paper at toy scale, as tables; over an hour; a second call goes on
 	$(BIN)/python tests/benchmarks/claims.py
 
 clean:  ## remove what the targets made, the virtual environment excepted

@@ -7,7 +7,7 @@
 Every training is the quickstart's recipe in one single-threaded process.  Each leaves one JSON file, and one that is
 there with the same settings is not computed again, so that a command that was killed goes on.
 
-    python tests/benchmarks/claims.py [--out outputs/claims] [--seeds 3] [--steps 400] [--jobs 2]
+    python tests/benchmarks/claims.py [--out outputs/claims] [--seeds 3] [--steps 600] [--jobs 2]
 """
 
 from __future__ import annotations
@@ -324,7 +324,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="outputs/claims")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"  # For the processes to come.
