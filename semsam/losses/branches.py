@@ -1,4 +1,4 @@
-"""The terms of one branch (clicks, generic queries, proposals), layer by layer, once its pairs are known."""
+"""The terms of one branch (clicks, generic queries, proposals, ...), layer by layer, once its pairs are known."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def iou_losses(
     return (at_pairs(layers.iou_predictions[..., None], pairs, queries)[..., 0] - (1 - dice)).square()
 
 
-def click_class_losses(
+def pair_class_losses(
     logits: Float[Tensor, "l b q x"], pairs: Pairs, queries: Int64[Tensor, "l m"], head: NameTargets
 ) -> Float[Tensor, " l"]:
-    """The loss of one head for matched queries; a level that no target was left for is told nothing."""
+    """The loss of one head for matched queries; one that no target was left for is told nothing."""
     blocks = []
     for image, rows in pairs.slices():
         span, region = head.spans_host[image], pairs.region[rows]

@@ -14,15 +14,15 @@ from semsam.config import settings
 from semsam.losses import matcher
 from semsam.losses.branches import (
     Layers,
-    click_class_losses,
     generic_class_losses,
     iou_losses,
     pair_box_losses,
+    pair_class_losses,
     pair_mask_losses,
 )
 from semsam.losses.mask_losses import MaskSource, PointCounts, embedded_masks
 from semsam.losses.matcher import CostWeights, Pairs
-from semsam.losses.points import GENERIC_LAYERS, PROPOSAL_LAYERS, KeyedPoints, PointSource
+from semsam.losses.points import DENOISING_LAYERS, GENERIC_LAYERS, PROPOSAL_LAYERS, KeyedPoints, PointSource
 from semsam.losses.targets import NORMALIZERS, Targets
 from semsam.model.predictions import ModelOutput, Predictions
 
@@ -38,7 +38,8 @@ class LossWeights:
     giou: float = 2.0
     object: float = 4.0
     part: float = 4.0
-    generic: float = 1.0  # Multiplies every term of the generic queries and proposals, against those of the prompts.
+    # Multiplies every term of the generic queries, proposals and denoising queries, against those of the prompts.
+    generic: float = 1.0
 
     def of(self, term: str) -> float:
         """The weight of a term by its full name, such as `generic/mask_bce`."""
@@ -58,12 +59,16 @@ class CriterionSettings:
     num_points: int = 12_544
     oversample: float = 3.0  # Candidates per point, of which the most uncertain are kept,
     importance: float = 0.75  # for this share of the points; the rest are uniform.
+    # Of denoising queries: boxes move by up to this many half sides, and half of this share of names is wrong.
+    noise: float = 0.4
 
     def __post_init__(self) -> None:
         if self.num_points < 1:
             raise ValueError(f"num_points must be positive, not {self.num_points}")
         if not 0 <= self.importance <= min(1.0, self.oversample):
             raise ValueError(f"importance must lie between 0 and 1 and below oversample, not {self.importance}")
+        if not 0 <= self.noise <= 1:
+            raise ValueError(f"noise must lie between 0 and 1, not {self.noise}")
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class CriterionOutput:
     terms: dict[str, Float[Tensor, ""]]
 
 
-# Which of `NORMALIZERS` each term is divided by; proposals count as generic.
+# Which of `NORMALIZERS` each branch and each of its terms is divided by.
+COUNTED_AS = {"click": "click", "generic": "generic", "proposals": "generic", "denoising": "denoising"}
 COUNTED_BY = {
     "mask_bce": "masks",
     "mask_dice": "masks",
@@ -124,7 +130,7 @@ class Criterion(nn.Module):
         Summed over all workers and accumulation steps it is the global batch's loss.  Every prediction tensor gets a
         gradient, if only zeros, so that no worker of a sharded model waits for another's.
         """
-        tensors = _distinct_tensors([*output.prompts, *output.generic, output.proposals])
+        tensors = _distinct_tensors([*output.prompts, *output.generic, output.proposals, *output.denoising])
         with torch.autocast(tensors[0].device.type, enabled=False):
             losses = self.layer_losses(output, targets, normalizers, points or KeyedPoints(seed, tensors[0].device))
             weights = self.settings.weights
@@ -137,7 +143,7 @@ class Criterion(nn.Module):
         self, output: ModelOutput, targets: Targets, normalizers: Float[Tensor, " normalizers"], points: PointSource
     ) -> dict[str, Float[Tensor, " l"]]:
         """Every term before its weight, layer by layer."""
-        click, generic, proposals = self._branches(output)
+        click, generic, proposals, denoising = self._branches(output)
         at = torch.stack([points.matcher(sample, self.counts.total) for sample in targets.samples])
         shared = SharedPoints(at, matcher.region_values_at(targets, at))
         of_generic, of_proposals = matcher.match_one_to_one(
@@ -148,10 +154,12 @@ class Criterion(nn.Module):
             "generic": self._generic_losses(generic, of_generic, targets, points, GENERIC_LAYERS),
             "proposals": self._generic_losses(proposals, of_proposals, targets, points, PROPOSAL_LAYERS),
         }
+        if denoising is not None:
+            found["denoising"] = self._denoising_losses(denoising, targets, points)
         divide_by = normalizers.to(at.device, torch.float32).clamp(min=1)
         divisors = dict(zip(NORMALIZERS, divide_by.unbind(), strict=True))
         return {
-            f"{branch}/{term}": loss / divisors[f"{'click' if branch == 'click' else 'generic'}/{COUNTED_BY[term]}"]
+            f"{branch}/{term}": loss / divisors[f"{COUNTED_AS[branch]}/{COUNTED_BY[term]}"]
             for branch, terms in found.items()
             for term, loss in terms.items()
         }
@@ -167,11 +175,12 @@ class Criterion(nn.Module):
         names = matcher.class_cost(layers.object_logits[-1], layers.part_logits[-1], targets, self.settings.costs)
         return names + self.click_cost(layers, targets, shared)
 
-    def _branches(self, output: ModelOutput) -> tuple[Layers, Layers, Layers]:
-        branches = (output.prompts, output.generic, [output.proposals])
+    def _branches(self, output: ModelOutput) -> tuple[Layers, Layers, Layers, Layers | None]:
+        branches = (output.prompts, output.generic, [output.proposals], output.denoising)
         masks = iter(self.masks_of([layer for layers in branches for layer in layers]))
-        click, generic, proposals = (Layers.of(layers, [next(masks) for _ in layers]) for layers in branches)
-        return click, generic, proposals
+        found = [Layers.of(layers, [next(masks) for _ in layers]) for layers in branches if layers]
+        click, generic, proposals = found[:3]
+        return click, generic, proposals, found[3] if output.denoising else None
 
     def _click_losses(
         self, layers: Layers, targets: Targets, shared: SharedPoints, points: PointSource
@@ -190,23 +199,34 @@ class Criterion(nn.Module):
             "iou": iou_losses(layers, with_masks, queries[:, masked], dice).sum(1),
             "box_l1": l1.sum(1),
             "giou": giou.sum(1),
-            "object": click_class_losses(layers.object_logits, pairs, queries, targets.objects),
-            "part": click_class_losses(layers.part_logits, pairs, queries, targets.parts),
+            "object": pair_class_losses(layers.object_logits, pairs, queries, targets.objects),
+            "part": pair_class_losses(layers.part_logits, pairs, queries, targets.parts),
         }
 
     def _generic_losses(
         self, layers: Layers, pairs: Pairs, targets: Targets, points: PointSource, first_layer: int
     ) -> dict[str, Float[Tensor, " l"]]:
-        bce, dice = pair_mask_losses(layers, pairs.with_masks(targets), targets, points, first_layer, self.counts)
-        l1, giou = pair_box_losses(layers, pairs, layers.every_layer(pairs.query), targets)
-        return {
-            "mask_bce": bce.sum(1),
-            "mask_dice": dice.sum(1),
-            "box_l1": l1.sum(1),
-            "giou": giou.sum(1),
+        return self._shape_losses(layers, pairs, targets, points, first_layer) | {
             "object": generic_class_losses(layers.object_logits, pairs, targets, targets.objects),
             "part": generic_class_losses(layers.part_logits, pairs, targets, targets.parts),
         }
+
+    def _denoising_losses(
+        self, layers: Layers, targets: Targets, points: PointSource
+    ) -> dict[str, Float[Tensor, " l"]]:
+        pairs = matcher.pair_restored(targets)
+        queries = layers.every_layer(pairs.query)
+        return self._shape_losses(layers, pairs, targets, points, DENOISING_LAYERS) | {
+            "object": pair_class_losses(layers.object_logits, pairs, queries, targets.objects),
+            "part": pair_class_losses(layers.part_logits, pairs, queries, targets.parts),
+        }
+
+    def _shape_losses(
+        self, layers: Layers, pairs: Pairs, targets: Targets, points: PointSource, first_layer: int
+    ) -> dict[str, Float[Tensor, " l"]]:
+        bce, dice = pair_mask_losses(layers, pairs.with_masks(targets), targets, points, first_layer, self.counts)
+        l1, giou = pair_box_losses(layers, pairs, layers.every_layer(pairs.query), targets)
+        return {"mask_bce": bce.sum(1), "mask_dice": dice.sum(1), "box_l1": l1.sum(1), "giou": giou.sum(1)}
 
     def _best_levels(
         self, layers: Layers, targets: Targets, points: PointSource

@@ -155,6 +155,12 @@ def pair_every_level(targets: Targets, num_levels: int) -> tuple[Pairs, Pairs]:
     )
 
 
+def pair_restored(targets: Targets) -> Pairs:
+    """Denoising queries and the regions that they are to restore."""
+    image, query = np.nonzero(targets.restored_host >= 0)
+    return Pairs.of(image, targets.restored_host[image, query], to_device(query, targets.prompt_targets.device))
+
+
 def match_levels(cost: Float[Tensor, "n k t"]) -> Int64[Tensor, "n t"]:
     """The level of each target such that levels are distinct and the summed cost is least.
 

@@ -15,6 +15,7 @@ from semsam.data.randomness import random_key
 # Layers of the branches in the random keys: a branch never sees another's points.
 GENERIC_LAYERS = 1_000
 PROPOSAL_LAYERS = 2_000
+DENOISING_LAYERS = 3_000
 
 
 class Draw(Protocol):

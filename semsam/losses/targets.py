@@ -12,7 +12,9 @@ from torch import Tensor
 
 from semsam.data.sample import NOT_ANNOTATED, Batch, Sample
 from semsam.data.vocabularies import JointVocabulary
+from semsam.losses.denoising import Noise, noised_regions
 from semsam.losses.router import NameLesson, route, row_of
+from semsam.model.generic_queries import NoisedRegions
 from semsam.ops.point_sampling import LabelMaps
 
 SIZE_DIVISOR = 32  # The model pads images to a multiple of this, at the right and bottom.
@@ -27,6 +29,10 @@ NORMALIZERS = (
     "generic/masks",
     "generic/objects",
     "generic/parts",
+    "denoising/boxes",
+    "denoising/masks",
+    "denoising/objects",
+    "denoising/parts",
 )
 
 
@@ -74,16 +80,19 @@ class Targets:
     teaches_mask_host: Bool[np.ndarray, "b m"]
     prompt_targets_host: Int64[np.ndarray, "b n t"]
     prompt_asked_host: Int64[np.ndarray, "b n"]  # The region that each prompt was made for; -1: none.
+    noised: NoisedRegions | None  # What denoising queries are given, if there are any,
+    restored_host: Int64[np.ndarray, "b r"]  # and the regions that they are to restore; -1: none.
 
     @staticmethod
-    def of(batch: Batch, vocabulary: JointVocabulary, device: torch.device) -> Targets:
-        """Route every sample of `batch` and move what it teaches to `device`."""
+    def of(batch: Batch, vocabulary: JointVocabulary, device: torch.device, noise: Noise | None = None) -> Targets:
+        """Route every sample of `batch` and move what it teaches to `device`; `noise` is for denoising queries."""
         lessons = [route(sample, vocabulary) for sample in batch.samples]
         height, width = batch.images.shape[2:]
         padded = _round_up(height), _round_up(width)
         scale = np.array([width / padded[1], height / padded[0]] * 2, np.float32)
         prompt_targets = np.where(batch.prompt_valid[..., None], batch.prompt_targets, -1).astype(np.int64)
         teaches_mask = _padded([lesson.teaches_mask for lesson in lessons], fill=0)
+        restored = [noise.regions(sample) if noise else np.zeros(0, np.int64) for sample in batch.samples]
         return Targets(
             samples=tuple(int(index) for index in batch.indices),
             labels=LabelMaps.of(torch.from_numpy(_label_maps(batch.samples, padded)).to(device)),
@@ -98,14 +107,18 @@ class Targets:
             teaches_mask_host=teaches_mask,
             prompt_targets_host=prompt_targets,
             prompt_asked_host=np.where(batch.prompt_valid, batch.prompt_asked, -1).astype(np.int64),
+            noised=noised_regions(batch.samples, lessons, restored, noise, scale, device) if noise else None,
+            restored_host=np.stack(restored),
         )
 
 
-def count_targets(batch: Batch, many_to_one: bool = False) -> Float64[np.ndarray, " normalizers"]:
+def count_targets(
+    batch: Batch, many_to_one: bool = False, noise: Noise | None = None
+) -> Float64[np.ndarray, " normalizers"]:
     """How much this batch adds to each of `NORMALIZERS`; known before the forward pass, and summed over all workers.
 
     A target counts for a head if its dataset teaches that head, so objects count for the part head as negatives.  With
-    `many_to_one` a prompt has one target, the region that it was made for.
+    `many_to_one` a prompt has one target, the region that it was made for; `noise` is that of `Targets.of`.
     """
     counts = dict.fromkeys(NORMALIZERS, 0)
     for position, sample in enumerate(batch.samples):
@@ -114,15 +127,16 @@ def count_targets(batch: Batch, many_to_one: bool = False) -> Float64[np.ndarray
         per_prompt = (batch.prompt_asked if many_to_one else batch.prompt_targets)[position]
         targets = per_prompt[batch.prompt_valid[position]]
         targets = targets[targets >= 0]
-        num_regions = len(sample.regions) if row.generic else 0
-        for branch, pairs, masks in (
-            ("click", len(targets), int(teaches_mask[targets].sum())),
-            ("generic", num_regions, int(teaches_mask.sum()) if row.generic else 0),
+        restored = noise.regions(sample) if noise else np.zeros(0, np.int64)
+        for branch, regions in (
+            ("click", targets),
+            ("generic", np.arange(len(sample.regions) if row.generic else 0)),
+            ("denoising", restored[restored >= 0]),
         ):
-            counts[f"{branch}/boxes"] += pairs
-            counts[f"{branch}/masks"] += masks
-            counts[f"{branch}/objects"] += pairs if row.objects else 0
-            counts[f"{branch}/parts"] += pairs if row.parts else 0
+            counts[f"{branch}/boxes"] += len(regions)
+            counts[f"{branch}/masks"] += int(teaches_mask[regions].sum())
+            counts[f"{branch}/objects"] += len(regions) if row.objects else 0
+            counts[f"{branch}/parts"] += len(regions) if row.parts else 0
     return np.array([counts[name] for name in NORMALIZERS], np.float64)
 
 

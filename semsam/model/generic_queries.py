@@ -1,11 +1,16 @@
-"""Queries without a prompt: the encoder's most promising tokens (two-stage selection, arXiv 2206.02777)."""
+"""Queries without a prompt: the encoder's most promising tokens (two-stage selection, arXiv 2206.02777).
+
+In training, regions with noise on their boxes and names are queries too: to put right what is nearly right is learnt
+before the matching of the others has settled (denoising, arXiv 2203.01305).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from semsam.model.heads import MLP
@@ -22,6 +27,32 @@ class Proposals:
     content: Float[Tensor, "b q c"]
     boxes_cxcywh: Float[Tensor, "b q 4"]
     objectness: Float[Tensor, "b q"]
+
+
+@dataclass(frozen=True)
+class NoisedRegions:
+    """Regions of each image with noise on their boxes and names, for `r` queries to restore."""
+
+    boxes_cxcywh: Float[Tensor, "b r 4"]  # Relative to the padded image.
+    names: Int64[Tensor, "b r"]  # Positions among the object names followed by the part names; -1: none.
+    # Queries of different groups never see each other: one group has each region once.
+    groups: Int64[Tensor, "b r"]
+
+
+class NoisedContent(nn.Module):
+    """What a denoising query starts from: its name, in the space of queries."""
+
+    def __init__(self, dim: int, text_dim: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(text_dim, dim)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(self, names: Int64[Tensor, "b r"], embeddings: Float[Tensor, "x d"]) -> Float[Tensor, "b r c"]:
+        """The queries' content; without a name it is the bias alone."""
+        # Detached: what a name means is learnt by recognising it, not by being told it.
+        known = F.pad(embeddings.detach(), (0, 0, 1, 0))
+        return self.projection(known[names + 1])
 
 
 class ProposalHead(nn.Module):

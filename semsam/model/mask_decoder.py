@@ -8,23 +8,27 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from semsam.model.generic_queries import ProposalHead, Proposals
+from semsam.model.generic_queries import NoisedContent, NoisedRegions, ProposalHead, Proposals
 from semsam.model.heads import MLP, PredictionHeads
 from semsam.model.pixel_decoder import NUM_MAPS, ImageFeatures
 from semsam.model.positions import EPSILON, box_embedding
-from semsam.model.predictions import ModelOutput, Predictions
+from semsam.model.predictions import ModelOutput, Predictions, split_queries
 from semsam.ops.deformable_attention import DeformableAttention, Shapes
 
 
 @dataclass(frozen=True)
 class Groups:
-    """`count` groups of `size` neighbouring queries; queries of different groups never see each other."""
+    """`count` groups of `size` neighbouring queries; queries of different groups never see each other.
+
+    A single group may be divided further, in each image in its own way: `seen` says which queries see which.
+    """
 
     count: int
     size: int
+    seen: Bool[Tensor, "b size size"] | None = None
 
 
 class GroupedSelfAttention(nn.Module):
@@ -60,7 +64,8 @@ class GroupedSelfAttention(nn.Module):
             return v
         shape = (-1, group.size, self.num_heads, q.shape[-1] // self.num_heads)
         q, k, v = (x.reshape(shape).transpose(1, 2) for x in (q, k, v))
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        seen = None if group.seen is None else group.seen[:, None]
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
         return attended.reshape(-1, group.count * group.size, attended.shape[2] * attended.shape[3])
 
 
@@ -104,6 +109,7 @@ class MaskDecoder(nn.Module):
         num_layers: int,
         num_generic_queries: int,
         text_dim: int,
+        with_denoising: bool = False,
     ) -> None:
         super().__init__()
         self.dim = dim
@@ -114,6 +120,7 @@ class MaskDecoder(nn.Module):
         )
         self.norm = nn.LayerNorm(dim)
         self.heads = PredictionHeads(dim, text_dim)
+        self.noised_content = NoisedContent(dim, text_dim) if with_denoising else None
 
     def forward(
         self,
@@ -125,10 +132,11 @@ class MaskDecoder(nn.Module):
         part_names: Float[Tensor, "y d"],
         with_generic: bool,
         every_layer: bool,
+        noised: NoisedRegions | None = None,
     ) -> ModelOutput:
         """Predictions for `p` prompt queries and for the generic queries, of every layer or of the last alone.
 
-        Without generic queries their predictions have q = 0.
+        Without generic queries their predictions have q = 0; `noised` regions are for denoising queries to restore.
         """
         names = (object_names, part_names)
         # The coarsest map first, as the release has it.
@@ -136,17 +144,27 @@ class MaskDecoder(nn.Module):
         shapes = [(level.shape[2], level.shape[3]) for level in coarse_first]
         tokens = torch.cat([level.flatten(2).transpose(1, 2) for level in coarse_first], dim=1)
         references = prompt_boxes_cxcywh.float().clamp(EPSILON, 1 - EPSILON)
-        queries, groups = prompts, [prompt_groups]
+        queries, boxes, groups = [prompts], [references], [prompt_groups]
         if with_generic:
             proposals = self.proposals(features)
-            queries = torch.cat([prompts, proposals.content.detach()], dim=1)
-            references = torch.cat([references, proposals.boxes_cxcywh.detach()], dim=1)
+            queries.append(proposals.content.detach())
+            boxes.append(proposals.boxes_cxcywh.detach())
             groups.append(Groups(1, proposals.content.shape[1]))
-        predictions = self._decode(queries, references, tokens, shapes, groups, features, names, every_layer)
-        sizes = (prompts.shape[1], queries.shape[1] - prompts.shape[1])
-        of_prompts, of_generic = zip(*(split_queries(layer, sizes) for layer in predictions), strict=True)
+        if noised is not None:
+            assert self.noised_content is not None
+            queries.append(self.noised_content(noised.names, torch.cat(names)))
+            boxes.append(noised.boxes_cxcywh.float().clamp(EPSILON, 1 - EPSILON))
+            seen = noised.groups[:, :, None] == noised.groups[:, None]
+            groups.append(Groups(1, noised.names.shape[1], seen))
+        predictions = self._decode(
+            torch.cat(queries, dim=1), torch.cat(boxes, dim=1), tokens, shapes, groups, features, names, every_layer
+        )
+        num_generic = proposals.content.shape[1] if with_generic else 0
+        sizes = (prompts.shape[1], num_generic, 0 if noised is None else noised.names.shape[1])
+        parts = [split_queries(layer, sizes) for layer in predictions]
+        of_prompts, of_generic, of_noised = (list(layers) for layers in zip(*parts, strict=True))
         read = self._read(proposals, features, names) if with_generic else of_generic[-1]
-        return ModelOutput(prompts=list(of_prompts), generic=list(of_generic), proposals=read)
+        return ModelOutput(of_prompts, of_generic, read, denoising=[] if noised is None else of_noised)
 
     def _decode(
         self,
@@ -184,20 +202,3 @@ class MaskDecoder(nn.Module):
             object_logits=read.object_logits + objectness,
             part_logits=read.part_logits + objectness,
         )
-
-
-def split_queries(predictions: Predictions, sizes: Sequence[int]) -> list[Predictions]:
-    """The predictions of each run of neighbouring queries.
-
-    By `split`, whose gradient is one concatenation; that of a slice would be all queries again, filled with zeros.
-    """
-    by_field = zip(
-        predictions.mask_embeddings.split(sizes, dim=1),
-        [predictions.mask_features] * len(sizes),
-        predictions.boxes_cxcywh.split(sizes, dim=1),
-        predictions.iou_predictions.split(sizes, dim=1),
-        predictions.object_logits.split(sizes, dim=1),
-        predictions.part_logits.split(sizes, dim=1),
-        strict=True,
-    )
-    return [Predictions(*fields) for fields in by_field]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,31 @@ class Predictions:
         return torch.einsum("bqc,bchw->bqhw", self.mask_embeddings, self.mask_features)
 
 
+def split_queries(predictions: Predictions, sizes: Sequence[int]) -> list[Predictions]:
+    """The predictions of each run of neighbouring queries.
+
+    By `split`, whose gradient is one concatenation; that of a slice would be all queries again, filled with zeros.
+    """
+    by_field = zip(
+        predictions.mask_embeddings.split(sizes, dim=1),
+        [predictions.mask_features] * len(sizes),
+        predictions.boxes_cxcywh.split(sizes, dim=1),
+        predictions.iou_predictions.split(sizes, dim=1),
+        predictions.object_logits.split(sizes, dim=1),
+        predictions.part_logits.split(sizes, dim=1),
+        strict=True,
+    )
+    return [Predictions(*values) for values in by_field]
+
+
+def join_queries(parts: Sequence[Predictions]) -> Predictions:
+    """Predictions for the same images one after the other, as those of one set of queries."""
+    if len(parts) == 1:
+        return parts[0]
+    of_queries = [one.name for one in fields(Predictions) if one.name != "mask_features"]
+    return replace(parts[0], **{name: torch.cat([getattr(part, name) for part in parts], dim=1) for name in of_queries})
+
+
 @dataclass(frozen=True)
 class ModelOutput:
     """What one forward pass gives; the lists have one entry per decoder layer, and the last is the result."""
@@ -36,3 +62,5 @@ class ModelOutput:
     generic: list[Predictions]
     # The two-stage output: what the encoder's tokens that became generic queries predicted.
     proposals: Predictions
+    # Of denoising queries, in training; empty without them.
+    denoising: list[Predictions] = field(default_factory=list)

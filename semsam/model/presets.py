@@ -23,6 +23,7 @@ class ModelSettings:
     decoder_layers: int = 9
     num_levels: int = 6  # Granularities, and so queries, of each prompt.
     num_generic_queries: int = 300
+    num_denoising_queries: int = 100  # In training only, beside the generic queries; 0: none.
     text: TextSettings = field(default_factory=TextSettings)
     # Backbone blocks and encoder layers are computed again in the backward pass: slower, and far less memory.
     activation_checkpointing: bool = False
@@ -36,6 +37,8 @@ class ModelSettings:
         for name in ("num_points", "encoder_layers", "decoder_layers", "num_levels", "num_generic_queries"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.num_denoising_queries < 0:
+            raise ValueError(f"num_denoising_queries must not be negative, not {self.num_denoising_queries}")
 
 
 PRESETS = {
@@ -48,6 +51,7 @@ PRESETS = {
         encoder_layers=2,
         decoder_layers=3,
         num_generic_queries=24,
+        num_denoising_queries=0,
         text=TextSettings(kind="byte_ngrams", dim=64),
     ),
     "swin_tiny": ModelSettings(),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from semsam.config import ConfigError, config_values, parse_config
 from semsam.data.shards import open_filesystem
 from semsam.model.backbone import Swin
+from semsam.model.generic_queries import NoisedRegions
 from semsam.model.mask_decoder import Groups, MaskDecoder
 from semsam.model.pixel_decoder import ImageFeatures, PixelDecoder
 from semsam.model.predictions import ModelOutput
@@ -42,7 +43,11 @@ class SemanticSam(nn.Module):
         )
         self.prompt_encoder = PromptEncoder(settings.hidden_dim, settings.num_levels)
         self.mask_decoder = MaskDecoder(
-            *attention, settings.decoder_layers, settings.num_generic_queries, settings.text.dim
+            *attention,
+            settings.decoder_layers,
+            settings.num_generic_queries,
+            settings.text.dim,
+            with_denoising=settings.num_denoising_queries > 0,
         )
         self.text_encoder = TextEncoder(settings.text)
 
@@ -54,10 +59,11 @@ class SemanticSam(nn.Module):
         object_names: Float[Tensor, "x d"],
         part_names: Float[Tensor, "y d"],
         sample_keys: Int64[Tensor, " b"] | None = None,
+        noised: NoisedRegions | None = None,
     ) -> ModelOutput:
         """Predictions of all layers, for training; arguments as in `encode_image` and `decode`."""
         features = self.encode_image(images, sample_keys)
-        return self.decode(features, prompt_boxes_cxcywh, prompt_is_box, object_names, part_names)
+        return self.decode(features, prompt_boxes_cxcywh, prompt_is_box, object_names, part_names, noised=noised)
 
     def encode_image(
         self,
@@ -82,11 +88,13 @@ class SemanticSam(nn.Module):
         with_generic: bool = True,
         every_layer: bool = True,
         joint_attention: bool = False,
+        noised: NoisedRegions | None = None,
     ) -> ModelOutput:
         """Predictions for `n` prompts (a click is a small box) and, if asked, for the generic queries.
 
         Boxes are relative to `features.padded_size`; names come from `encode_names`.  No prompt influences another,
         unless `joint_attention`: then all prompts of a call see each other, as in the released mask generator.
+        `noised` regions are for training a model with `num_denoising_queries`, every step of which must have some.
         """
         levels, num_prompts = self.settings.num_levels, prompt_is_box.shape[1]
         groups = Groups(1, num_prompts * levels) if joint_attention else Groups(num_prompts, levels)
@@ -99,6 +107,7 @@ class SemanticSam(nn.Module):
             part_names,
             with_generic,
             every_layer,
+            noised,
         )
 
     def encode_names(self, names: Sequence[str], template: int | None = None) -> Float[Tensor, "x d"]:

@@ -65,6 +65,11 @@ class LabelMaps:
         entries = bordered[:, :, :-1] | (bordered[:, :, 1:] << 32)
         return LabelMaps(entries.flatten(1), *labels.shape[1:])
 
+    def image(self, number: int) -> Int64[Tensor, "h w"]:
+        """The labels of one image's pixels."""
+        entries = self.entries[number].view(self.height + 2, self.width + 1)
+        return entries[1:-1, 1:] & 0xFFFFFFFF
+
     def corners(
         self, image: Int64[Tensor, " m"], points: Float[Tensor, "m p 2"]
     ) -> list[tuple[Int64[Tensor, "m p"], Float[Tensor, "m p"]]]:

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from semsam.data.reader import Reader
 from semsam.data.sample import Batch
-from semsam.losses.targets import NORMALIZERS, count_targets
+from semsam.losses.targets import NORMALIZERS
 from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Engine, Worker
 from semsam.training.material import Material
 from semsam.training.optimizer import set_lr
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder, peak_memory_gb
-from semsam.training.step import DeviceBatch, TrainingStep, model_fragments
+from semsam.training.step import TrainingStep, model_fragments
 
 
 class TrainingFault(Exception):  # noqa: N818
@@ -84,10 +84,9 @@ class Loop:
         """This worker's batches of the next step, and the normalisers of all workers' together."""
         fault, batches = "", []
         counts = np.zeros(len(NORMALIZERS) + 1)
-        many_to_one = self.recipe.criterion.click_matching == "many_to_one"
         try:
             batches = next(reader)
-            counts[:-1] = sum(count_targets(batch, many_to_one) for batch in batches)
+            counts[:-1] = sum(self.step.count_targets(batch) for batch in batches)
         except ValueError as error:
             fault, counts[-1] = str(error), 1
         summed = self.worker.sum(torch.from_numpy(counts).to(self.worker.device))
@@ -100,7 +99,7 @@ class Loop:
         total: Tensor | None = None
         names: list[str] = []
         for batch in batches:
-            inputs = DeviceBatch.of(batch, self.material.vocabulary, self.step.seed, self.worker.device)
+            inputs = self.step.to_device(batch, self.worker.device)
             loss, terms = self.engine.forward_backward(inputs, normalizers)
             names = ["loss", *terms]
             values = torch.stack([loss.float(), *(term.float() for term in terms.values())]).double()

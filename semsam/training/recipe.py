@@ -69,6 +69,8 @@ class TrainingSettings:
     precision: Precision = "bf16"
     # Whether the text encoder learns: null trains one that begins at random (byte_ngrams) and freezes CLIP's.
     text: Literal["frozen", "trained"] | None = None
+    # Rounds of prompts: in every one but the first, each region is clicked again where the last answer missed it.
+    click_rounds: int = 1
     seed: int = 0
     ema_decay: float | None = None  # Of an average of the weights, which is then what a checkpoint is used with.
     checkpoint_every: int = 1000
@@ -76,7 +78,16 @@ class TrainingSettings:
     log_every: int = 20
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "accumulation", "checkpoint_every", "keep_last", "log_every"):
+        positive = (
+            "steps",
+            "global_batch",
+            "accumulation",
+            "click_rounds",
+            "checkpoint_every",
+            "keep_last",
+            "log_every",
+        )
+        for name in positive:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:

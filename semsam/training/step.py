@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor, nn
 
 from semsam.data.randomness import generator, random_key
 from semsam.data.sample import Batch
 from semsam.data.vocabularies import TEMPLATES, JointVocabulary
 from semsam.losses.criterion import Criterion
-from semsam.losses.targets import SIZE_DIVISOR, Targets
-from semsam.model.predictions import ModelOutput
+from semsam.losses.denoising import Noise
+from semsam.losses.targets import SIZE_DIVISOR, Targets, count_targets
+from semsam.model.predictions import ModelOutput, join_queries
 from semsam.model.semantic_sam import SemanticSam
 from semsam.training.engine import Engine
 from semsam.training.fragments import Fragment
+from semsam.training.next_clicks import in_rounds, next_clicks
 
 Precision = Literal["fp32", "bf16"]
 _PREFIX = "model."  # Of the model's parameters in a `TrainingStep`.
@@ -37,8 +38,10 @@ class DeviceBatch:
     targets: Targets
 
     @staticmethod
-    def of(batch: Batch, vocabulary: JointVocabulary, seed: int, device: torch.device) -> DeviceBatch:
-        """Move a batch to `device`."""
+    def of(
+        batch: Batch, vocabulary: JointVocabulary, seed: int, device: torch.device, noise: Noise | None = None
+    ) -> DeviceBatch:
+        """Move a batch to `device`; `noise` is for denoising queries."""
         height, width = batch.images.shape[2:]
         kept = np.array([width / _padded(width), height / _padded(height)] * 2, np.float32)
         keys = np.array([random_key(seed, int(index), "drop_path") for index in batch.indices], np.int64)
@@ -49,7 +52,7 @@ class DeviceBatch:
             prompt_boxes_cxcywh=torch.from_numpy(batch.prompt_boxes_cxcywh * kept).to(device),
             prompt_is_box=torch.from_numpy(batch.prompt_is_box).to(device),
             sample_keys=torch.from_numpy(keys).to(device),
-            targets=Targets.of(batch, vocabulary, device),
+            targets=Targets.of(batch, vocabulary, device, noise),
         )
 
 
@@ -68,6 +71,7 @@ class TrainingStep(nn.Module):
         vocabulary: JointVocabulary,
         seed: int,
         precision: Precision = "fp32",
+        click_rounds: int = 1,
     ) -> None:
         super().__init__()
         self.model = model
@@ -75,7 +79,10 @@ class TrainingStep(nn.Module):
         self.vocabulary = vocabulary
         self.seed = seed
         self.precision = precision
+        self.click_rounds = click_rounds
         self.name_bank: Float[Tensor, "templates x d"] | None = None
+        num_noised = model.settings.num_denoising_queries
+        self.noise = Noise(num_noised, criterion.settings.noise, seed) if num_noised else None
 
     def embed_frozen_names(self) -> None:
         """Embed all names in every template once for the run, if the text encoder is frozen.
@@ -87,6 +94,15 @@ class TrainingStep(nn.Module):
         with torch.no_grad():
             # Plain and no buffer: every worker has its own, and no checkpoint needs it.
             self.name_bank = torch.stack([self._embed_names(template) for template in range(len(TEMPLATES))])
+
+    def count_targets(self, batch: Batch) -> Float64[np.ndarray, " normalizers"]:
+        """What a batch adds to the `normalizers` of `forward`."""
+        many_to_one = self.criterion.settings.click_matching == "many_to_one"
+        return count_targets(in_rounds(batch, self.click_rounds), many_to_one, self.noise)
+
+    def to_device(self, batch: Batch, device: torch.device) -> DeviceBatch:
+        """A batch as `forward` takes it."""
+        return DeviceBatch.of(in_rounds(batch, self.click_rounds), self.vocabulary, self.seed, device, self.noise)
 
     def forward(
         self, batch: DeviceBatch, normalizers: Float[Tensor, " normalizers"]
@@ -102,9 +118,16 @@ class TrainingStep(nn.Module):
         template = int(generator(self.seed, batch.step, "templates").integers(len(TEMPLATES)))
         names = self._embed_names(template) if self.name_bank is None else self.name_bank[template]
         object_names, part_names = names.split([len(self.vocabulary.objects), len(self.vocabulary.parts)])
-        return self.model(
-            batch.images, batch.prompt_boxes_cxcywh, batch.prompt_is_box, object_names, part_names, batch.sample_keys
-        )
+        features = self.model.encode_image(batch.images, batch.sample_keys)
+        num_prompts = batch.prompt_is_box.shape[1] // self.click_rounds
+        boxes, is_box = batch.prompt_boxes_cxcywh[:, :num_prompts], batch.prompt_is_box[:, :num_prompts]
+        output = self.model.decode(features, boxes, is_box, object_names, part_names, noised=batch.targets.noised)
+        rounds = [output.prompts]
+        for number in range(1, self.click_rounds):
+            boxes, is_box = next_clicks(rounds[-1][-1], boxes, is_box, batch.targets, self.seed, number)
+            again = self.model.decode(features, boxes, is_box, object_names, part_names, with_generic=False)
+            rounds.append(again.prompts)
+        return replace(output, prompts=[join_queries(layers) for layers in zip(*rounds, strict=True)])
 
     def _embed_names(self, template: int) -> Float[Tensor, "x d"]:
         # One call for both heads, so that the text encoder runs whatever the datasets name.
@@ -113,7 +136,7 @@ class TrainingStep(nn.Module):
 
 def model_fragments(engine: Engine) -> list[Fragment]:
     """The fragments of an engine around a `TrainingStep`, by the names that the model's weights have."""
-    return [dataclasses.replace(one, name=one.name.removeprefix(_PREFIX)) for one in engine.fragments()]
+    return [replace(one, name=one.name.removeprefix(_PREFIX)) for one in engine.fragments()]
 
 
 def _padded(size: int) -> int:

@@ -32,7 +32,8 @@ def make_step(recipe: Recipe, vocabulary: JointVocabulary) -> TrainingStep:
         model = SemanticSam(recipe.model.resolve())
     # Without a name in any dataset there is nothing to teach it, and decay alone would wear it away.
     model.text_encoder.requires_grad_(recipe.text_is_trained() and bool(vocabulary.objects or vocabulary.parts))
-    return TrainingStep(model, Criterion(recipe.criterion), vocabulary, training.seed, training.precision)
+    criterion = Criterion(recipe.criterion)
+    return TrainingStep(model, criterion, vocabulary, training.seed, training.precision, training.click_rounds)
 
 
 def train(

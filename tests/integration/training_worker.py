@@ -47,7 +47,7 @@ def recipe_for(root: str, datasets: tuple[str, ...] = DATASETS, **training: Any)
                 "prompts": {"num_prompts": 4},
             },
         },
-        "model": {"preset": "debug"},
+        "model": {"preset": "debug", "overrides": {"num_denoising_queries": 10}},
         "criterion": {"num_points": 112},
         "optimizer": {"lr": 1e-4, "clip_norm": 1.0},
         "training": {"steps": NUM_STEPS, "global_batch": 6, "precision": "fp32", "seed": 3, **training},

@@ -129,7 +129,9 @@ def make_batch() -> Callable[..., Batch]:
 def make_output(vocabulary: JointVocabulary) -> Callable[..., ModelOutput]:
     """Random predictions whose tensors are leaves; the pixel embeddings are one tensor for all, as in the model."""
 
-    def make(num_images: int, num_layers: int = 2, num_prompts: int = NUM_PROMPTS) -> ModelOutput:
+    def make(
+        num_images: int, num_layers: int = 2, num_prompts: int = NUM_PROMPTS, num_denoising: int = 0
+    ) -> ModelOutput:
         generator = torch.Generator().manual_seed(7)
         channels, side = 5, SIZE // 4
 
@@ -155,6 +157,7 @@ def make_output(vocabulary: JointVocabulary) -> Callable[..., ModelOutput]:
             prompts=[predictions(num_prompts * LEVELS) for _ in range(num_layers)],
             generic=[predictions(NUM_GENERIC) for _ in range(num_layers)],
             proposals=predictions(NUM_GENERIC),
+            denoising=[predictions(num_denoising) for _ in range(num_layers if num_denoising else 0)],
         )
 
     return make

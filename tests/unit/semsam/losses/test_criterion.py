@@ -17,7 +17,8 @@ from torch import Tensor
 from semsam.data.sample import Batch, Sample
 from semsam.data.vocabularies import JointVocabulary
 from semsam.losses.criterion import Criterion, CriterionSettings, LossWeights
-from semsam.losses.points import GENERIC_LAYERS, PROPOSAL_LAYERS, KeyedPoints
+from semsam.losses.denoising import Noise
+from semsam.losses.points import DENOISING_LAYERS, GENERIC_LAYERS, PROPOSAL_LAYERS, KeyedPoints
 from semsam.losses.router import route
 from semsam.losses.targets import NORMALIZERS, Targets, count_targets
 from semsam.model.predictions import ModelOutput, Predictions
@@ -28,6 +29,7 @@ LEVELS = 6
 NUM_POINTS = 40
 SETTINGS = CriterionSettings(num_points=NUM_POINTS)
 MIXED = ["pascal_part", "sa1b", "objects365", "paco"]
+NOISE = Noise(num_queries=10, scale=0.4, seed=SEED)
 BATCHES = [["sa1b"], ["coco_panoptic", "objects365"], ["partimagenet", "", "ade20k"], MIXED]
 
 MakeBatch = Callable[..., Batch]
@@ -35,15 +37,16 @@ MakeOutput = Callable[..., ModelOutput]
 
 
 def evaluate(batch: Batch, output: ModelOutput, vocabulary: JointVocabulary, settings: CriterionSettings = SETTINGS):
-    normalizers = torch.from_numpy(count_targets(batch, settings.click_matching == "many_to_one"))
-    return Criterion(settings)(output, Targets.of(batch, vocabulary, CPU), normalizers, SEED)
+    noise = NOISE if output.denoising else None
+    normalizers = torch.from_numpy(count_targets(batch, settings.click_matching == "many_to_one", noise))
+    return Criterion(settings)(output, Targets.of(batch, vocabulary, CPU, noise), normalizers, SEED)
 
 
 @pytest.mark.parametrize("datasets", BATCHES, ids=lambda names: "+".join(name or "padding" for name in names))
 def test_loss_and_gradients_equal_the_obvious_ones(
     datasets: list[str], make_batch: MakeBatch, make_output: MakeOutput, vocabulary: JointVocabulary
 ) -> None:
-    batch, output = make_batch(datasets, num_masks=9), make_output(len(datasets))
+    batch, output = make_batch(datasets, num_masks=9), make_output(len(datasets), num_denoising=10)
     found = evaluate(batch, output, vocabulary)
     expected = obvious_terms(batch, output, vocabulary, SETTINGS)
     assert {name: term.item() for name, term in found.terms.items()} == pytest.approx(
@@ -71,14 +74,14 @@ def test_losses_of_a_split_batch_sum_to_the_whole_batch_s(
     matching: str, make_batch: MakeBatch, make_output: MakeOutput, vocabulary: JointVocabulary
 ) -> None:
     settings = replace(SETTINGS, click_matching=matching)
-    batch, output = make_batch(MIXED), make_output(4)
+    batch, output = make_batch(MIXED), make_output(4, num_denoising=10)
     whole = evaluate(batch, output, vocabulary, settings)
-    normalizers = torch.from_numpy(count_targets(batch, matching == "many_to_one"))
+    normalizers = torch.from_numpy(count_targets(batch, matching == "many_to_one", NOISE))
     for pieces in ([[0], [1], [2], [3]], [[0, 2], [3, 1]], [[3, 2, 1], [0]]):
         parts = []
         for piece in pieces:
             part = Batch.of([batch.samples[i] for i in piece], step=0)
-            targets = Targets.of(part, vocabulary, CPU)
+            targets = Targets.of(part, vocabulary, CPU, NOISE)
             parts.append(Criterion(settings)(select(output, piece), targets, normalizers, SEED))
         assert sum(part.loss.item() for part in parts) == pytest.approx(whole.loss.item(), rel=1e-6)
         for name, term in whole.terms.items():
@@ -89,8 +92,9 @@ def test_losses_of_a_split_batch_sum_to_the_whole_batch_s(
 def test_samples_without_regions_give_finite_gradients_to_every_prediction(
     datasets: list[str], make_batch: MakeBatch, make_output: MakeOutput, vocabulary: JointVocabulary
 ) -> None:
-    output = make_output(len(datasets))
+    output = make_output(len(datasets), num_denoising=10)
     found = evaluate(make_batch(datasets, num_masks=0), output, vocabulary)
+    assert not any(term for name, term in found.terms.items() if name.startswith("denoising/"))
     gradients = torch.autograd.grad(found.loss, list(tensors_of(output)))
     assert all(gradient.isfinite().all() for gradient in gradients)
     teaches = any(dataset in ("paco", "coco_panoptic") for dataset in datasets)
@@ -165,10 +169,12 @@ def test_extreme_predictions_give_finite_losses_and_gradients(
 def test_every_term_is_named_and_weighted(
     make_batch: MakeBatch, make_output: MakeOutput, vocabulary: JointVocabulary
 ) -> None:
-    batch, output = make_batch(MIXED), make_output(4)
+    batch, output = make_batch(MIXED), make_output(4, num_denoising=10)
     terms = evaluate(batch, output, vocabulary).terms
     shared = {"mask_bce", "mask_dice", "box_l1", "giou", "object", "part"}
-    assert set(terms) == {f"{b}/{t}" for b in ("click", "generic", "proposals") for t in shared} | {"click/iou"}
+    expected = {f"{b}/{t}" for b in ("click", "generic", "proposals") for t in shared} | {"click/iou"}
+    assert set(evaluate(batch, make_output(4), vocabulary).terms) == expected
+    assert set(terms) == expected | {f"denoising/{t}" for t in shared}
     assert all(term.item() > 0 and not term.requires_grad for term in terms.values())
     doubled = evaluate(batch, output, vocabulary, replace(SETTINGS, weights=LossWeights(mask_dice=10.0))).terms
     for name in terms:
@@ -178,7 +184,7 @@ def test_every_term_is_named_and_weighted(
 def test_the_weight_of_the_generic_queries_scales_their_terms_alone(
     make_batch: MakeBatch, make_output: MakeOutput, vocabulary: JointVocabulary
 ) -> None:
-    batch, output = make_batch(MIXED), make_output(len(MIXED))
+    batch, output = make_batch(MIXED), make_output(len(MIXED), num_denoising=10)
     full = evaluate(batch, output, vocabulary).terms
     quarter = evaluate(batch, output, vocabulary, replace(SETTINGS, weights=LossWeights(generic=0.25))).terms
     for name, term in full.items():
@@ -218,7 +224,9 @@ def test_many_to_one_lets_the_best_level_of_each_layer_answer_for_what_was_click
     assert all(g.isfinite().all() for g in gradients)
 
 
-@pytest.mark.parametrize(("field", "value"), [("num_points", 0), ("importance", 1.5), ("oversample", 0.5)])
+@pytest.mark.parametrize(
+    ("field", "value"), [("num_points", 0), ("importance", 1.5), ("oversample", 0.5), ("noise", 2.0)]
+)
 def test_settings_that_contradict_themselves_are_refused(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=field):
         CriterionSettings(**{field: value})
@@ -230,7 +238,7 @@ def test_settings_that_contradict_themselves_are_refused(field: str, value: floa
 def obvious_terms(
     batch: Batch, output: ModelOutput, vocabulary: JointVocabulary, settings: CriterionSettings
 ) -> dict[str, Tensor]:
-    divisors = dict(zip(NORMALIZERS, np.maximum(count_targets(batch), 1).tolist(), strict=True))
+    divisors = dict(zip(NORMALIZERS, np.maximum(count_targets(batch, noise=NOISE), 1).tolist(), strict=True))
     points = KeyedPoints(SEED, CPU)
     terms: dict[str, Tensor] = {}
 
@@ -241,8 +249,11 @@ def obvious_terms(
         ("click", output.prompts, 0),
         ("generic", output.generic, GENERIC_LAYERS),
         ("proposals", [output.proposals], PROPOSAL_LAYERS),
+        ("denoising", output.denoising, DENOISING_LAYERS),
     ):
-        counted = "click" if branch == "click" else "generic"
+        if not layers:
+            continue
+        counted = "generic" if branch == "proposals" else branch
         for name in LossWeights.__dataclass_fields__.keys() - {"generic"}:
             if branch == "click" or name != "iou":
                 add(f"{branch}/{name}", torch.zeros(()))
@@ -251,6 +262,8 @@ def obvious_terms(
             lesson = route(sample, vocabulary)
             if branch == "click":
                 pairs = click_pairs(cost, sample)
+            elif branch == "denoising":
+                pairs = [(q, r) for q, r in enumerate(NOISE.regions(sample)) if r >= 0]
             else:
                 pairs = list(zip(*linear_sum_assignment(cost.numpy()), strict=True)) if lesson.generic else []
             for number, layer in enumerate(layers):
@@ -279,7 +292,7 @@ def obvious_terms(
                             if not names.teaches[region_of[q]]:
                                 continue
                             positive, counts = names.names[region_of[q]], names.allowed
-                        elif branch == "click" or not lesson.generic:
+                        elif branch in ("click", "denoising") or not lesson.generic:
                             continue
                         else:
                             positive, counts = -1, names.exhaustive
@@ -365,7 +378,7 @@ def obvious_focal(logits: Tensor, truth: Tensor) -> Tensor:
 
 
 def every(output: ModelOutput) -> list[Predictions]:
-    return [*output.prompts, *output.generic, output.proposals]
+    return [*output.prompts, *output.generic, output.proposals, *output.denoising]
 
 
 def tensors_of(output: ModelOutput) -> Iterator[Tensor]:
@@ -383,5 +396,8 @@ def select(output: ModelOutput, images: list[int]) -> ModelOutput:
         return replace(layer, **{f.name: getattr(layer, f.name)[images] for f in fields(layer)})
 
     return ModelOutput(
-        [chosen(p) for p in output.prompts], [chosen(p) for p in output.generic], chosen(output.proposals)
+        [chosen(p) for p in output.prompts],
+        [chosen(p) for p in output.generic],
+        chosen(output.proposals),
+        [chosen(p) for p in output.denoising],
     )

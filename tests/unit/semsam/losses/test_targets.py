@@ -35,6 +35,10 @@ def test_counts_are_pairs_that_the_terms_sum_over(make_batch: MakeBatch) -> None
         "generic/masks": 7,
         "generic/objects": 14,
         "generic/parts": 7,
+        "denoising/boxes": 0,
+        "denoising/masks": 0,
+        "denoising/objects": 0,
+        "denoising/parts": 0,
     }
     assert counts(batch, many_to_one=True)["click/boxes"] == 3 * batch.prompt_targets.shape[1]
 

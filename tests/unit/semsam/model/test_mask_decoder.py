@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from semsam.model.generic_queries import ProposalHead
+from semsam.model.generic_queries import NoisedContent, ProposalHead
 from semsam.model.mask_decoder import GroupedSelfAttention, Groups
 from semsam.model.pixel_decoder import ImageFeatures
 
@@ -39,6 +39,32 @@ def test_groups_equal_attention_with_a_mask(groups: list[Groups]) -> None:
     queries, positions = torch.randn(2, len(own), DIM), torch.randn(2, len(own), DIM)
     expected, _ = plain(queries + positions, queries + positions, queries, attn_mask=own[:, None] != own)
     torch.testing.assert_close(grouped(queries, positions, groups), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_group_is_divided_in_each_image_by_who_sees_whom() -> None:
+    torch.manual_seed(0)
+    attention = GroupedSelfAttention(DIM, 4)
+    queries, positions = torch.randn(2, 10, DIM), torch.randn(2, 10, DIM)
+    own = torch.tensor([[0, 0, 0, 1, 1, 1], [0, 0, 1, 1, 2, 2]])
+    found = attention(queries, positions, [Groups(2, 2), Groups(1, 6, own[:, :, None] == own[:, None])])
+    for image, sizes in enumerate(([3, 3], [2, 2, 2])):
+        one = slice(image, image + 1)
+        groups = [Groups(2, 2), *(Groups(1, size) for size in sizes)]
+        torch.testing.assert_close(found[one], attention(queries[one], positions[one], groups), rtol=1e-5, atol=1e-5)
+
+
+def test_content_of_a_denoising_query_is_its_projected_name() -> None:
+    content = NoisedContent(DIM, 8)
+    torch.nn.init.normal_(content.projection.bias)
+    embeddings = torch.randn(5, 8, requires_grad=True)
+    found = content(torch.tensor([[4, -1, 0]]), embeddings)
+    for place, name in ((0, 4), (2, 0)):
+        torch.testing.assert_close(found[0, place], content.projection(embeddings[name]))
+    torch.testing.assert_close(found[0, 1], content.projection.bias)
+    assert content(torch.tensor([[-1]]), embeddings[:0]).isfinite().all()
+    found.sum().backward()
+    assert embeddings.grad is None
+    assert content.projection.weight.grad is not None
 
 
 def features(*shapes: tuple[int, int]) -> ImageFeatures:

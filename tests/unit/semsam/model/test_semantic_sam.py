@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from semsam.config import ConfigError
+from semsam.model.generic_queries import NoisedRegions
 from semsam.model.predictions import ModelOutput, Predictions
 from semsam.model.semantic_sam import PIXEL_MEAN, PIXEL_STD, SemanticSam, normalise_and_pad
 
@@ -87,6 +88,59 @@ def test_prompts_and_generic_queries_do_not_influence_each_other(
     assert_same(alone.prompts[-1], with_prompts.prompts[-1])
     assert len(alone.prompts) == 1
     assert alone.generic[-1].boxes_cxcywh.shape == alone.proposals.boxes_cxcywh.shape == (3, 0, 4)
+
+
+@pytest.fixture
+def denoising_model(model: SemanticSam) -> SemanticSam:
+    """The same weights with a part for denoising."""
+    twin = SemanticSam(replace(model.settings, num_denoising_queries=7))
+    twin.load_state_dict(model.state_dict(), strict=False)
+    return twin.eval()
+
+
+@pytest.fixture
+def noised() -> NoisedRegions:
+    """Groups of three, three and one query; the second image has padding alone."""
+    random = torch.Generator().manual_seed(3)
+    names = torch.randint(-1, 5, (3, 7), generator=random)
+    names[1] = -1
+    groups = torch.tensor([[0, 0, 0, 1, 1, 1, 2]]).repeat(3, 1)
+    return NoisedRegions(torch.rand(3, 7, 4, generator=random), names, groups)
+
+
+def test_denoising_groups_neither_see_nor_are_seen(
+    denoising_model: SemanticSam,
+    model: SemanticSam,
+    images: Tensor,
+    boxes: Tensor,
+    is_box: Tensor,
+    noised: NoisedRegions,
+) -> None:
+    names = model.encode_names(NAMES)
+    with torch.no_grad():
+        features = model.encode_image(images)
+        without = model.decode(features, boxes, is_box, names, names[:2])
+        found = denoising_model.decode(features, boxes, is_box, names, names[:2], noised=noised)
+        assert without.denoising == []
+        assert len(found.denoising) == model.settings.decoder_layers
+        for layers, expected in ((found.prompts, without.prompts), (found.generic, without.generic)):
+            for layer, one in zip(layers, expected, strict=True):
+                assert_same(layer, one)
+        for own in (slice(0, 3), slice(3, 6), slice(6, 7)):
+            group = NoisedRegions(noised.boxes_cxcywh[:, own], noised.names[:, own], noised.groups[:, own])
+            alone = denoising_model.decode(features, boxes[:, :0], is_box[:, :0], names, names[:2], noised=group)
+            assert_same(rows(found.denoising[-1], own), alone.denoising[-1])
+
+
+def test_denoising_leaves_no_parameter_without_a_gradient(
+    denoising_model: SemanticSam, images: Tensor, boxes: Tensor, is_box: Tensor, noised: NoisedRegions
+) -> None:
+    for given in (noised, replace(noised, names=torch.full_like(noised.names, -1))):
+        denoising_model.zero_grad()
+        names = denoising_model.encode_names(NAMES)
+        output = denoising_model.train()(images, boxes, is_box, names, names[:2], torch.arange(3), given)
+        (training_like_loss(output) + sum(layer.boxes_cxcywh.square().sum() for layer in output.denoising)).backward()
+        assert [name for name, parameter in denoising_model.named_parameters() if parameter.grad is None] == []
 
 
 def test_joint_attention_lets_prompts_influence_each_other(

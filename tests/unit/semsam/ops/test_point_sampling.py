@@ -66,6 +66,13 @@ def test_all_region_values_equal_grid_sample_of_dense_masks(
         torch.testing.assert_close(found[image], expected, rtol=0, atol=2e-6)
 
 
+def test_the_labels_of_an_image_come_back(labels: Tensor) -> None:
+    maps = LabelMaps.of(labels)
+    for image in range(NUM_IMAGES):
+        assert torch.equal(maps.image(image), labels[image].long())
+    assert LabelMaps.of(torch.full((1, 1, 1), 70_000, dtype=torch.int32)).image(0).tolist() == [[70_000]]
+
+
 def test_a_map_of_one_pixel_and_labels_beyond_sixteen_bits() -> None:
     labels = torch.full((1, 1, 1), 70_000, dtype=torch.int32)
     columns = torch.zeros(1, 70_001)

@@ -259,6 +259,22 @@ def test_without_any_names_the_text_encoder_is_left_alone(make_recipe: MakeRecip
     assert changed == {"backbone", "pixel_decoder", "prompt_encoder", "mask_decoder"}
 
 
+@pytest.mark.parametrize("dataset", ["sa1b", "pascal_part"])
+def test_denoising_queries_learn_where_there_are_names(make_recipe: MakeRecipe, tmp_path: Path, dataset: str) -> None:
+    values = config_values(make_recipe(steps=2))
+    values["data"]["plan"]["stages"][0]["weights"] = {dataset: 1}
+    values["model"]["overrides"]["num_denoising_queries"] = 5
+    recipe = parse_config(Recipe, values, "test")
+    log = run(recipe, tmp_path)
+    terms = {name: value for name, value in log[0].items() if "/" in name}
+    assert sum(terms.values()) == pytest.approx(log[0]["loss"], rel=1e-5)
+    assert (terms["denoising/mask_bce"] > 0) == (terms["denoising/part"] > 0) == (dataset == "pascal_part")
+    name = "mask_decoder.noised_content.projection.bias"
+    start = make_step(recipe, Material.of(recipe).vocabulary).model.state_dict()[name]
+    after = load_weights(Folder(str(tmp_path / "checkpoint-2")))[name]
+    assert torch.equal(start, after) == (dataset == "sa1b")
+
+
 def test_a_shard_that_was_cut_short_ends_the_run_naming_it(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     root = write_painted_shards(tmp_path / "shards")
     for shard in (root / "coco_panoptic" / "train").glob("*.arrow"):
