@@ -5,13 +5,15 @@ Nothing outside this file knows deepspeed, which is imported only when it is ask
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ from semsam.training.optimizer import (
     update_average,
 )
 
+_BUCKET = 2**24  # Elements to a message, about.
 _NO_CLIPPING = 1e30  # DeepSpeed computes the norm only where it clips.
 
 
@@ -42,6 +45,20 @@ class Worker:
         if self.world_size > 1:
             dist.all_reduce(values)
         return values
+
+    def sum_each(self, tensors: Sequence[Tensor]) -> None:
+        """The sum over all workers of each of the fp32 tensors, in place.
+
+        Many at a time: one by one, small ones cost a message each, which on gloo took longer than the step itself.
+        """
+        if self.world_size == 1:
+            return
+        ends = np.cumsum([tensor.numel() for tensor in tensors])
+        for _, bucket in itertools.groupby(zip(ends.tolist(), tensors, strict=True), lambda one: one[0] // _BUCKET):
+            some = [tensor for _, tensor in bucket]
+            summed = self.sum(torch.cat([tensor.flatten() for tensor in some]))
+            for tensor, part in zip(some, summed.split([tensor.numel() for tensor in some]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def gather(self, value: str) -> list[str]:
         """The texts of all workers, by rank."""
@@ -153,10 +170,12 @@ class PlainEngine:
     def _reduce(self) -> None:
         if self._is_reduced:
             return
+        gradients = []
         for parameter in _updated_by(self.optimizer):
             if parameter.grad is None:  # An update of zeros, as a sharded optimizer makes it.
                 parameter.grad = torch.zeros_like(parameter)
-            self._worker.sum(parameter.grad)
+            gradients.append(parameter.grad)
+        self._worker.sum_each(gradients)
         self._is_reduced = True
 
 
