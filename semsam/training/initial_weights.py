@@ -7,7 +7,7 @@ from torch import Tensor
 from semsam.model.semantic_sam import SemanticSam
 from semsam.training.checkpoint import load_weights
 from semsam.training.folder import Folder
-from semsam.training.recipe import ModelChoice
+from semsam.training.recipe import ModelChoice, is_below
 
 
 def start_from(model: SemanticSam, choice: ModelChoice) -> str:
@@ -20,10 +20,10 @@ def start_from(model: SemanticSam, choice: ModelChoice) -> str:
         return "beginning with random weights"
     found, own = _read(choice.init), model.state_dict()
     for name in choice.anew:
-        if not any(_is_below(weight, (name,)) for weight in (*own, *found)):
+        if not any(is_below(weight, (name,)) for weight in (*own, *found)):
             raise ValueError(f"model.anew: nothing is called {name}, neither in the model nor in {choice.init}")
-    begun = [name for name in own if _is_below(name, choice.anew)]
-    dropped = [name for name in found if _is_below(name, choice.anew)]
+    begun = [name for name in own if is_below(name, choice.anew)]
+    dropped = [name for name in found if is_below(name, choice.anew)]
     taken = {name: weight for name, weight in found.items() if name not in dropped}
     model.load_weights(taken | {name: own[name] for name in begun}, choice.init)
     said = [f"beginning with {len(taken)} weights from {choice.init}"]
@@ -35,7 +35,3 @@ def start_from(model: SemanticSam, choice: ModelChoice) -> str:
 def _read(uri: str) -> dict[str, Tensor]:
     """All weights of a folder by the model's names: the place for other kinds of files."""
     return load_weights(Folder(uri))
-
-
-def _is_below(weight: str, names: tuple[str, ...]) -> bool:
-    return any(weight == name or weight.startswith(f"{name}.") for name in names)

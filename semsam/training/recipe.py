@@ -6,14 +6,21 @@ import dataclasses
 from dataclasses import field
 from typing import Any, Literal
 
+import yaml
+
 from semsam.config import config_values, parse_config, settings
 from semsam.data.plan import PlanSettings
 from semsam.data.reader import ReaderSettings
 from semsam.data.training_sample import SampleSettings
 from semsam.losses.criterion import CriterionSettings
 from semsam.model.presets import ModelSettings, preset
+from semsam.model.semantic_sam import CONFIG_FILE
+from semsam.model.text_encoder import TextSettings
+from semsam.training.folder import Folder
 from semsam.training.optimizer import OptimizerSettings
 from semsam.training.step import Precision
+
+_TEXT_WEIGHTS = "text_encoder.network"
 
 
 @settings
@@ -37,21 +44,43 @@ class ModelChoice:
 
     preset: str = "swin_tiny"
     overrides: dict[str, Any] = field(default_factory=dict)
-    # A folder with the weights to begin with: a checkpoint, or what `SemanticSam.save` wrote; local or s3://.
+    # A folder with the weights to begin with: a checkpoint, or what `SemanticSam.save` wrote; local or s3://.  The text
+    # encoder's settings (its tokenizer above all) come along with its weights: only others have to be said here.
     init: str | None = None
     # Names (`text_encoder`, say) below which weights begin at random and those in the folder are dropped; all others
     # must fit.
     anew: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        self.resolve()
+        self.own_settings()
         if self.anew and self.init is None:
             raise ValueError("anew: without init everything begins anew")
 
+    def own_settings(self) -> ModelSettings:
+        """The preset with the overrides, whatever `init` says; `ValueError` for an unknown preset or setting."""
+        return self._changed(self.overrides)
+
     def resolve(self) -> ModelSettings:
-        """The model's settings; `ValueError` for an unknown preset or setting."""
-        values = merged(config_values(preset(self.preset)), self.overrides)
-        return parse_config(ModelSettings, values, where="overrides")
+        """The model's settings, for which `config.yaml` in `init` is read.
+
+        Raises `ValueError` for an `init` that cannot be read, and for an override of the text encoder that its weights
+        there contradict; where the tokenizer's files lie now is none.
+        """
+        if self.init is None or is_below(_TEXT_WEIGHTS, self.anew):
+            return self.own_settings()
+        theirs, ours = _initial_text(self.init), self.own_settings().text
+        overrides = self.overrides.get("text", {})
+        for name in overrides:
+            is_here, is_there = getattr(ours, name), getattr(theirs, name)
+            if is_here != is_there and not (name == "tokenizer" and is_here and is_there):
+                raise ValueError(
+                    f"model.overrides.text.{name} is {is_here}, but {is_there} in {self.init}, whose text encoder is "
+                    "taken over; leave it out, or begin that one anew (model.anew: [text_encoder])"
+                )
+        return self._changed(self.overrides | {"text": config_values(theirs) | overrides})
+
+    def _changed(self, changes: dict[str, Any]) -> ModelSettings:
+        return parse_config(ModelSettings, merged(config_values(preset(self.preset)), changes), where="overrides")
 
 
 @settings
@@ -107,7 +136,7 @@ class Recipe:
     training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
-        levels, targets = self.model.resolve().num_levels, self.data.sample.prompts.num_levels
+        levels, targets = self.model.own_settings().num_levels, self.data.sample.prompts.num_levels
         if levels != targets:
             raise ValueError(
                 f"data.sample.prompts.num_levels is {targets}, but the model of section `model` has {levels} levels"
@@ -131,3 +160,18 @@ def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         below = result.get(key)
         result[key] = merged(below, change) if isinstance(below, dict) and isinstance(change, dict) else change
     return result
+
+
+def is_below(weight: str, names: tuple[str, ...]) -> bool:
+    """Whether a weight, or module, is one of those named or a part of one."""
+    return any(weight == name or weight.startswith(f"{name}.") for name in names)
+
+
+def _initial_text(init: str) -> TextSettings:
+    """The settings of the text encoder in a folder to begin with."""
+    where = f"{init}/{CONFIG_FILE}"
+    try:
+        text = yaml.safe_load(Folder(init).read(CONFIG_FILE))["model"]["text"]
+    except (yaml.YAMLError, KeyError, TypeError):
+        raise ValueError(f"model.init: {where}: no section model.text") from None
+    return parse_config(TextSettings, text, f"model.init: {where}, model.text")

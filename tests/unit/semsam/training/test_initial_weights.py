@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from semsam.model.presets import ModelSettings
 from semsam.model.semantic_sam import SemanticSam
@@ -19,6 +21,7 @@ from semsam.training.same_run import checkpoint_config
 from semsam.training.train import train
 
 MakeRecipe = Callable[..., Recipe]
+OTHER_SIZES = {"backbone": {"dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window": 4}, "hidden_dim": 32}
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +82,90 @@ def test_a_training_begins_with_them(
     learned = {name.split(".")[0] for name in changed(folder, SemanticSam.load(tmp_path / "checkpoint-1"))}
     assert "backbone" in learned
     assert "text_encoder" not in learned
+
+
+@pytest.fixture(scope="module")
+def named(folder: str, settings: ModelSettings, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The settings of a model whose text encoder has settings that no preset has."""
+    path = tmp_path_factory.mktemp("named")
+    text = dataclasses.replace(settings.text, num_heads=4, tokenizer="/clip", pretrained=True)
+    values = yaml.safe_load((Path(folder) / "config.yaml").read_text())
+    (path / "config.yaml").write_text(yaml.safe_dump({"model": values["model"] | {"text": dataclasses.asdict(text)}}))
+    return str(path)
+
+
+@pytest.mark.parametrize("overrides", [{}, {"text": {"dim": 16, "pretrained": True}}])
+def test_the_text_encoder_keeps_its_settings(named: str, overrides: dict[str, Any]) -> None:
+    choice = ModelChoice("debug", OTHER_SIZES | overrides, init=named)
+    text = choice.resolve().text
+    assert (text.kind, text.dim, text.num_heads, text.tokenizer, text.pretrained) == (
+        "byte_ngrams", 16, 4, "/clip", True,
+    )  # fmt: skip
+    assert choice.resolve().hidden_dim == 32
+
+
+def test_a_tokenizer_may_have_moved(named: str) -> None:
+    choice = ModelChoice("debug", {"text": {"tokenizer": "s3://models/clip"}}, init=named)
+    assert choice.resolve().text.tokenizer == "s3://models/clip"
+    assert choice.resolve().text.pretrained
+
+
+@pytest.mark.parametrize("anew", ["text_encoder", "text_encoder.network"])
+def test_a_text_encoder_that_begins_anew_has_the_recipe_s_settings(named: str, anew: str) -> None:
+    choice = ModelChoice("debug", {"text": {"dim": 24}}, init=named, anew=("backbone", anew))
+    assert choice.resolve() == choice.own_settings()
+    assert choice.resolve().text.dim == 24
+    assert ModelChoice("debug", init=named, anew=("text_encoder.network.output",)).resolve().text.dim == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "there"),
+    [
+        ("kind", "clip", "byte_ngrams"),
+        ("dim", 24, "16"),
+        ("num_heads", 8, "4"),
+        ("pretrained", False, "True"),
+        ("tokenizer", None, "/clip"),
+    ],
+)
+def test_what_the_weights_contradict_is_refused(named: str, name: str, value: object, there: str) -> None:
+    choice = ModelChoice("debug", {"text": {name: value}}, init=named)
+    with pytest.raises(ValueError, match=rf"model\.overrides\.text\.{name} is {value}, but {there} in {named}"):
+        choice.resolve()
+
+
+def test_a_tokenizer_for_weights_that_know_none_is_refused(folder: str) -> None:
+    choice = ModelChoice("debug", {"text": {"tokenizer": "/clip"}}, init=folder)
+    with pytest.raises(ValueError, match=r"model\.overrides\.text\.tokenizer is /clip, but None in"):
+        choice.resolve()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "config.yaml: no such file"),
+        ("[", "config.yaml: no section model.text"),
+        ("job: {}", "config.yaml: no section model.text"),
+        ("model: {hidden_dim: 32}", "config.yaml: no section model.text"),
+        ("model: {text: {dimension: 3}}", r"config.yaml, model.text: .*\s+dimension: unknown setting"),
+    ],
+)
+def test_a_folder_without_the_model_s_settings_is_named(tmp_path: Path, config: str | None, message: str) -> None:
+    if config is not None:
+        (tmp_path / "config.yaml").write_text(config)
+    with pytest.raises(ValueError, match=f"{tmp_path}/{message}"):
+        ModelChoice("debug", init=str(tmp_path)).resolve()
+
+
+def test_a_training_and_its_continuation_take_the_settings_from_there(
+    make_recipe: MakeRecipe, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = make_recipe(steps=1)
+    sizes = {name: value for name, value in recipe.model.overrides.items() if name != "text"}
+    recipe = dataclasses.replace(recipe, model=ModelChoice("debug", sizes, init=folder))
+    for said in ("weights from", "going on after step 1"):
+        train(
+            recipe, checkpoint_config(recipe, {}), Folder(str(tmp_path)), Worker(0, 1, torch.device("cpu")), "x", None
+        )
+        assert said in capsys.readouterr().out
+    assert SemanticSam.load(tmp_path / "checkpoint-1").settings == make_recipe().model.resolve()
