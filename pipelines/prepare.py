@@ -6,7 +6,9 @@ Ray Data turns each block into a shard; a split whose shards are all there gets 
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import hashlib
 import re
 import traceback
 import warnings
@@ -24,7 +26,8 @@ from pipelines.output_folder import OutputFolder
 from pipelines.progress import Progress
 from pipelines.shard_writer import ShardReport, SplitTask, shard_name, sidecar_name, write_shard
 from pipelines.sources.source import REASONS_BY_DESIGN, Entry
-from semsam.data.manifest import MANIFEST_NAME, Manifest
+from semsam.data.manifest import MANIFEST_NAME, IndexFile, Manifest
+from semsam.data.row_categories import ROW_CATEGORIES_NAME, from_bytes, to_bytes
 
 ENTRIES = pa.schema(
     [
@@ -188,9 +191,22 @@ def _finish(task: SplitTask, summary: IndexSummary, reports: Sequence[ShardRepor
     if not any(faults):
         folder = OutputFolder(task.output)
         _remove_strangers(folder, len(reports))
+        manifest = dataclasses.replace(manifest, row_categories=_publish_row_categories(folder, reports))
         with folder.publishing(MANIFEST_NAME) as draft:
             draft.write_bytes(manifest.to_json())
     return "\n".join(filter(None, faults)), manifest
+
+
+def _publish_row_categories(folder: OutputFolder, reports: Sequence[ShardReport]) -> IndexFile | None:
+    """What the manifest says of the names of all rows, put together from those of each shard; None without names."""
+    encoded = [report.row_categories for report in reports if report.row_categories]
+    if not encoded:
+        return None
+    tables = (from_bytes(base64.b64decode(one), ROW_CATEGORIES_NAME) for one in encoded)
+    data = to_bytes(batch for table in tables for batch in table.to_batches())
+    with folder.publishing(ROW_CATEGORIES_NAME) as draft:
+        draft.write_bytes(data)
+    return IndexFile(ROW_CATEGORIES_NAME, len(data), hashlib.sha256(data).hexdigest())
 
 
 def _index_fault(task: SplitTask, summary: IndexSummary) -> str:

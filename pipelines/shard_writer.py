@@ -6,6 +6,7 @@ shards are finished without keeping any record of its own.
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from pipelines.resize import resize
 from pipelines.sources.source import BadSample, Entry, Read, Rejected, Source
 from pipelines.validate import validate
 from semsam.data.manifest import Shard, Vocabulary
+from semsam.data.row_categories import Names, row_names, to_batch, to_bytes
 from semsam.data.schema import RECORD, SCHEMA_VERSION, to_row
 
 
@@ -76,6 +78,8 @@ class ShardReport:
     dropped_samples: Dropped
     dropped_regions: Dropped
     made_from: str  # SHA-256 of the split's fingerprint and of the entries.
+    # The names of its rows, as a file of `semsam.data.row_categories` in base64; empty where the dataset has no names.
+    row_categories: str
 
     def to_json(self) -> bytes:
         """Indented JSON; `from_json` reads it back."""
@@ -126,6 +130,7 @@ def _write(
     rows, num_regions = 0, 0
     samples: list[Rejected] = []
     regions: list[Rejected] = []
+    names: list[Names] = []
     # One row per record batch and no compression, so that any row is one read away.
     with pa.ipc.new_file(str(path), RECORD, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
         for entry in entries:
@@ -138,11 +143,14 @@ def _write(
             rows += 1
             num_regions += len(read.record.regions)
             regions += read.dropped
+            names.append(row_names(read.record))
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     first = position * task.options.rows_per_shard
     shard = Shard(shard_name(position), rows, path.stat().st_size, digest, first, len(entries))
-    return ShardReport(shard, num_regions, Dropped.of(samples), Dropped.of(regions), made_from)
+    has_names = vocabulary.objects or vocabulary.parts
+    categories = base64.b64encode(to_bytes([to_batch(names)])).decode() if has_names else ""
+    return ShardReport(shard, num_regions, Dropped.of(samples), Dropped.of(regions), made_from, categories)
 
 
 def make_record(task: SplitTask, vocabulary: Vocabulary, entry: Entry) -> Read:

@@ -42,6 +42,15 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class IndexFile:
+    """The names of all rows (`semsam.data.row_categories`), in one file named relative to the manifest."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Example:
     """One dropped image or region, so that a count by reason can be looked into."""
 
@@ -70,6 +79,7 @@ class Manifest:
     code_version: str
     options: dict[str, Any]
     schema_version: int = SCHEMA_VERSION
+    row_categories: IndexFile | None = None  # None: the vocabulary is empty, or the split older than these files.
 
     def digest(self) -> str:
         """SHA-256 over the shards' digests: the identity of the data, whoever made it and wherever it lies."""

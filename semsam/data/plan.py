@@ -4,8 +4,7 @@ Two questions, each answered in closed form so that step 300,000 costs what step
 
 * which dataset does sample `t` of a stage come from?  A pattern repeats in which no dataset ever strays by a whole
   sample from its share (`_Pattern`);
-* which row is draw `k` of a dataset?  Every epoch is another permutation, made of shuffled blocks of neighbouring rows
-  and of rows shuffled within a window of such blocks (`_window_rows`), so that reads stay near each other.
+* which row is draw `k` of a dataset?  Every epoch is another permutation (`semsam.data.draws`).
 """
 
 from __future__ import annotations
@@ -13,17 +12,16 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import lru_cache
 
 import numpy as np
+import pyarrow as pa
 from jaxtyping import Int64
 
 from semsam.config import settings
-from semsam.data.randomness import generator, random_key
+from semsam.data.draws import Draws, repeated, rows_in_use
 
 MAX_PERIOD = 10_000
 
@@ -60,12 +58,16 @@ def _default_stages() -> tuple[Stage, ...]:
 class PlanSettings:
     """The mixture.
 
-    `fraction` limits a dataset to a fixed share of its rows, the same rows in every run.  An epoch shuffles blocks of
-    `block_rows` neighbouring rows, and rows within a window of `window_blocks` blocks.
+    `fraction` limits a dataset to a fixed share of its rows, the same rows in every run.  `repeat` is the threshold of
+    LVIS's repeat factors (`repeat_factors` in row_categories.py), by dataset: an image with a name that fewer than this
+    share of the dataset's images (of those that `fraction` leaves) show comes several times in an epoch.  It changes
+    which images of a dataset come, not how many: that is for the weights.  An epoch shuffles blocks of `block_rows`
+    neighbouring rows, and rows within a window of `window_blocks` blocks.
     """
 
     stages: tuple[Stage, ...] = field(default_factory=_default_stages)
     fraction: dict[str, float] = field(default_factory=dict)
+    repeat: dict[str, float] = field(default_factory=dict)
     block_rows: int = 64
     window_blocks: int = 32
 
@@ -73,11 +75,12 @@ class PlanSettings:
         untils = [0.0, *(stage.until for stage in self.stages)]
         if untils[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(untils)):
             raise ValueError(f"stages: `until` must increase from stage to stage and end at 1, not {untils[1:]}")
-        for dataset, share in self.fraction.items():
-            if not 0 < share <= 1:
-                raise ValueError(f"fraction.{dataset}: {share} is not in (0, 1]")
-            if not any(dataset in stage.weights for stage in self.stages):
-                raise ValueError(f"fraction.{dataset}: no stage uses this dataset")
+        for name, shares in (("fraction", self.fraction), ("repeat", self.repeat)):
+            for dataset, share in shares.items():
+                if not 0 < share <= 1:
+                    raise ValueError(f"{name}.{dataset}: {share} is not in (0, 1]")
+                if not any(dataset in stage.weights for stage in self.stages):
+                    raise ValueError(f"{name}.{dataset}: no stage uses this dataset")
         if self.block_rows < 1 or self.window_blocks < 1:
             raise ValueError("block_rows and window_blocks must be at least 1")
 
@@ -96,7 +99,8 @@ class Plan:
     """The order of training.
 
     `sizes` has the number of rows of every shard, by dataset; datasets that no stage uses are ignored.  `num_steps`
-    matters only for where a stage ends: with one stage the order does not depend on it.
+    matters only for where a stage ends: with one stage the order does not depend on it.  `categories` has the names of
+    every row (`Split.row_categories`) of each dataset in `settings.repeat`.
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Plan:
         settings: PlanSettings,
         global_batch: int,
         num_steps: int,
+        categories: Mapping[str, pa.Table] | None = None,
     ) -> None:
         if global_batch < 1 or num_steps < 0:
             raise ValueError(f"global_batch {global_batch} and num_steps {num_steps} must be positive")
@@ -120,7 +125,7 @@ class Plan:
             if sum(sizes[name]) == 0:
                 raise ValueError(f"stages: dataset {name!r} has a weight but no rows")
         self.sizes = {name: tuple(sizes[name]) for name in self.datasets}
-        self._rows = {name: _DatasetRows.of(seed, name, sizes[name], settings) for name in self.datasets}
+        self._draws = {name: _draws(seed, name, sizes[name], settings, categories or {}) for name in self.datasets}
         self._patterns = [_Pattern.of(stage.weights, self.datasets) for stage in settings.stages]
         self._ends = [round(stage.until * num_steps) for stage in settings.stages]
         self._drawn = [np.zeros(len(self.datasets), np.int64)]  # Before each stage.
@@ -139,7 +144,7 @@ class Plan:
         places = np.empty((self.global_batch, 2), np.int64)
         for position in np.unique(which):
             mine = which == position
-            places[mine] = self._rows[self.datasets[position]].places(draws[mine, position])
+            places[mine] = self._draws[self.datasets[position]].places(draws[mine, position])
         for index, dataset, (shard, row) in zip(range(self.global_batch), which.tolist(), places.tolist(), strict=True):
             rows.append(Row(step * self.global_batch + index, self.datasets[dataset], shard, row))
         return rows
@@ -151,13 +156,25 @@ class Plan:
         return dict(zip(self.datasets, (self._drawn[stage] + in_stage).tolist(), strict=True))
 
     def epoch_size(self, dataset: str) -> int:
-        """How many rows of a dataset are used, each once, before any of them comes again."""
-        return self._rows[dataset].num_rows
+        """How many draws from a dataset take every row in use: each once, or as often as `repeat` has it."""
+        return self._draws[dataset].epoch_size
 
     def _stage(self, step: int) -> tuple[int, int]:
         """The stage of a step, and the stage's first step."""
         stage = min(int(np.searchsorted(self._ends, step, side="right")), len(self._ends) - 1)
         return stage, self._ends[stage - 1] if stage else 0
+
+
+def _draws(
+    seed: int, dataset: str, sizes: tuple[int, ...], settings: PlanSettings, categories: Mapping[str, pa.Table]
+) -> Draws:
+    """The draws from one dataset."""
+    rows = rows_in_use(dataset, sum(sizes), settings.fraction.get(dataset, 1.0))
+    if dataset in settings.repeat:
+        if dataset not in categories or len(categories[dataset]) != sum(sizes):
+            raise ValueError(f"repeat.{dataset}: the plan was not given the names of its {sum(sizes)} rows")
+        rows = repeated(dataset, rows, categories[dataset], settings.repeat[dataset])
+    return Draws.of(seed, dataset, sizes, rows, settings.block_rows, settings.window_blocks)
 
 
 @dataclass(frozen=True)
@@ -220,86 +237,3 @@ def _whole_parts(weights: Mapping[str, float]) -> dict[str, int]:
                 raise ValueError(f"stages: the weight of {name!r} is less than 1/{MAX_PERIOD} of its stage's total")
     divisor = math.gcd(*parts.values())
     return {name: part // divisor for name, part in parts.items()}
-
-
-@dataclass(frozen=True)
-class _DatasetRows:
-    """The endless sequence of draws from one dataset: epoch after epoch, each a permutation of its rows."""
-
-    key: int
-    num_rows: int
-    shard_starts: Int64[np.ndarray, " shards"]
-    chosen: Int64[np.ndarray, " num_rows"] | None  # Row numbers that a `fraction` leaves; None: all.
-    block_rows: int
-    window_blocks: int
-
-    @staticmethod
-    def of(seed: int, dataset: str, sizes: tuple[int, ...], settings: PlanSettings) -> _DatasetRows:
-        name_key = zlib.crc32(dataset.encode())
-        num_rows = sum(sizes)
-        chosen = None
-        share = settings.fraction.get(dataset, 1.0)
-        if share < 1:
-            # Keyed by the dataset alone, so that runs with other seeds see the same data, and nested: a larger
-            # fraction holds all rows of a smaller one.
-            count = max(1, round(share * num_rows))
-            ranks = generator(0, name_key, "plan").bit_generator.random_raw(num_rows)
-            chosen = np.sort(np.argpartition(ranks, count - 1)[:count])
-            num_rows = count
-        starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)[:-1]])
-        key = random_key(seed, name_key, "plan")
-        return _DatasetRows(key, num_rows, starts, chosen, settings.block_rows, settings.window_blocks)
-
-    def places(self, draws: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, "b 2"]:
-        """(shard, row) of each draw."""
-        epochs, positions = np.divmod(draws, self.num_rows)
-        rows = np.empty_like(draws)
-        for epoch in np.unique(epochs).tolist():
-            mine = epochs == epoch
-            rows[mine] = self._epoch_rows(epoch, positions[mine])
-        if self.chosen is not None:
-            rows = self.chosen[rows]
-        shards = np.searchsorted(self.shard_starts, rows, side="right") - 1
-        return np.stack([shards, rows - self.shard_starts[shards]], axis=1)
-
-    def _epoch_rows(self, epoch: int, positions: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, " b"]:
-        """Row numbers at positions of an epoch."""
-        num_blocks = -(-self.num_rows // self.block_rows)
-        _, last_block_place = _block_order(self.key, num_blocks, epoch)
-        # All windows are equally long, but for the one that holds the last block, which may be short; counting as if
-        # it were full keeps the arithmetic plain.
-        window_size = self.window_blocks * self.block_rows
-        missing = num_blocks * self.block_rows - self.num_rows
-        end_of_short_window = (last_block_place // self.window_blocks + 1) * window_size - missing
-        windows, offsets = np.divmod(positions + missing * (positions >= end_of_short_window), window_size)
-        rows = np.empty_like(positions)
-        for window in np.unique(windows).tolist():
-            mine = windows == window
-            order = _window_rows(self.key, self.num_rows, self.block_rows, self.window_blocks, epoch, window)
-            rows[mine] = order[offsets[mine]]
-        return rows
-
-
-@lru_cache(maxsize=16)
-def _block_order(key: int, num_blocks: int, epoch: int) -> tuple[Int64[np.ndarray, " num_blocks"], int]:
-    """The blocks of an epoch in the order of their use, and where in it the last block stands."""
-    order = _permutation(key, num_blocks, epoch, layer=0)
-    return order, int(np.flatnonzero(order == num_blocks - 1)[0])
-
-
-@lru_cache(maxsize=64)
-def _window_rows(
-    key: int, num_rows: int, block_rows: int, window_blocks: int, epoch: int, window: int
-) -> Int64[np.ndarray, " r"]:
-    """The rows of one window of blocks in the order of their use."""
-    order, _ = _block_order(key, -(-num_rows // block_rows), epoch)
-    blocks = order[window * window_blocks : (window + 1) * window_blocks]
-    rows = (blocks[:, None] * block_rows + np.arange(block_rows)).ravel()
-    rows = rows[rows < num_rows]
-    return rows[_permutation(key, len(rows), epoch, layer=window + 1)]
-
-
-def _permutation(key: int, size: int, epoch: int, layer: int) -> Int64[np.ndarray, " size"]:
-    """A permutation made from raw bits: unlike numpy's own `permutation` it is the same in every release of numpy."""
-    bits = generator(key, epoch, "plan", layer).bit_generator.random_raw(size)
-    return np.argsort(bits)

@@ -24,6 +24,7 @@ import pyarrow.ipc
 from jaxtyping import Shaped
 
 from semsam.data.manifest import MANIFEST_NAME, Manifest, Shard
+from semsam.data.row_categories import ROW_CATEGORIES_NAME, from_bytes
 from semsam.data.schema import Record, check_schema, from_row
 
 MAGIC = b"ARROW1"
@@ -75,7 +76,7 @@ class Split:
         self._filesystem, self._folder = open_filesystem(self.root)
         path = f"{self.root}/{MANIFEST_NAME}"
         try:
-            data = with_retries(self._read_manifest)
+            data = self._read_small(MANIFEST_NAME)
         except FileNotFoundError:
             raise ValueError(f"{path}: no such file; run jobs.prepare first") from None
         self.manifest = Manifest.from_json(data, path)
@@ -92,10 +93,6 @@ class Split:
     def __len__(self) -> int:
         return self.manifest.num_samples
 
-    def _read_manifest(self) -> bytes:
-        with self._filesystem.open_input_stream(f"{self._folder}/{MANIFEST_NAME}") as stream:
-            return stream.read()
-
     def record(self, index: int) -> Record:
         """The record at a position of the split, shards in the manifest's order."""
         if not 0 <= index < len(self):
@@ -108,6 +105,30 @@ class Split:
         if not (0 <= shard < len(self.rows_of_shard) and 0 <= row < self.rows_of_shard[shard]):
             raise IndexError(f"{self.root}: no row {row} of shard {shard}")
         return self._shard(shard).read(row)
+
+    def row_categories(self) -> pa.Table:
+        """The names of every row, as in `semsam.data.row_categories.ROW_CATEGORIES`.
+
+        Raises `ValueError` for a split without them (no names, or prepared by an older version) and for a file that is
+        not the one that the manifest means.
+        """
+        index = self.manifest.row_categories
+        if index is None:
+            if not (self.manifest.vocabulary.objects or self.manifest.vocabulary.parts):
+                raise ValueError(f"{self.root}: this dataset has no names, so none of its rows is rarer than others")
+            raise ValueError(f"{self.root}/{ROW_CATEGORIES_NAME}: no such file; run jobs.prepare again")
+        path = f"{self.root}/{index.path}"
+        try:
+            data = self._read_small(index.path)
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such file, though the manifest lists it; run jobs.prepare again") from None
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != index.sha256:
+            raise ValueError(f"{path}: SHA-256 is {digest}, the manifest says {index.sha256}")
+        table = from_bytes(data, path)
+        if len(table) != len(self):
+            raise ValueError(f"{path}: {len(table)} rows, the manifest says {len(self)}")
+        return table
 
     def shard_path(self, shard: int) -> str:
         """Full path or URI of a shard, for messages."""
@@ -125,6 +146,17 @@ class Split:
                 digest.update(with_retries(partial(opened.file.read_at, size, start)))
             if digest.hexdigest() != shard.sha256:
                 raise ValueError(f"{opened.path}: SHA-256 is {digest.hexdigest()}, the manifest says {shard.sha256}")
+        if self.manifest.row_categories is not None:
+            self.row_categories()
+
+    def _read_small(self, name: str) -> bytes:
+        """The bytes of a file beside the shards."""
+
+        def read() -> bytes:
+            with self._filesystem.open_input_stream(f"{self._folder}/{name}") as stream:
+                return stream.read()
+
+        return with_retries(read)
 
     def _shard(self, position: int) -> _OpenShard:
         with self._lock:

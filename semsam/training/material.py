@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
-from semsam.data.plan import Plan
+import pyarrow as pa
+
+from semsam.data.plan import Plan, PlanSettings
 from semsam.data.schema import SCHEMA_VERSION
 from semsam.data.shards import Split
 from semsam.data.vocabularies import JointVocabulary
@@ -29,7 +31,9 @@ class Material:
         data, training = recipe.data, recipe.training
         splits = {name: Split(f"{data.root}/{name}/{data.split}") for name in data.datasets()}
         sizes = {name: split.rows_of_shard for name, split in splits.items()}
-        plan = Plan(training.seed, sizes, data.plan, training.global_batch, training.steps)
+        plan = Plan(
+            training.seed, sizes, data.plan, training.global_batch, training.steps, _categories(splits, data.plan)
+        )
         vocabularies = {name: split.manifest.vocabulary for name, split in splits.items()}
         return Material(splits, plan, JointVocabulary.of(vocabularies))
 
@@ -57,6 +61,17 @@ def find_checkpoint(run: Folder, recipe: Recipe, material: Material) -> tuple[Fo
     state = load_state(folder)
     check_same_run(folder, state, material.run_state(recipe, state.step, state.num_pieces), recipe)
     return folder, state.step
+
+
+def _categories(splits: dict[str, Split], plan: PlanSettings) -> dict[str, pa.Table]:
+    """The names of every row of the datasets that the plan repeats images of."""
+    categories = {}
+    for dataset in plan.repeat:
+        try:
+            categories[dataset] = splits[dataset].row_categories()
+        except ValueError as error:
+            raise ValueError(f"data.plan.repeat.{dataset}: {error}") from None
+    return categories
 
 
 def _version(package: str) -> str:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,9 @@ from pipelines.toy import ToySettings, write_toy_world
 from semsam.config import parse_config
 from semsam.data import rle
 from semsam.data.images import encode_jpeg
-from semsam.data.manifest import Manifest
-from semsam.data.schema import DATASETS
+from semsam.data.manifest import Manifest, Vocabulary
+from semsam.data.row_categories import row_names
+from semsam.data.schema import DATASETS, Kind
 from semsam.data.shards import Split
 
 pytestmark = [
@@ -183,7 +185,33 @@ def test_all_seven_toy_datasets_lose_what_was_spoiled_and_nothing_else(tmp_path:
         assert manifest.dropped_regions == toy.dropped_regions
         split = Split(f"{tmp_path}/out/{manifest.dataset}/{manifest.split}")
         split.verify()
-        assert sum(len(split.record(i).regions) for i in range(len(split))) == manifest.num_regions > 0
+        records = [split.record(i) for i in range(len(split))]
+        assert sum(len(record.regions) for record in records) == manifest.num_regions > 0
+        if manifest.dataset == "sa1b":
+            assert manifest.row_categories is None
+        else:
+            listed = [(row["objects"], row["parts"]) for row in split.row_categories().to_pylist()]
+            assert listed == [row_names(record) for record in records]
+            assert any(objects for objects, _ in listed)
+            assert any(parts for _, parts in listed) == bool(manifest.vocabulary.parts)
+
+
+def test_the_file_of_names_is_the_same_bytes_every_time_also_after_a_stop(tmp_path: Path) -> None:
+    write_toy_world(tmp_path / "toy", ToySettings(train_images=6, val_images=2))
+    root, options = tmp_path / "toy" / "paco", {"dataset": {"max_rejected": 0.5}, "rows_per_shard": 2}
+    first = prepare.run(job(root, tmp_path / "a", "paco", **options))
+    folder = tmp_path / "a" / "paco" / "train"
+    names = files_of(tmp_path / "a", "**/row_categories.arrow")
+    assert len(names) == 2
+    assert prepare.run(job(root, tmp_path / "b", "paco", **options)) == first
+    assert files_of(tmp_path / "b", "**/row_categories.arrow") == names
+    for name in ("manifest.json", "row_categories.arrow", "shard-00001.json"):  # Stopped with one shard to go.
+        (folder / name).unlink()
+    before = identities(folder)
+    assert prepare.run(job(root, tmp_path / "a", "paco", **options)) == first
+    assert files_of(tmp_path / "a", "**/row_categories.arrow") == names
+    after = identities(folder)
+    assert [path for path in before if after[path] != before[path]] == [str(folder / "shard-00001.arrow")]
 
 
 def test_from_s3_to_s3_gives_the_shards_of_a_local_disk(tmp_path: Path, bucket: str) -> None:
@@ -250,7 +278,17 @@ def test_a_job_joins_the_cluster_that_ray_address_names(tmp_path: Path) -> None:
 def test_a_killed_worker_costs_its_shard_a_second_try_and_nothing_else(tmp_path: Path) -> None:
     flag = tmp_path / "killed"
 
-    class KillsItsWorkerOnce(Sa1b):
+    class Named(Sa1b):
+        def vocabulary(self) -> Vocabulary:
+            return Vocabulary(("odd", "even"), (), (True, True))
+
+        def read(self, files: Any, split: str, entry: Entry) -> Read:
+            read = super().read(files, split, entry)
+            category = 1 - int(entry.sample_id) % 2
+            regions = [replace(r, kind=Kind.INSTANCE, object_category=category) for r in read.record.regions]
+            return replace(read, record=replace(read.record, regions=tuple(regions)))
+
+    class KillsItsWorkerOnce(Named):
         def read(self, files: Any, split: str, entry: Entry) -> Read:
             if entry.sample_id.endswith("6") and not flag.exists():
                 flag.touch()
@@ -260,7 +298,10 @@ def test_a_killed_worker_costs_its_shard_a_second_try_and_nothing_else(tmp_path:
     root = write_sa1b(tmp_path / "sa1b")
     disturbed = _prepare_train(KillsItsWorkerOnce(), root, tmp_path / "disturbed")
     assert flag.exists()
-    assert disturbed.digest() == _prepare_train(Sa1b(), root, tmp_path / "calm").digest()
+    calm = _prepare_train(Named(), root, tmp_path / "calm")
+    assert (disturbed.digest(), disturbed.row_categories) == (calm.digest(), calm.row_categories)
+    names = Split(str(tmp_path / "disturbed")).row_categories()["objects"].to_pylist()
+    assert names == [[1 - number % 2] for number in range(1, 12)]
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,12 +13,14 @@ import pyarrow as pa
 import pytest
 
 from pipelines.files import Files, open_root
-from pipelines.shard_writer import Options, SplitTask, write_shard
+from pipelines.shard_writer import Options, ShardReport, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
-from pipelines.sources.source import Entry
+from pipelines.sources.source import Entry, Read
 from semsam.data import rle
 from semsam.data.images import decode_jpeg
-from semsam.data.schema import Record, from_row
+from semsam.data.manifest import Vocabulary
+from semsam.data.row_categories import from_bytes
+from semsam.data.schema import Kind, Record, from_row
 
 WriteSa1b = Callable[..., Path]
 
@@ -60,6 +63,36 @@ def test_what_is_not_resized_keeps_image_and_masks_bit_for_bit(write_sa1b: Write
         assert record.image == stem.with_suffix(".jpg").read_bytes()
         text = stem.with_suffix(".json").read_bytes()
         assert all(region.rle is not None and region.rle in text for region in record.regions)
+
+
+class Named(Sa1b):
+    """Every region has its image's number as name."""
+
+    def vocabulary(self) -> Vocabulary:
+        return Vocabulary(tuple("abcdefghi"), (), (True,) * 9)
+
+    def read(self, files: Files, split: str, entry: Entry) -> Read:
+        read = super().read(files, split, entry)
+        number = int(entry.sample_id)
+        regions = [replace(r, kind=Kind.INSTANCE, object_category=number) for r in read.record.regions]
+        return replace(read, record=replace(read.record, regions=tuple(regions)))
+
+
+def test_a_sidecar_has_the_names_of_its_rows_and_of_none_that_was_rejected(
+    write_sa1b: WriteSa1b, tmp_path: Path
+) -> None:
+    root = write_sa1b()
+    (root / "train" / "sa_6.jpg").write_bytes(b"")
+    task = replace(task_of(root, tmp_path / "out"), source=Named())
+    report, _ = write_shard(task, 1, entries_of(task)[4:])
+    names = from_bytes(base64.b64decode(report.row_categories), "sidecar")
+    assert names.to_pylist() == [{"objects": [number], "parts": []} for number in (5, 7)]
+    assert ShardReport.from_json((tmp_path / "out" / "shard-00001.json").read_bytes()) == report
+
+
+def test_a_dataset_without_names_lists_none(write_sa1b: WriteSa1b, tmp_path: Path) -> None:
+    task = task_of(write_sa1b(2), tmp_path / "out")
+    assert write_shard(task, 0, entries_of(task))[0].row_categories == ""
 
 
 def test_a_long_side_limit_makes_images_and_masks_smaller(write_sa1b: WriteSa1b, tmp_path: Path) -> None:
@@ -197,7 +230,7 @@ class NoTorch:
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, NoTorch())
 from pipelines.files import Files, open_root
-from pipelines.shard_writer import Options, SplitTask, write_shard
+from pipelines.shard_writer import Options, ShardReport, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
 task = SplitTask(Sa1b(), open_root({str(write_sa1b())!r}), "train", {str(tmp_path / "out")!r}, Options(9, 30, 92), "1")
 print(write_shard(task, 0, task.source.index(task.files, "train").entries)[0].shard.rows)

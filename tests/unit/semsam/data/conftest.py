@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from semsam.data.manifest import MANIFEST_NAME, Manifest, Shard, Vocabulary
+from semsam.data.manifest import MANIFEST_NAME, IndexFile, Manifest, Shard, Vocabulary
+from semsam.data.row_categories import ROW_CATEGORIES_NAME, row_names, to_batch, to_bytes
 from semsam.data.schema import RECORD, Record, to_row
 
 WriteSplit = Callable[[Path, Sequence[Sequence[Record]]], Path]
@@ -31,6 +32,8 @@ def write_split() -> WriteSplit:
             digest = hashlib.sha256(data).hexdigest()
             entries.append(Shard(path.name, len(records), len(data), digest, first, len(records)))
             first += len(records)
+        names = to_bytes(to_batch(map(row_names, records)) for records in shards)
+        (folder / ROW_CATEGORIES_NAME).write_bytes(names)
         vocabulary = Vocabulary(("car",))
         manifest = Manifest(
             dataset=folder.parent.name,
@@ -46,6 +49,7 @@ def write_split() -> WriteSplit:
             vocabulary_digest=vocabulary.digest(),
             code_version="test",
             options={},
+            row_categories=IndexFile(ROW_CATEGORIES_NAME, len(names), hashlib.sha256(names).hexdigest()),
         )
         (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
         return folder

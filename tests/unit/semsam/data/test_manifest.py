@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from semsam.data.manifest import Example, Manifest, Shard, Vocabulary
+from semsam.data.manifest import Example, IndexFile, Manifest, Shard, Vocabulary
 
 
 @pytest.fixture
@@ -28,6 +28,7 @@ def manifest() -> Manifest:
         vocabulary_digest=vocabulary.digest(),
         code_version="0.1.0",
         options={"max_long_side": 1024, "nested": {"a": None}},
+        row_categories=IndexFile("row_categories.arrow", 10, "ef"),
     )
 
 
@@ -38,6 +39,13 @@ def test_reads_back_what_was_written(manifest: Manifest) -> None:
 def test_an_empty_split_reads_back(manifest: Manifest) -> None:
     empty = dataclasses.replace(manifest, shards=(), num_samples=0, examples={}, vocabulary=Vocabulary(()))
     assert Manifest.from_json(empty.to_json(), "manifest.json") == empty
+
+
+def test_a_manifest_older_than_the_file_of_names_reads(manifest: Manifest) -> None:
+    values = orjson.loads(manifest.to_json())
+    del values["row_categories"]
+    old = Manifest.from_json(orjson.dumps(values), "manifest.json")
+    assert old == dataclasses.replace(manifest, row_categories=None)
 
 
 def test_the_digest_depends_on_the_shards_and_on_nothing_else(manifest: Manifest) -> None:

@@ -173,6 +173,44 @@ def test_another_schema_is_refused_by_name(folder: Path) -> None:
             Split(str(folder)).record(0)
 
 
+def test_the_names_of_all_rows_are_read_from_one_file(folder: Path) -> None:
+    names = Split(str(folder)).row_categories()
+    assert names.to_pylist() == [
+        {"objects": [r.object_category for r in one.regions if not r.is_crowd], "parts": [0] * (len(one.regions) > 1)}
+        for one in RECORDS
+    ]
+
+
+def test_names_that_the_manifest_does_not_mean_are_refused_by_name(folder: Path) -> None:
+    path = folder / "row_categories.arrow"
+    data = path.read_bytes()
+    path.write_bytes(data[:300] + bytes([data[300] ^ 1]) + data[301:])
+    split = Split(str(folder))
+    for read in (split.row_categories, split.verify):
+        with pytest.raises(ValueError, match=r"train/row_categories.arrow: SHA-256 is \w+, the manifest says"):
+            read()
+    path.unlink()
+    with pytest.raises(ValueError, match=r"train/row_categories.arrow: no such file, though the manifest lists it"):
+        split.row_categories()
+
+
+def test_names_of_another_number_of_rows_are_refused_by_name(folder: Path) -> None:
+    shards = orjson.loads((folder / "manifest.json").read_bytes())["shards"]
+    edit_manifest(folder, shards=shards[:1], num_samples=3)
+    with pytest.raises(ValueError, match=r"row_categories.arrow: 5 rows, the manifest says 3"):
+        Split(str(folder)).row_categories()
+
+
+def test_a_split_prepared_before_there_were_names_reads_but_has_none(folder: Path) -> None:
+    values = orjson.loads((folder / "manifest.json").read_bytes())
+    del values["row_categories"]
+    (folder / "manifest.json").write_bytes(orjson.dumps(values))
+    split = Split(str(folder))
+    split.verify()
+    with pytest.raises(ValueError, match=r"train/row_categories.arrow: no such file; run jobs.prepare again"):
+        split.row_categories()
+
+
 class FailingFiles(LocalFileSystem):
     """Local files of which the next `failures` reads fail."""
 
@@ -253,6 +291,7 @@ def test_a_split_on_s3_reads_as_a_local_one(folder: Path, bucket: str) -> None:
     split = Split(f"{bucket}/paco/train/")
     assert [split.record(i) for i in range(5)] == RECORDS
     split.verify()
+    assert split.row_categories() == Split(str(folder)).row_categories()
     with pytest.raises(ValueError, match=rf"{bucket}/paco/val/manifest.json: no such file"):
         Split(f"{bucket}/paco/val")
     shard = f"{path}/train/shard-00000.arrow"
