@@ -1,0 +1,43 @@
+"""How many samples of each dataset a run has seen stands in its log and in MLflow."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from semsam.tracking import TrackingSettings
+from semsam.training.folder import Folder
+from semsam.training.material import Material
+from semsam.training.recipe import Recipe
+from semsam.training.recorder import RUN_ID_FILE, Recorder
+from semsam.training.train_log import read_log
+
+
+@pytest.mark.slow
+def test_samples_seen_of_each_dataset_stand_in_the_log_and_in_mlflow(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    recipe = make_recipe(steps=5, global_batch=3, log_every=2)
+    material = Material.of(recipe)
+    tracking = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db")
+    folder = Folder(str(tmp_path / "run"))
+    seen: Counter[str] = Counter({"coco_panoptic": 0, "pascal_part": 0})
+    counts = []
+    for first, last in ((0, 3), (3, 5)):  # Interrupted once.
+        recorder = Recorder(recipe, material, folder, first, "test", tracking)
+        for step in range(first, last):
+            seen.update(row.dataset for row in material.plan.rows(step))
+            counts.append(dict(seen))
+            recorder.add(step, {"loss": 1.0, "seconds": 0.1})
+        recorder.close(failed=last < 5)
+    assert [entry["samples_seen"] for entry in read_log(folder)] == counts
+    assert sum(counts[-1].values()) == 15
+    client, run_id = MlflowClient(tracking.uri), folder.read(RUN_ID_FILE).decode()
+    for dataset in seen:
+        history = client.get_metric_history(run_id, f"samples_seen/{dataset}")
+        assert [(one.step, one.value) for one in history] == [(n, counts[n - 1][dataset]) for n in (2, 4, 5)]
