@@ -1,13 +1,18 @@
 """How well the reader keeps up: threads against the same work inline, S3 against local disk, memory.
 
+    python tests/benchmarks/bench_reader.py [--samples 20000]
+
 Prints ratios of times taken in one run, in interleaved rounds.  Samples/s move with the machine and its load, and are
-there for orientation.
+there for orientation.  Two processes that do the same work inline share nothing but the machine, so they say how much
+of a second core there is to win.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
+import multiprocessing
 import os
 import socket
 import statistics
@@ -25,11 +30,9 @@ import pyarrow.fs
 from jaxtyping import Bool
 
 from semsam.data import rle
-from semsam.data.augmentation import AugmentationSettings
 from semsam.data.images import encode_jpeg
 from semsam.data.manifest import MANIFEST_NAME, Manifest, Shard, Vocabulary
 from semsam.data.plan import Plan, PlanSettings, Stage
-from semsam.data.prompts import PromptSettings
 from semsam.data.reader import Reader, ReaderSettings, load_sample
 from semsam.data.sample import Batch
 from semsam.data.schema import RECORD, Kind, Record, Region, to_row
@@ -37,7 +40,6 @@ from semsam.data.shards import Split, open_filesystem
 from semsam.data.training_sample import SampleSettings
 
 FULL = SampleSettings()
-TINY = SampleSettings(augmentation=AugmentationSettings(crop_size=32), prompts=PromptSettings(num_prompts=4))
 GLOBAL_BATCH = 4
 ROUNDS = 8
 
@@ -67,7 +69,9 @@ def _ellipse(rng: np.random.Generator, height: int, width: int) -> Bool[np.ndarr
     return canvas.astype(bool)
 
 
-def write_split(folder: Path, records: list[Record], rows_per_shard: int) -> Split:
+def write_split(
+    folder: Path, records: list[Record], rows_per_shard: int, dataset: str = "sa1b", names: Vocabulary | None = None
+) -> Split:
     """The records as a prepared split."""
     folder.mkdir(parents=True)
     shards = []
@@ -79,19 +83,19 @@ def write_split(folder: Path, records: list[Record], rows_per_shard: int) -> Spl
                 writer.write_batch(to_row(record))
         data = path.read_bytes()
         shards.append(Shard(path.name, len(part), len(data), hashlib.sha256(data).hexdigest(), first, len(part)))
-    names = Vocabulary(())
+    names = names or Vocabulary(())
     regions = sum(len(record.regions) for record in records)
     manifest = Manifest(
-        "sa1b", "train", "", tuple(shards), len(records), regions, {}, {}, {}, names, names.digest(), "bench", {}
+        dataset, "train", "", tuple(shards), len(records), regions, {}, {}, {}, names, names.digest(), "bench", {}
     )
     (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
     return Split(str(folder))
 
 
-def make_plan(split: Split, num_steps: int, global_batch: int = GLOBAL_BATCH) -> Plan:
+def make_plan(split: Split, num_steps: int) -> Plan:
     """A plan of this split alone."""
     settings = PlanSettings(stages=(Stage({"sa1b": 1.0}),))
-    return Plan(0, {"sa1b": split.rows_of_shard}, settings, global_batch, num_steps)
+    return Plan(0, {"sa1b": split.rows_of_shard}, settings, GLOBAL_BATCH, num_steps)
 
 
 def read_inline(split: Split, plan: Plan) -> None:
@@ -100,9 +104,19 @@ def read_inline(split: Split, plan: Plan) -> None:
         Batch.of([load_sample(split, row, 0, FULL) for row in plan.rows(step)], step)
 
 
+def read_inline_at(root: str, num_steps: int) -> None:
+    """The same in another process."""
+    split = Split(root)
+    read_inline(split, make_plan(split, num_steps))
+
+
+def open_reader(split: Split, plan: Plan, num_threads: int) -> Reader:
+    return Reader(plan, {"sa1b": split}, FULL, 0, 0, 1, settings=ReaderSettings(num_threads))
+
+
 def read_with(split: Split, plan: Plan, num_threads: int) -> None:
     """The reader's work, its batches thrown away."""
-    with Reader(plan, {"sa1b": split}, FULL, 0, 0, 1, settings=ReaderSettings(num_threads)) as reader:
+    with open_reader(split, plan, num_threads) as reader:
         for _ in reader:
             pass
 
@@ -126,15 +140,46 @@ def compare(works: dict[str, Callable[[], None]], num_samples: int) -> dict[str,
     return best
 
 
-def bench_threads(split: Split) -> None:
-    """Threads against inline work."""
-    plan = make_plan(split, num_steps=10)
-    works: dict[str, Callable[[], None]] = {"inline": lambda: read_inline(split, plan)}
-    for num_threads in (1, 2):
-        works[f"{num_threads} thread(s)"] = lambda n=num_threads: read_with(split, plan, n)
-    took = compare(works, plan.num_steps * plan.global_batch)
-    print(f"  two threads / one thread    {took['1 thread(s)'] / took['2 thread(s)']:.2f}  (bound: 1.7)")
-    print(f"  one thread / inline         {took['inline'] / took['1 thread(s)']:.2f}  (bound: 0.9)")
+def bench_threads(split: Split, num_samples: int) -> None:
+    """Two threads over `num_samples` samples in slices, between which the other ways do a tenth as much each.
+
+    Memory is read after every slice.
+    """
+    steps = max(2, num_samples // GLOBAL_BATCH // ROUNDS)  # Of a slice.
+    few = max(2, steps // 10)
+    ahead = ReaderSettings().prefetch
+    plan, short = make_plan(split, ROUNDS * (steps + ahead)), make_plan(split, few)
+    rates: dict[str, list[float]] = {}
+    memory = []
+
+    def measure(name: str, work: Callable[[], None], num_steps: int) -> None:
+        rates.setdefault(name, []).append(num_steps * GLOBAL_BATCH / seconds(work))
+
+    with open_reader(split, plan, 2) as reader, multiprocessing.get_context("spawn").Pool(2) as pool:
+        pool.starmap(read_inline_at, [(split.root, 1)] * 2, chunksize=1)  # Their start is not measured.
+        for _ in range(ROUNDS):
+            measure("inline", lambda: read_inline(split, short), few)
+            measure("one thread", lambda: read_with(split, short, 1), few)
+            both = [(split.root, few)] * 2
+            measure("two processes inline", lambda both=both: pool.starmap(read_inline_at, both, chunksize=1), 2 * few)
+            for _ in range(ahead):  # Made while the others were measured.
+                next(reader)
+            measure("two threads", lambda: [next(reader) for _ in range(steps)] and None, steps)
+            memory.append(resident_mib())
+    print(f"{ROUNDS * steps * GLOBAL_BATCH} samples with two threads, {ROUNDS * few * GLOBAL_BATCH} in other ways")
+    # The harmonic mean is that of all samples; other load only ever slows a round down.
+    shown = {name: (statistics.harmonic_mean(taken), max(taken)) for name, taken in rates.items()}
+    for name, (mean, best) in shown.items():
+        print(f"  {name:<24}{mean:8.1f} samples/s, {best:.1f} in the best round")
+    for one, other, bound in (
+        ("two threads", "one thread", "  (bound: 1.7)"),
+        ("one thread", "inline", "  (bound: 0.9)"),
+        ("two threads", "two processes inline", "  (bound: 0.9)"),
+        ("two processes inline", "inline", ""),
+    ):
+        ratios = [shown[one][i] / shown[other][i] for i in range(2)]
+        print(f"  {one + ' / ' + other:<38}{ratios[0]:.2f}, best rounds {ratios[1]:.2f}{bound}")
+    print(f"  memory after each slice, MiB: {', '.join(f'{mib:.0f}' for mib in memory)}  (bound: flat)")
 
 
 @contextlib.contextmanager
@@ -184,31 +229,18 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def bench_memory(split: Split) -> None:
-    """20,000 tiny samples: memory after the first tenth and at the end."""
-    plan = make_plan(split, num_steps=625, global_batch=32)
-    started, marks = time.perf_counter(), []
-    with Reader(plan, {"sa1b": split}, TINY, 0, 0, 1) as reader:
-        for step, _ in enumerate(reader):
-            if step % 62 == 61:
-                marks.append(resident_mib())
-    print(f"  {20_000 / (time.perf_counter() - started):.0f} samples/s")
-    print(f"  memory after 10% and 100% of 20,000 samples: {marks[0]:.0f} and {marks[-1]:.0f} MiB")
-
-
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--samples", type=int, default=20_000, help="how many samples two threads load")
+    num_samples = parser.parse_args().samples
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
         records = [synthetic_record(i, 768, 1024, 100) for i in range(12)]
         size = statistics.mean(len(record.image) for record in records) / 1024
-        split = write_split(folder / "sa1b" / "train", records, rows_per_shard=4)
+        split = write_split(Path(name) / "sa1b" / "train", records, rows_per_shard=4)
         print(f"SA-1B-like samples: 768x1024, 100 masks, JPEG of {size:.0f} KiB")
-        bench_threads(split)
+        bench_threads(split, num_samples)
         print("From S3")
         bench_s3(split)
-        print("Tiny samples")
-        tiny = [synthetic_record(i, 24, 30, 3) for i in range(1000)]
-        bench_memory(write_split(folder / "tiny" / "train", tiny, rows_per_shard=100))
 
 
 if __name__ == "__main__":
