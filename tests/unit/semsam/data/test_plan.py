@@ -32,9 +32,10 @@ def number(row: Row) -> int:
     return row.shard * 50 + row.row
 
 
-def test_shares_are_within_one_percent_of_the_weights_over_ten_thousand_samples() -> None:
-    weights = {"a": 0.5, "b": 0.3, "c": 0.2}
-    plan = Plan(3, SIZES, PlanSettings(stages=(Stage(weights),)), global_batch=16, num_steps=625)
+@pytest.mark.parametrize("weights", [{"a": 0.5, "b": 0.3, "c": 0.2}, PlanSettings().stages[-1].weights])
+def test_shares_are_within_one_percent_of_the_weights_over_ten_thousand_samples(weights: dict[str, float]) -> None:
+    sizes = dict.fromkeys(weights, (100, 37))
+    plan = Plan(3, sizes, PlanSettings(stages=(Stage(weights),)), global_batch=16, num_steps=625)
     seen = Counter(row.dataset for row in all_rows(plan))
     assert sum(seen.values()) == 10_000
     for name, weight in weights.items():
