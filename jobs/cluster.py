@@ -41,6 +41,8 @@ def connect(num_cpus: int | None = None, dashboard: bool = False) -> Iterator[No
         # A checkout need not be installed on the other machines: they get this one's files.
         ray.init(logging_level=logging.ERROR, runtime_env={"working_dir": str(ROOT)})
     else:
+        # Nobody announces that this machine will be taken away, so nobody need watch for it.
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
             address="local",
             num_cpus=num_cpus,
