@@ -71,7 +71,7 @@ def from_bytes(data: bytes, path: str) -> pa.Table:
 
 
 def repeat_factors(categories: pa.Table, threshold: float) -> Float64[np.ndarray, " rows"]:
-    """How often each row is to come in an epoch, 1 or more: LVIS's repeat factor sampling (arXiv 1908.03195, B.1).
+    """How often each row is to come in an epoch, 1 or more: LVIS's repeat factor sampling (arXiv 1908.03195).
 
     With f(c) the share of the rows that show c, a category asks for max(1, sqrt(threshold / f(c))), and a row comes as
     often as the most wanting of its categories asks.  Object and part names count alike; a row without any comes once.
