@@ -9,7 +9,7 @@ Deformable attention and the criterion are added by formula (`look_up_bytes`, `C
 
 with nothing overlapping, or as long as it takes to launch its kernels, and a step exchanges gradients and weights too.
 For Swin-B at 224 pixels, alone on an A100, a SHARE of 0.3 means 284 images/s; its authors report 264 to 282 without
-fused kernels (microsoft/Swin-Transformer, pull request 234, which does not name the size).
+fused kernels (microsoft/Swin-Transformer, pull request 234, which does not name the size).  `click_rounds` count as 1.
 
     python tests/benchmarks/bench_training_cost.py [<train config> ...]
 """
@@ -49,8 +49,7 @@ NAMES = (754, 243)  # Objects and parts of all seven datasets; none where SA-1B 
 REGIONS = 100  # Of an image, for generic queries: more than most have.
 MASKS_UNDER_CLICK = 5.7  # Likewise: 342 pairs of 60 clicks among 100 nested masks.
 BUCKET_BYTES = 4 * 500_000_000  # DeepSpeed's, for gradients on their way, at its default.
-GIB = 2**30
-NUM_GPUS = (8, 64)
+GIB, NUM_GPUS = 2**30, (8, 64)
 
 
 @dataclass(frozen=True)
@@ -102,8 +101,7 @@ class Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, _: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
-        values, _, weights = tensors
+        values, _, weights = tensors = ctx.saved_tensors
         # The values once more, and their gradients read and written in float32.
         ctx.traffic.bytes += look_up_bytes(values, weights, values.element_size() + 8)
         return *(torch.empty_like(tensor) for tensor in tensors), None
@@ -168,7 +166,7 @@ def count(job: TrainJob, settings: ModelSettings) -> Step:
             if isinstance(module, nn.LayerNorm | nn.GroupNorm):  # As a GPU's autocast has it.
                 module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
         storages = {p.untyped_storage()._cdata: p.untyped_storage() for p in model.parameters()}
-        others = len(storages)
+        num_others = len(storages)
 
         def keep(tensor: Tensor) -> Tensor:
             storages.setdefault(tensor.untyped_storage()._cdata, tensor.untyped_storage())
@@ -180,7 +178,7 @@ def count(job: TrainJob, settings: ModelSettings) -> Step:
             loss = _loss(model, job)
         loss.backward()
     criterion = CriterionCost.of(job, settings)
-    kept = sum(storage.nbytes() for storage in list(storages.values())[others:]) + criterion.kept
+    kept = sum(storage.nbytes() for storage in list(storages.values())[num_others:]) + criterion.kept
     return Step(flops.get_total_flops(), traffic.bytes, traffic.kernels, kept, criterion)
 
 
