@@ -121,6 +121,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     arguments = parser.parse_args()
     samples = Path(os.environ.get("SEMSAM_SAMPLES", "../shared/data"))
+    if not samples.is_dir():
+        print(f"not run: no real samples at {samples}; set SEMSAM_SAMPLES to the folder that holds coco/, ade20k/, ...")
+        return
     with tempfile.TemporaryDirectory() as name:
         prepare(samples, Path(name) / "shards")
         recipe = parse_config(Recipe, RECIPE | {"data": RECIPE["data"] | {"root": f"{name}/shards"}}, "RECIPE")
