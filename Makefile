@@ -54,7 +54,8 @@ format: $(DEV_READY)  ## rewrite files in the project's format
 	$(BIN)/ruff check --fix .
 
 bench: $(DEV_READY)  ## measure the hot paths; prints ratios taken in one run
-	for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	failed=; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || failed="$$failed $$file"; done; \
+	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 claims: $(READY)  ## three claims of the paper at toy scale, as tables; over an hour; a second call goes on
 	$(BIN)/python tests/benchmarks/claims.py
