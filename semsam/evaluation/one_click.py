@@ -27,5 +27,7 @@ def innermost_pixel(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
         raise ValueError("an empty mask has no innermost pixel")
     padded = np.pad(mask, 1).astype(np.uint8)
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    y, x = np.unravel_index(np.argmax(distance), distance.shape)
+    # Squares are whole numbers; their roots may differ in the last bits between pixels that are equally far inside.
+    squared = np.rint(distance.astype(np.float64) ** 2)
+    y, x = np.unravel_index(np.argmax(squared), squared.shape)
     return int(x), int(y)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.ndimage import distance_transform_edt
 
 from semsam.evaluation.box_prompt import BoxPrompt
 from semsam.evaluation.clicked_classes import ClickedClasses
@@ -58,6 +59,18 @@ def test_classes_are_read_from_the_level_that_fits_best() -> None:
 
 def test_the_innermost_pixel_of_a_full_image_is_its_middle() -> None:
     assert innermost_pixel(np.ones((5, 9), bool)) == (2, 2)  # The first of (2..6, 2).
+
+
+def test_of_equally_inner_pixels_the_first_counts() -> None:
+    random, (ys, xs) = np.random.default_rng(0), np.mgrid[:48, :61]
+    for _ in range(200):
+        y, x, radius, flatness = random.uniform((16, 22, 6, 0.5), (32, 38, 19, 2))
+        blob = (ys - y) ** 2 * flatness + (xs - x) ** 2 < radius**2
+        # Symmetric, and so full of ties: distances computed in float32 break them by their last bits.
+        mask = (blob | blob[::-1] | blob[:, ::-1] | blob[::-1, ::-1]) & ((ys - 24) ** 2 + (xs - 30) ** 2 > 9)
+        squared = np.rint(distance_transform_edt(np.pad(mask, 1)) ** 2)[1:-1, 1:-1]
+        y, x = np.unravel_index(squared.argmax(), squared.shape)
+        assert innermost_pixel(mask) == (x, y)
 
 
 def test_the_innermost_pixel_is_inside_a_ring() -> None:
