@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -49,12 +48,12 @@ class Worker:
     def sum_each(self, tensors: Sequence[Tensor]) -> None:
         """The sum over all workers of each of the fp32 tensors, in place.
 
-        Many at a time: one by one, small ones cost a message each, which on gloo took longer than the step itself.
+        Many at a time: one by one, small ones cost a message each, which on gloo took as long as the step itself.
         """
         if self.world_size == 1:
             return
-        ends = np.cumsum([tensor.numel() for tensor in tensors])
-        for _, bucket in itertools.groupby(zip(ends.tolist(), tensors, strict=True), lambda one: one[0] // _BUCKET):
+        ends = itertools.accumulate(tensor.numel() for tensor in tensors)
+        for _, bucket in itertools.groupby(zip(ends, tensors, strict=True), lambda one: one[0] // _BUCKET):
             some = [tensor for _, tensor in bucket]
             summed = self.sum(torch.cat([tensor.flatten() for tensor in some]))
             for tensor, part in zip(some, summed.split([tensor.numel() for tensor in some]), strict=True):

@@ -29,6 +29,8 @@ def in_rounds(batch: Batch, num_rounds: int) -> Batch:
 
     Where they will click is not known before the model has answered: they hold the places of the first round.
     """
+    if num_rounds == 1:
+        return batch
     again = np.full_like(batch.prompt_targets, -1)
     again[..., 0] = batch.prompt_asked
     return replace(

@@ -10,8 +10,7 @@ What counts is the oracle mIoU (of a region's levels the one that fits best) ove
 pixels: those whose mask has 1,024 pixels or more in the photo, of the regions that training uses.  It is held against
 the ceiling of the same regions: what their true masks score when they are brought to the stride-4 grid of the photo as
 the model sees it, and from there back to the photo in the predictor's way.  Training ends as soon as the ratio of the
-two reaches 0.75; not to reach it in time is an error.  Time is that of the processors, which other programs on the
-machine do not spend: 30 minutes are 30 minutes of one core for each worker.
+two reaches 0.75; not to reach it in time is an error.  Time is that of the clock.
 """
 
 from __future__ import annotations
@@ -189,14 +188,13 @@ class Overfit:
     def run(self, seconds: float) -> bool:
         """Train for so long at most, all included; whether the target was reached."""
         started, steps, losses, asked = time.perf_counter(), 0, 0.0, 0
-        started_here = time.process_time()
         self.step.train()
         with self.reader:
             while True:
-                loss, share = self.update((time.process_time() - started_here) / seconds)
+                loss, share = self.update((time.perf_counter() - started) / seconds)
                 steps, losses = steps + 1, losses + loss
                 if steps % LOSS_EVERY == 0:
-                    self.say(f"  step {steps}, {share * seconds:.0f} s of each core: loss {losses / LOSS_EVERY:.2f}")
+                    self.say(f"  step {steps}, {share * seconds:.0f} s: loss {losses / LOSS_EVERY:.2f}")
                     losses = 0.0
                 if int(share * TIMES_ASKED) == asked:
                     continue
@@ -204,8 +202,8 @@ class Overfit:
                 miou = self.ask()
                 ratio = miou / self.ceiling
                 self.say(
-                    f"step {steps}, {share * seconds:.0f} s of each core, {time.perf_counter() - started:.0f} s by the "
-                    f"clock: oracle mIoU {miou:.3f}, ceiling {self.ceiling:.3f}, ratio {ratio:.3f}  (bound: {TARGET})"
+                    f"step {steps}, {share * seconds:.0f} s: oracle mIoU {miou:.3f}, ceiling {self.ceiling:.3f}, "
+                    f"ratio {ratio:.3f}  (bound: {TARGET})"
                 )
                 if ratio >= TARGET or share >= 1:
                     return ratio >= TARGET

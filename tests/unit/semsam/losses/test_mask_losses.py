@@ -34,7 +34,7 @@ def draw():
 
 
 def dense(truth: PairTruth) -> Tensor:
-    labels = (truth.labels.entries.view(2, 18, 17)[:, 1:17, 1:] & 0xFFFFFFFF)[truth.image]
+    labels = [truth.labels.image(image) for image in truth.image.tolist()]
     return torch.stack([column[label] for column, label in zip(truth.columns, labels, strict=True)])
 
 
