@@ -57,8 +57,8 @@ def pair_mask_losses(
 ) -> tuple[Float[Tensor, "l m"], Float[Tensor, "l m"]]:
     """Cross-entropy and Dice losses of every pair in every layer.
 
-    The maps of one image and layer are made, sampled and freed together; small ones share one pass.  `first_layer` keys
-    the points: it differs between branches.
+    Maps are made, sampled and freed some pairs at a time; images and layers with few pairs share one pass.
+    `first_layer` keys the points: it differs between branches.
     """
     if not len(pairs):
         nothing = layers.boxes_cxcywh.new_zeros((len(layers.masks), 0))
@@ -67,12 +67,12 @@ def pair_mask_losses(
     most = block_pairs(counts, pairs.query.device)
     found = []
     for group in _grouped(work, most):
-        maps = [layers.masks[layer].pairs(image, pairs.query[rows]) for layer, image, rows in group]
+        pieces = [layers.masks[layer].pairs(image, pairs.query[rows]) for layer, image, rows in group]
         draws = [points.losses(targets.samples[image], first_layer + layer) for layer, image, _ in group]
         image, region = (torch.cat([index[rows] for _, _, rows in group]) for index in (pairs.image, pairs.region))
         truth = PairTruth(targets.labels, image, targets.tables[image, :, region])
-        draw = chained(draws, [len(m) for m in maps])
-        found.append(torch.stack(point_losses(maps[0] if len(maps) == 1 else torch.cat(maps), truth, draw, counts)))
+        draw = chained(draws, [piece.shape()[0] for piece in pieces])
+        found.append(torch.stack(point_losses(pieces, truth, draw, counts)))
     bce, dice = torch.cat(found, dim=1).unflatten(1, (len(layers.masks), len(pairs))).unbind()
     return bce, dice
 

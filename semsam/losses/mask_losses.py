@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,18 +26,60 @@ from semsam.ops.point_sampling import (
 # Candidate points handled at once: on a CPU what fits its cache, elsewhere what bounds memory.
 BLOCK_POINTS_CPU = 2**19
 BLOCK_POINTS = 2**25
+# Map pixels made at once: enough for a quick matrix product, and little enough for malloc to keep and use again.
+BLOCK_PIXELS_CPU = 2**22
+BLOCK_PIXELS = 2**27
+
+
+class PairMaps(Protocol):
+    """The mask logits of some pairs of one image, made a few at a time: a tuple of the tensors that they depend on."""
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The tensors, from which the class can be made anew."""
+        ...
+
+    def shape(self) -> tuple[int, int, int]:
+        """How many pairs, and the height and width of their maps."""
+        ...
+
+    def maps(self, rows: slice) -> Float[Tensor, "r h w"]:
+        """The maps of some pairs; called without autograd."""
+        ...
+
+    def add_gradients(self, gradients: Sequence[Tensor], rows: slice, of_maps: Float[Tensor, "r h w"]) -> None:
+        """Add to the gradient of each tensor what the gradient of `maps(rows)` makes of it; once for every pair."""
+        ...
 
 
 class MaskSource(Protocol):
     """The mask predictions of one layer, as the losses ask for them."""
 
-    def pairs(self, image: int, queries: Int64[Tensor, " m"]) -> Float[Tensor, "m h w"]:
-        """The mask logits of some queries of one image; differentiable."""
+    def pairs(self, image: int, queries: Int64[Tensor, " m"]) -> PairMaps:
+        """The mask logits of some queries of one image."""
         ...
 
     def at(self, points: Float[Tensor, "b p 2"]) -> Float[Tensor, "b q p"]:
         """The mask logits of all queries at the points of their image."""
         ...
+
+
+class EmbeddedPairs(NamedTuple):
+    """Maps as products of mask embeddings and pixel embeddings."""
+
+    embeddings: Float[Tensor, "m c"]
+    features: Float[Tensor, "c h w"]
+
+    def shape(self) -> tuple[int, int, int]:
+        return len(self.embeddings), *self.features.shape[1:]
+
+    def maps(self, rows: slice) -> Float[Tensor, "r h w"]:
+        return (self.embeddings[rows] @ self.features.flatten(1)).unflatten(1, self.features.shape[1:])
+
+    def add_gradients(self, gradients: Sequence[Tensor], rows: slice, of_maps: Float[Tensor, "r h w"]) -> None:
+        of_embeddings, of_features = gradients
+        flat = of_maps.flatten(1)
+        of_embeddings[rows] += flat @ self.features.flatten(1).T
+        of_features.flatten(1).addmm_(self.embeddings[rows].T, flat)
 
 
 @dataclass(frozen=True)
@@ -48,10 +91,8 @@ class EmbeddedMasks:
     # `features`, image by image: split once, so that the gradients of all layers meet before they are stacked.
     per_image: tuple[Float[Tensor, "c h w"], ...]
 
-    def pairs(self, image: int, queries: Int64[Tensor, " m"]) -> Float[Tensor, "m h w"]:
-        features = self.per_image[image]
-        chosen = self.embeddings[image].index_select(0, queries)
-        return (chosen @ features.flatten(1)).view(len(queries), *features.shape[1:])
+    def pairs(self, image: int, queries: Int64[Tensor, " m"]) -> EmbeddedPairs:
+        return EmbeddedPairs(self.embeddings[image].index_select(0, queries), self.per_image[image])
 
     def at(self, points: Float[Tensor, "b p 2"]) -> Float[Tensor, "b q p"]:
         return self.embeddings @ sample_features(self.features, points)
@@ -93,7 +134,7 @@ class PairTruth:
 
 
 def point_losses(
-    maps: Float[Tensor, "m h w"], truth: PairTruth, draw: Draw, counts: PointCounts
+    pieces: Sequence[PairMaps], truth: PairTruth, draw: Draw, counts: PointCounts
 ) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
     """Binary cross-entropy (mean over points) and one minus soft Dice of each pair of a predicted and a true mask.
 
@@ -101,45 +142,64 @@ def point_losses(
     adds 1 to both sides of the fraction, so that an empty mask predicted empty has no loss.
     """
     apply: Callable[..., tuple[Tensor, Tensor]] = _PointLosses.apply
-    return apply(maps, truth, draw, counts)
+    kinds = [(type(piece), len(tuple(piece))) for piece in pieces]
+    return apply(kinds, truth, draw, counts, *(tensor for piece in pieces for tensor in piece))
+
+
+_Kind = tuple[Callable[..., PairMaps], int]  # What makes a piece, and of how many tensors.
 
 
 class _PointLosses(torch.autograd.Function):
     """Keeps of every point its position, predicted probability and truth: 16 bytes, no maps.
 
-    The forward pass goes block by block, so that what a block needs on the way stays in the cache.
+    Both passes go block by block, so that what a block needs on the way stays in the cache.
     """
 
     @staticmethod
-    def forward(ctx: Any, maps: Tensor, truth: PairTruth, draw: Draw, counts: PointCounts) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        m = len(maps)
-        points = maps.new_empty((m, counts.total, 2))
-        probabilities, truths = maps.new_empty((2, m, counts.total))
-        bce, overlap, mass = maps.new_empty((3, m))
-        for rows in _blocks(m, block_pairs(counts, maps.device)):
-            points[rows], logits = importance_points(maps[rows], draw, counts)
+    def forward(  # type: ignore[override]
+        ctx: Any, kinds: list[_Kind], truth: PairTruth, draw: Draw, counts: PointCounts, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        pieces = _pieces(kinds, tensors)
+        m = len(truth.image)
+        points = tensors[0].new_empty((m, counts.total, 2))
+        probabilities, truths = points.new_empty((2, m, counts.total))
+        bce, overlap, mass = points.new_empty((3, m))
+        for rows, maps in _map_blocks(pieces, block_pairs(counts, points.device)):
+            points[rows], logits = importance_points(maps, draw, counts)
             values = region_values(truth.labels, truth.image[rows], truth.columns[rows], points[rows])
             bce[rows] = F.binary_cross_entropy_with_logits(logits, values, reduction="none").mean(1)
             p = logits.sigmoid_()
             overlap[rows] = torch.einsum("mp,mp->m", p, values)
             mass[rows] = p.sum(1) + values.sum(1) + 1
             probabilities[rows], truths[rows] = p, values
-        ctx.save_for_backward(points, probabilities, truths, overlap, mass)
-        ctx.shape = maps.shape[1:]
+        ctx.save_for_backward(points, probabilities, truths, overlap, mass, *tensors)
+        ctx.kinds = kinds
         return bce, 1 - (2 * overlap + 1) / mass
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        points, probabilities, truths, overlap, mass, *tensors = ctx.saved_tensors
+        pieces = _pieces(ctx.kinds, tensors)
+        found = [torch.zeros_like(tensor) for tensor in tensors]
+        of_pieces = dict(zip(map(id, pieces), _split(found, ctx.kinds), strict=True))
         of_bce, of_dice = gradients
-        points, p, t, overlap, mass = ctx.saved_tensors
         # d dice / d probability = (2 overlap + 1) / mass^2 - truth * 2 / mass, and d probability / d logit = p (1 - p).
         constant = (of_dice * (2 * overlap + 1) / mass**2)[:, None]
         per_truth = (of_dice * 2 / mass)[:, None]
         per_error = (of_bce / points.shape[1])[:, None]
-        of_logits = torch.addcmul(p, p, p, value=-1).mul_(torch.addcmul(constant, t, per_truth, value=-1))
-        of_logits.addcmul_(p - t, per_error)
-        return sample_maps_backward(of_logits, points, ctx.shape), None, None, None
+        _, height, width = pieces[0].shape()
+        for rows in _blocks(0, len(points), _pairs_of_maps(pieces[0])):
+            p, t = probabilities[rows], truths[rows]
+            of_logits = torch.addcmul(p, p, p, value=-1)
+            of_logits.mul_(torch.addcmul(constant[rows], t, per_truth[rows], value=-1))
+            of_logits.addcmul_(p - t, per_error[rows])
+            of_maps = sample_maps_backward(of_logits, points[rows], (height, width))
+            parts = _parts(pieces, rows)
+            lengths = [part.stop - part.start for _, part in parts]
+            for (piece, part), of_part in zip(parts, of_maps.split(lengths), strict=True):
+                piece.add_gradients(of_pieces[id(piece)], part, of_part)
+        return None, None, None, None, *(one if one.is_floating_point() else None for one in found)
 
 
 def importance_points(
@@ -161,5 +221,43 @@ def block_pairs(counts: PointCounts, device: torch.device) -> int:
     return max(1, (BLOCK_POINTS_CPU if device.type == "cpu" else BLOCK_POINTS) // max(1, counts.candidates))
 
 
-def _blocks(pairs: int, size: int) -> list[slice]:
-    return [slice(start, start + size) for start in range(0, pairs, size)]
+def _blocks(start: int, stop: int, size: int) -> list[slice]:
+    return [slice(first, min(first + size, stop)) for first in range(start, stop, size)]
+
+
+def _pairs_of_maps(piece: PairMaps) -> int:
+    """How many pairs' maps are made at once."""
+    _, height, width = piece.shape()
+    pixels = BLOCK_PIXELS_CPU if next(iter(piece)).device.type == "cpu" else BLOCK_PIXELS
+    return max(1, pixels // (height * width))
+
+
+def _map_blocks(pieces: list[PairMaps], most: int) -> Iterator[tuple[slice, Float[Tensor, "r h w"]]]:
+    """All pairs with their maps, at most so many at a time."""
+    m = sum(piece.shape()[0] for piece in pieces)
+    for made in _blocks(0, m, _pairs_of_maps(pieces[0])):
+        maps = [piece.maps(part) for piece, part in _parts(pieces, made)]
+        joined = maps[0] if len(maps) == 1 else torch.cat(maps)
+        for rows in _blocks(made.start, made.stop, most):
+            yield rows, joined[rows.start - made.start : rows.stop - made.start]
+
+
+def _pieces(kinds: list[_Kind], tensors: Sequence[Tensor]) -> list[PairMaps]:
+    return [make(*own) for (make, _), own in zip(kinds, _split(tensors, kinds), strict=True)]
+
+
+def _split(tensors: Sequence[Tensor], kinds: list[_Kind]) -> list[Sequence[Tensor]]:
+    ends = itertools.accumulate(number for _, number in kinds)
+    return [tensors[end - number : end] for (_, number), end in zip(kinds, ends, strict=True)]
+
+
+def _parts(pieces: list[PairMaps], rows: slice) -> list[tuple[PairMaps, slice]]:
+    """Where the pairs `rows` of all are: the pieces that hold them, and their rows there."""
+    found, first = [], 0
+    for piece in pieces:
+        m = piece.shape()[0]
+        part = slice(max(rows.start - first, 0), min(rows.stop - first, m))
+        if part.start < part.stop:
+            found.append((piece, part))
+        first += m
+    return found

@@ -12,6 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from semsam.data.atoms import AtomMap
@@ -21,7 +22,7 @@ from semsam.data.vocabularies import JointVocabulary
 from semsam.losses import matcher
 from semsam.losses.branches import Layers
 from semsam.losses.criterion import Criterion, CriterionSettings, SharedPoints
-from semsam.losses.mask_losses import MaskSource, importance_points
+from semsam.losses.mask_losses import EmbeddedPairs, MaskSource, importance_points
 from semsam.losses.targets import Targets, count_targets
 from semsam.model.predictions import ModelOutput, Predictions
 from semsam.ops.point_sampling import sample_maps
@@ -43,8 +44,8 @@ class MapMasks:
 
     maps: Tensor
 
-    def pairs(self, image: int, queries: Tensor) -> Tensor:
-        return self.maps[image, queries]
+    def pairs(self, image: int, queries: Tensor) -> EmbeddedPairs:
+        return EmbeddedPairs(F.one_hot(queries, self.maps.shape[1]).float(), self.maps[image])
 
     def at(self, points: Tensor) -> Tensor:
         return torch.stack([sample_maps(m, p.expand(len(m), -1, -1)) for m, p in zip(self.maps, points, strict=True)])
@@ -177,7 +178,8 @@ def test_kept_points_are_those_of_the_published_criterion(case: Case) -> None:
     queries = torch.from_numpy(case.golden["match_query"][case.points.order])
     for layer in range(len(case.output.prompts)):
         published = case.golden[f"points_used.{(layer + 1) % len(case.output.prompts)}"]
-        maps = read_maps(case.output.prompts)[layer].pairs(0, queries).detach()
+        maps = case.output.prompts[layer].mask_embeddings.detach()[0, queries]
+        maps = maps.unflatten(1, case.output.prompts[layer].mask_features.shape[2:])
         ours, _ = importance_points(maps, case.points.losses(0, layer), case.criterion.counts)
         assert np.array_equal(np.sort(ours[..., 0].numpy()), np.sort(2 * published[case.points.order][..., 0] - 1))
 
