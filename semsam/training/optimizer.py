@@ -31,7 +31,7 @@ class OptimizerSettings:
     clip_norm: float = 0.01  # Of the whole model's gradient; 0: no clipping.
     schedule: Literal["multi_step", "cosine", "constant"] = "multi_step"
     warmup_steps: int = 10
-    milestones: tuple[float, ...] = (0.9, 0.95)
+    milestones: tuple[float, ...] = (0.888889, 0.962961)  # Steps 327,778 and 355,092 of 368,750.
     decay: float = 0.1  # At each milestone; of the cosine the last value.
 
     def __post_init__(self) -> None:
