@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from semsam.config import settings
+from semsam.data.augmentation import PADDING_GREY
 from semsam.data.images import Photo, read_photo
 from semsam.encoded_image import EncodedImage, Prompts, prompt_boxes
 from semsam.model.pixel_decoder import ImageFeatures
@@ -34,6 +35,9 @@ class ImageSize:
 
     short_side: int = 800
     max_long_side: int = 1333
+    # Pad the image at the bottom and right to max_long_side x max_long_side, as training pads its crops.  Places are
+    # relative to the padded image, so that a model that has seen few images needs this.
+    square: bool = False
 
     def __post_init__(self) -> None:
         if not 32 <= self.short_side <= self.max_long_side:
@@ -43,6 +47,17 @@ class ImageSize:
         """Height and width of the network's input for an image, at least one pixel each."""
         scale = min(self.short_side / min(height, width), self.max_long_side / max(height, width))
         return max(round(height * scale), 1), max(round(width * scale), 1)
+
+    def apply(self, image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "y x 3"]:
+        """The network's input for an image."""
+        height, width = self.resized(*image.shape[:2])
+        shrinks = height < image.shape[0] or width < image.shape[1]
+        resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        if not self.square:
+            return resized
+        padded = np.full((self.max_long_side, self.max_long_side, 3), PADDING_GREY, np.uint8)
+        padded[:height, :width] = resized
+        return padded
 
 
 @settings
@@ -159,7 +174,7 @@ class Predictor:
             by_size.setdefault(self.image_size.resized(*image.shape[:2]), []).append(index)
         encoded: dict[int, EncodedImage] = {}
         for size, indices in by_size.items():
-            pixels = torch.from_numpy(np.stack([_resize(images[i], size) for i in indices]))
+            pixels = torch.from_numpy(np.stack([self.image_size.apply(images[i]) for i in indices]))
             features = self.model.encode_image(pixels.permute(0, 3, 1, 2).to(self.device))
             for place, i in enumerate(indices):
                 one = slice(place, place + 1)
@@ -282,8 +297,3 @@ def best_name(names: Sequence[str], scores: Float[np.ndarray, " x"]) -> tuple[st
         return None
     best = int(np.argmax(scores))
     return names[best], float(scores[best])
-
-
-def _resize(image: UInt8[np.ndarray, "h w 3"], size: tuple[int, int]) -> UInt8[np.ndarray, "y x 3"]:
-    shrinks = size[0] < image.shape[0] or size[1] < image.shape[1]
-    return cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

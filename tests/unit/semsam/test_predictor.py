@@ -10,8 +10,10 @@ import boto3
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import ExifTags, Image
 
+from semsam.data.augmentation import Geometry
 from semsam.data.images import Photo
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import PROMPTS_AT_ONCE, RELEASED, WHOLE_TO_PART, Answer, ImageSize, Predictor, PromptStyle
@@ -296,6 +298,24 @@ def test_model_and_photo_may_lie_on_s3(predictor: Predictor, bucket: str, image:
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read"):
         Predictor.load(tmp_path)
+
+
+def test_a_square_is_the_image_padded_as_in_training(image: np.ndarray) -> None:
+    """The answer is that of the padded image, without what lies on the padding."""
+    square, plain = ImageSize(64, 96, square=True), ImageSize(96, 96)
+    seen = square.apply(image)
+    geometry = Geometry(HEIGHT, WIDTH, 8, 0, 0, HEIGHT, WIDTH, *square.resized(HEIGHT, WIDTH), flip=False, crop_size=96)
+    np.testing.assert_array_equal(seen.transpose(2, 0, 1), geometry.view(image))
+    ours, padded = Predictor(MODEL, square), Predictor(MODEL, plain)
+    ours.set_image(image)
+    padded.set_image(seen)
+    scale = np.array(square.resized(HEIGHT, WIDTH)[::-1]) / (WIDTH, HEIGHT)
+    answer, expected = soft_masks(ours, POINTS), soft_masks(padded, POINTS * scale)
+    height, width = square.resized(HEIGHT, WIDTH)
+    expected = F.interpolate(expected[..., :height, :width].flatten(0, 1)[None], (HEIGHT, WIDTH), mode="bilinear")
+    torch.testing.assert_close(answer.flatten(0, 1), expected[0], atol=1e-4, rtol=1e-4)
+    boxes, of_padded = ours.predict(POINTS).boxes_xyxy, padded.predict(POINTS * scale).boxes_xyxy
+    np.testing.assert_allclose(boxes, (of_padded / np.tile(scale, 2)).clip(0, [WIDTH, HEIGHT] * 2), atol=1e-3)
 
 
 def test_image_sizes_keep_the_aspect_and_the_limit() -> None:
