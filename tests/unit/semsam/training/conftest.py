@@ -41,7 +41,7 @@ def make_recipe(shards: Path) -> MakeRecipe:
                 "plan": {"stages": [{"weights": {"coco_panoptic": 1, "pascal_part": 1}}]},
                 # Not from a tenth of the size on, where many a crop shows no region and the loss is next to nothing.
                 "sample": {
-                    "augmentation": {"crop_size": 128, "scale_min": 0.8, "scale_max": 1.25},
+                    "augmentation": {"crop_size": 64, "scale_min": 0.8, "scale_max": 1.25},
                     "prompts": {"num_prompts": 2},
                 },
             },

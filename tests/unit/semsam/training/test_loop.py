@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_vocabulary_is_refused_by_name(make_recipe: Make
         ({"optimizer": {"lr": 2e-3}}, "optimizer.lr is 0.001 there and 0.002 here"),
         ({"criterion": {"weights": {"iou": 2.0}}}, "criterion.weights.iou is 1.0 there and 2.0 here"),
         ({"model": {"overrides": {"num_generic_queries": 5}}}, "model.num_generic_queries is 4 there and 5 here"),
-        ({"data": {"sample": {"augmentation": {"crop_size": 160}}}}, "crop_size is 128 there and 160 here"),
+        ({"data": {"sample": {"augmentation": {"crop_size": 160}}}}, "crop_size is 64 there and 160 here"),
         (
             {"data": {"plan": {"stages": [{"weights": {"coco_panoptic": 1, "pascal_part": 2}}]}}},
             "data.plan.stages.0.weights.pascal_part is 1.0 there and 2.0 here",

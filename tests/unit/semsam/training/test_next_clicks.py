@@ -30,6 +30,7 @@ def recipe(make_recipe: MakeRecipe) -> Recipe:
     values = config_values(make_recipe(steps=2, global_batch=8, click_rounds=2))
     values["data"]["plan"]["stages"][0]["weights"] = {"coco_panoptic": 2, "objects365": 1, "sa1b": 1}
     values["data"]["sample"]["prompts"]["num_prompts"] = NUM_PROMPTS
+    values["data"]["sample"]["augmentation"]["crop_size"] = SIZE
     return parse_config(Recipe, values, "test")
 
 
