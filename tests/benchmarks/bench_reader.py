@@ -121,6 +121,12 @@ def read_with(split: Split, plan: Plan, num_threads: int) -> None:
             pass
 
 
+def take(reader: Reader, num_steps: int) -> None:
+    """The next batches, thrown away one by one."""
+    for _ in range(num_steps):
+        next(reader)
+
+
 def seconds(work: Callable[[], None]) -> float:
     """Wall clock of one call."""
     started = time.perf_counter()
@@ -164,7 +170,7 @@ def bench_threads(split: Split, num_samples: int) -> None:
             measure("two processes inline", lambda both=both: pool.starmap(read_inline_at, both, chunksize=1), 2 * few)
             for _ in range(ahead):  # Made while the others were measured.
                 next(reader)
-            measure("two threads", lambda: [next(reader) for _ in range(steps)] and None, steps)
+            measure("two threads", lambda: take(reader, steps), steps)
             memory.append(resident_mib())
     print(f"{ROUNDS * steps * GLOBAL_BATCH} samples with two threads, {ROUNDS * few * GLOBAL_BATCH} in other ways")
     # The harmonic mean is that of all samples; other load only ever slows a round down.
