@@ -86,18 +86,20 @@ class Geometry:
         x, y = x.clip(0, self.visible_width), y.clip(0, self.visible_height)
         return np.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], axis=1).astype(np.float32)
 
-    def view_jpeg(self, data: Bytes) -> UInt8[np.ndarray, "3 s s"]:
-        """The crop of a JPEG, which is decoded no larger than this view needs.
+    def view_jpeg(self, data: Bytes, out: UInt8[np.ndarray, "3 s s"] | None = None) -> UInt8[np.ndarray, "3 s s"]:
+        """The crop of a JPEG, which is decoded no larger than this view needs; written to `out` if it is given.
 
         Raises `ValueError` for a broken JPEG and for one of another size.
         """
         height, width = jpeg_size(data)
         if (height, width) != (self.height, self.width):
             raise ValueError(f"the JPEG has {height} x {width} pixels, its record says {self.height} x {self.width}")
-        return self.view(decode_jpeg_eighths(data, self.eighths))
+        return self.view(decode_jpeg_eighths(data, self.eighths), out)
 
-    def view(self, reduced: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "3 s s"]:
-        """The crop of the reduced image."""
+    def view(
+        self, reduced: UInt8[np.ndarray, "h w 3"], out: UInt8[np.ndarray, "3 s s"] | None = None
+    ) -> UInt8[np.ndarray, "3 s s"]:
+        """The crop of the reduced image; written to `out` if it is given."""
         rows, cols = slice(self.top, self.top + self.window_height), slice(self.left, self.left + self.window_width)
         step = self.window_width / self.visible_width
         # Beyond this, bilinear look-ups skip pixels and show patterns that are not there.
@@ -105,10 +107,14 @@ class Geometry:
         visible = cv2.resize(
             reduced[rows, cols], (self.visible_width, self.visible_height), interpolation=interpolation
         )
-        crop = np.full((3, self.crop_size, self.crop_size), PADDING_GREY, np.uint8)
-        for channel, plane in enumerate(cv2.split(visible)):
-            mirrored = cv2.flip(plane, 1) if self.flip else plane
-            crop[channel, : self.visible_height, : self.visible_width] = mirrored
+        crop = np.empty((3, self.crop_size, self.crop_size), np.uint8) if out is None else out
+        crop[:, self.visible_height :] = PADDING_GREY
+        crop[:, : self.visible_height, self.visible_width :] = PADDING_GREY
+        for channel in range(3):
+            plane = crop[channel, : self.visible_height, : self.visible_width]
+            cv2.extractChannel(visible, channel, plane)
+            if self.flip:
+                cv2.flip(plane, 1, plane)
         return crop
 
     def _padded(self, indices: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " s"]:

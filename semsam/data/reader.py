@@ -48,8 +48,14 @@ def worker_slices(global_batch: int, rank: int, world_size: int, accumulation: i
     return [range(place * global_batch // slots, (place + 1) * global_batch // slots) for place in places]
 
 
-def load_sample(split: Split, row: Row, seed: int, sample_settings: SampleSettings) -> Sample:
-    """The sample of one row of the plan.
+def load_sample(
+    split: Split,
+    row: Row,
+    seed: int,
+    sample_settings: SampleSettings,
+    out: UInt8[np.ndarray, "3 s s"] | None = None,
+) -> Sample:
+    """The sample of one row of the plan, its image written to `out` if that is given.
 
     Whatever is wrong with it raises `ValueError` naming shard and row, and storage that cannot be read an `OSError`.
     """
@@ -61,7 +67,7 @@ def load_sample(split: Split, row: Row, seed: int, sample_settings: SampleSettin
     except Exception as error:
         raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
     try:
-        return training_sample(record, row.index, seed, sample_settings)
+        return training_sample(record, row.index, seed, sample_settings, out)
     except Exception as error:  # An OSError too: to Pillow a broken image is one.
         raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
 
@@ -180,8 +186,9 @@ class Reader:
         work = self._in_work.popleft()
         samples = [future.result() for future in work.samples]
         self._start_ahead()
-        for place in range(len(samples), self._batch_size):
-            samples.append(self._place(self._padding, work.images[place]))
+        for image in work.images[len(samples) :]:
+            np.copyto(image, self._padding.image)
+            samples.append(replace(self._padding, image=image))
         return Batch.of(samples, work.step, work.images)
 
     def _start_ahead(self) -> None:
@@ -201,11 +208,4 @@ class Reader:
                 yield step, rows[part.start : part.stop]
 
     def _load(self, row: Row, image: UInt8[np.ndarray, "3 h w"]) -> Sample:
-        sample = load_sample(self._splits[row.dataset], row, self._seed, self._sample_settings)
-        return self._place(sample, image)
-
-    @staticmethod
-    def _place(sample: Sample, image: UInt8[np.ndarray, "3 h w"]) -> Sample:
-        """The sample with its image moved to a row of the batch."""
-        np.copyto(image, sample.image)
-        return replace(sample, image=image)
+        return load_sample(self._splits[row.dataset], row, self._seed, self._sample_settings, image)

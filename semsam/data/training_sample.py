@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import field
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32, Int64
+from jaxtyping import Bool, Float, Int32, Int64, UInt8
 
 from semsam.config import settings
 from semsam.data.atoms import AtomMap
@@ -29,8 +29,12 @@ class SampleSettings:
     max_table_bytes: int = 2**26
 
 
-def training_sample(record: Record, index: int, seed: int, settings: SampleSettings) -> Sample:
+def training_sample(
+    record: Record, index: int, seed: int, settings: SampleSettings, out: UInt8[np.ndarray, "3 s s"] | None = None
+) -> Sample:
     """The sample at place `index` of the plan: all randomness is keyed by it and the seed.
+
+    Its image is written to `out`, if that is given.
 
     Raises `ValueError`, naming the record, for a broken image and for masks that do not fit it.
     """
@@ -40,7 +44,7 @@ def training_sample(record: Record, index: int, seed: int, settings: SampleSetti
     geometry = random_geometry(record.height, record.width, scale_range, settings.augmentation, rng)
     regions = regions_to_train(record.regions)
     try:
-        image = geometry.view_jpeg(record.image)
+        image = geometry.view_jpeg(record.image, out)
         atoms, left_out = _atoms(record, regions, geometry, settings.max_table_bytes)
     except ValueError as error:
         raise ValueError(f"{record.dataset} {record.split} {record.sample_id}: {error}") from None
