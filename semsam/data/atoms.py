@@ -8,6 +8,8 @@ from functools import cached_property
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int, Int64, UInt
 
 from semsam.data.label_runs import LabelRuns, runs_and_table, runs_of_labels, sorted_events, take_columns
@@ -184,7 +186,7 @@ def _inner(
 
 def _paint(runs: LabelRuns, table: Bool[np.ndarray, "a m"], height: int, width: int) -> AtomMap:
     """The map of these runs; pixels that are in none have label 0."""
-    inside = np.repeat(runs.label.astype(_label_type(len(table))), runs.length)
+    inside = _repeat(runs.label.astype(_label_type(len(table))), runs.length)
     if inside.size == height * width:
         return AtomMap(_transposed(inside.reshape(width, height)), table, runs)
     canvas = np.zeros((width, height), inside.dtype)
@@ -194,6 +196,13 @@ def _paint(runs: LabelRuns, table: Bool[np.ndarray, "a m"], height: int, width: 
     if num_filled:
         canvas[is_filled, : inside.size // num_filled] = inside.reshape(num_filled, -1)
     return AtomMap(_transposed(canvas), table, runs)
+
+
+def _repeat(values: UInt[np.ndarray, " r"], lengths: Int64[np.ndarray, " r"]) -> UInt[np.ndarray, " n"]:
+    """`np.repeat` for positive lengths, which here frees the interpreter's lock: other threads make samples as well."""
+    ends = pa.array(np.cumsum(lengths, dtype=np.int64))
+    found: np.ndarray = pc.run_end_decode(pa.RunEndEncodedArray.from_arrays(ends, pa.array(values))).to_numpy()
+    return found
 
 
 def _transposed(columns: UInt[np.ndarray, "w h"]) -> UInt[np.ndarray, "h w"]:
