@@ -98,17 +98,18 @@ def _atoms(
     """The atom map of the crop, and how many masks had to be left out of it."""
     rles = [record.regions[i].rle for i in regions]
     rows, cols = geometry.rows(), geometry.cols()
-    by_length = sorted((j for j, one in enumerate(rles) if one is not None), key=lambda j: len(rles[j] or b""))
     left_out = 0
     while True:
         try:
             return AtomMap.from_rles(rles, record.height, record.width, rows, cols, max_table_bytes), left_out
         except TooManyAtomsError:
+            by_length = sorted((j for j, one in enumerate(rles) if one is not None), key=lambda j: len(rles[j] or b""))
             if not by_length:
                 raise
             # A quarter at a time: every try has to go through all runs of what is left, millions where it is noise.
-            for _ in range(-(-len(by_length) // 4)):
-                rles[by_length.pop()] = None
+            quarter = -(-len(by_length) // 4)
+            for j in by_length[-quarter:]:
+                rles[j] = None
                 left_out += 1
 
 
