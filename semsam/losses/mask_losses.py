@@ -182,7 +182,7 @@ class _PointLosses(torch.autograd.Function):
         points, probabilities, truths, overlap, mass, *tensors = ctx.saved_tensors
         pieces = _pieces(ctx.kinds, tensors)
         found = [torch.zeros_like(tensor) for tensor in tensors]
-        of_pieces = dict(zip(map(id, pieces), _split(found, ctx.kinds), strict=True))
+        of_pieces = _split(found, ctx.kinds)
         of_bce, of_dice = gradients
         # d dice / d probability = (2 overlap + 1) / mass^2 - truth * 2 / mass, and d probability / d logit = p (1 - p).
         constant = (of_dice * (2 * overlap + 1) / mass**2)[:, None]
@@ -197,8 +197,8 @@ class _PointLosses(torch.autograd.Function):
             of_maps = sample_maps_backward(of_logits, points[rows], (height, width))
             parts = _parts(pieces, rows)
             lengths = [part.stop - part.start for _, part in parts]
-            for (piece, part), of_part in zip(parts, of_maps.split(lengths), strict=True):
-                piece.add_gradients(of_pieces[id(piece)], part, of_part)
+            for (i, part), of_part in zip(parts, of_maps.split(lengths), strict=True):
+                pieces[i].add_gradients(of_pieces[i], part, of_part)
         return None, None, None, None, *(one if one.is_floating_point() else None for one in found)
 
 
@@ -236,7 +236,7 @@ def _map_blocks(pieces: list[PairMaps], most: int) -> Iterator[tuple[slice, Floa
     """All pairs with their maps, at most so many at a time."""
     m = sum(piece.shape()[0] for piece in pieces)
     for made in _blocks(0, m, _pairs_of_maps(pieces[0])):
-        maps = [piece.maps(part) for piece, part in _parts(pieces, made)]
+        maps = [pieces[i].maps(part) for i, part in _parts(pieces, made)]
         joined = maps[0] if len(maps) == 1 else torch.cat(maps)
         for rows in _blocks(made.start, made.stop, most):
             yield rows, joined[rows.start - made.start : rows.stop - made.start]
@@ -251,13 +251,13 @@ def _split(tensors: Sequence[Tensor], kinds: list[_Kind]) -> list[Sequence[Tenso
     return [tensors[end - number : end] for (_, number), end in zip(kinds, ends, strict=True)]
 
 
-def _parts(pieces: list[PairMaps], rows: slice) -> list[tuple[PairMaps, slice]]:
-    """Where the pairs `rows` of all are: the pieces that hold them, and their rows there."""
+def _parts(pieces: list[PairMaps], rows: slice) -> list[tuple[int, slice]]:
+    """Where the pairs `rows` of all are: the places of the pieces that hold them, and their rows there."""
     found, first = [], 0
-    for piece in pieces:
+    for i, piece in enumerate(pieces):
         m = piece.shape()[0]
         part = slice(max(rows.start - first, 0), min(rows.stop - first, m))
         if part.start < part.stop:
-            found.append((piece, part))
+            found.append((i, part))
         first += m
     return found
