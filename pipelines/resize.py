@@ -76,8 +76,8 @@ def _resized_regions(record: Record, height: int, width: int) -> tuple[Region, .
     for region in record.regions:
         if region.rle is None:
             x1, y1, x2, y2 = region.box_xyxy
-            regions.append(replace(region, box_xyxy=(x1 * x, y1 * y, x2 * x, y2 * y)))
+            regions.append(region._replace(box_xyxy=(x1 * x, y1 * y, x2 * x, y2 * y)))
         else:
             smaller, box = next(of_masks)
-            regions.append(replace(region, rle=smaller, box_xyxy=tuple(box)))
+            regions.append(region._replace(rle=smaller, box_xyxy=tuple(box)))
     return tuple(regions)

@@ -68,7 +68,7 @@ def without(
     kept = [position for position in range(len(record.regions)) if position not in faults]
     moved = {old: new for new, old in enumerate(kept)}
     regions = tuple(
-        replace(region, parent=None if region.parent is None else moved[region.parent])
+        region._replace(parent=None if region.parent is None else moved[region.parent])
         for region in (record.regions[position] for position in kept)
     )
     added = tuple(

@@ -11,8 +11,6 @@ segment, which nobody trains on and panoptic quality ignores, and the image is c
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import orjson
 from jaxtyping import Int64, UInt8
@@ -100,7 +98,7 @@ def _add_instances(regions: Regions, instances: Int64[np.ndarray, "h w"]) -> Non
             segments.append(regions.add_mask(mask, f"{red}/{green}", Kind.PANOPTIC, by_red[red]))
         else:
             regions.drop("unknown category", f"instance class {red}: {mask.sum()} pixels")
-    regions.regions += [replace(regions.regions[i], kind=Kind.INSTANCE) for i in segments if i is not None]
+    regions.regions += [regions.regions[i]._replace(kind=Kind.INSTANCE) for i in segments if i is not None]
 
 
 def _pixels(files: Files, path: str, regions: Regions) -> UInt8[np.ndarray, "h w 3"]:

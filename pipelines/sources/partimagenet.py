@@ -5,8 +5,6 @@ Objects are not annotated.  The object region of an image is derived: the union 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import orjson
 from pycocotools import mask as coco_mask
 
@@ -77,4 +75,4 @@ def _add_object(regions: Regions, rows: list[tuple[Row, str, Category]]) -> None
     whole = Category(rows[0][2].object, None, rows[0][2].thing)
     name = load_categories(PartImageNet.dataset).vocabulary.objects[whole.object]
     parent = regions.add_rle(counts, f"derived/{name}", Kind.DERIVED, whole, is_crowd=not single)
-    regions.regions += [replace(part, parent=parent) for part in found.regions]
+    regions.regions += [part._replace(parent=parent) for part in found.regions]

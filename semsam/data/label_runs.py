@@ -88,7 +88,7 @@ def labels_of_hashes(
     else:
         example = index[is_new]
         label = np.empty(len(hashes), np.int64)
-        label[index] = np.cumsum(is_new) - 1
+        label[index] = np.cumsum(is_new.astype(np.int64)) - 1  # Of bools it would hold the interpreter's lock.
     if len(example) and hashes[example[0]] == 0:
         return label, example
     return label + 1, np.concatenate([[0], example])

@@ -9,7 +9,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from types import TracebackType
 
@@ -184,6 +184,7 @@ class Reader:
     def _take(self) -> Batch:
         self._start_ahead()
         work = self._in_work.popleft()
+        wait(work.samples, return_when=FIRST_EXCEPTION)  # Woken once, not for each sample.
         samples = [future.result() for future in work.samples]
         self._start_ahead()
         for image in work.images[len(samples) :]:

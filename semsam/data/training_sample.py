@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 
 import numpy as np
-from jaxtyping import Bool, Float, Int32, Int64, UInt8
+from jaxtyping import Bool, Float, Int32, UInt8
 
 from semsam.config import settings
 from semsam.data.atoms import AtomMap
@@ -42,17 +42,20 @@ def training_sample(
     scale_range = settings.augmentation.scale_range(record.dataset)
     rng = generator(seed, index, "augmentation")
     geometry = random_geometry(record.height, record.width, scale_range, settings.augmentation, rng)
-    regions = regions_to_train(record.regions)
+    places = regions_to_train(record.regions)
+    regions = [record.regions[i] for i in places]
     try:
         image = geometry.view_jpeg(record.image, out)
         atoms, left_out = _atoms(record, regions, geometry, settings.max_table_bytes)
     except ValueError as error:
         raise ValueError(f"{record.dataset} {record.split} {record.sample_id}: {error}") from None
-    has_mask = np.array([record.regions[i].rle is not None for i in regions], bool)
-    boxes = _boxes_xyxy(record, regions, has_mask, atoms, geometry)
+    has_mask = np.array([region.rle is not None for region in regions], bool)
+    boxes = _boxes_xyxy(regions, has_mask, atoms, geometry)
     visible = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(1))
     atoms = atoms.keep_masks(visible)
-    columns = _columns(record.regions, regions[visible], has_mask[visible], boxes[visible] / np.float32(size))
+    columns = _columns(
+        {places[i]: regions[i] for i in visible.tolist()}, has_mask[visible], boxes[visible] / np.float32(size)
+    )
     return Sample(
         index=index,
         dataset=record.dataset,
@@ -77,26 +80,23 @@ def empty_sample(settings: SampleSettings) -> Sample:
         sample_id="",
         image=np.full((3, size, size), PADDING_GREY, np.uint8),
         atoms=AtomMap.from_rles([], size, size),
-        regions=_columns((), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros((0, 4), np.float32)),
+        regions=_columns({}, np.zeros(0, bool), np.zeros((0, 4), np.float32)),
         prompts=no_prompts(settings.prompts),
     )
 
 
-def regions_to_train(regions: Sequence[Region]) -> Int64[np.ndarray, " r"]:
+def regions_to_train(regions: Sequence[Region]) -> list[int]:
     """Which of a record's regions teach: no crowds, and of a panoptic record its segments only.
 
     The instances beside panoptic segments are the same objects once more; they are there for measuring AP.
     """
     is_panoptic = any(region.kind is Kind.PANOPTIC for region in regions)
-    teaches = [not r.is_crowd and (r.kind is Kind.PANOPTIC or not is_panoptic) for r in regions]
-    return np.flatnonzero(np.array(teaches, bool))
+    return [i for i, r in enumerate(regions) if not r.is_crowd and (r.kind is Kind.PANOPTIC or not is_panoptic)]
 
 
-def _atoms(
-    record: Record, regions: Int64[np.ndarray, " r"], geometry: Geometry, max_table_bytes: int
-) -> tuple[AtomMap, int]:
+def _atoms(record: Record, regions: Sequence[Region], geometry: Geometry, max_table_bytes: int) -> tuple[AtomMap, int]:
     """The atom map of the crop, and how many masks had to be left out of it."""
-    rles = [record.regions[i].rle for i in regions]
+    rles = [region.rle for region in regions]
     rows, cols = geometry.rows(), geometry.cols()
     left_out = 0
     while True:
@@ -114,8 +114,7 @@ def _atoms(
 
 
 def _boxes_xyxy(
-    record: Record,
-    regions: Int64[np.ndarray, " r"],
+    regions: Sequence[Region],
     has_mask: Bool[np.ndarray, " r"],
     atoms: AtomMap,
     geometry: Geometry,
@@ -127,7 +126,7 @@ def _boxes_xyxy(
     boxes = atoms.boxes_xyxy()
     if has_mask.all():
         return boxes
-    annotated = np.array([record.regions[i].box_xyxy for i in regions[~has_mask]], np.float32)
+    annotated = np.array([region.box_xyxy for region in regions if region.rle is None], np.float32)
     cut = geometry.boxes_xyxy(annotated)
     is_sliver = (cut[:, 2:] - cut[:, :2] < 1).any(1)
     boxes[~has_mask] = np.where(is_sliver[:, None], 0, cut)
@@ -135,23 +134,20 @@ def _boxes_xyxy(
 
 
 def _columns(
-    regions: Sequence[Region],
-    kept: Int64[np.ndarray, " m"],
-    has_mask: Bool[np.ndarray, " m"],
-    boxes_xyxy: Float[np.ndarray, "m 4"],
+    kept: Mapping[int, Region], has_mask: Bool[np.ndarray, " m"], boxes_xyxy: Float[np.ndarray, "m 4"]
 ) -> Regions:
-    """The kept regions as columns; parents that were not kept are -1."""
-    chosen = [regions[i] for i in kept]
-    new_index = {int(old): new for new, old in enumerate(kept)}
+    """The kept regions, given by their place in the record, as columns; parents that were not kept are -1."""
+    regions = kept.values()
+    new_index = {old: new for new, old in enumerate(kept)}
     return Regions(
         boxes_cxcywh=np.concatenate(
             [(boxes_xyxy[:, :2] + boxes_xyxy[:, 2:]) / 2, boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], axis=1
         ),
         has_mask=has_mask,
-        object_category=_or_minus_one(region.object_category for region in chosen),
-        part_category=_or_minus_one(region.part_category for region in chosen),
-        parent=_or_minus_one(new_index.get(-1 if r.parent is None else r.parent) for r in chosen),
-        is_thing=np.array([region.is_thing for region in chosen], bool),
+        object_category=_or_minus_one(region.object_category for region in regions),
+        part_category=_or_minus_one(region.part_category for region in regions),
+        parent=_or_minus_one(new_index.get(-1 if r.parent is None else r.parent) for r in regions),
+        is_thing=np.array([region.is_thing for region in regions], bool),
     )
 
 

@@ -285,7 +285,7 @@ def test_a_killed_worker_costs_its_shard_a_second_try_and_nothing_else(tmp_path:
         def read(self, files: Any, split: str, entry: Entry) -> Read:
             read = super().read(files, split, entry)
             category = 1 - int(entry.sample_id) % 2
-            regions = [replace(r, kind=Kind.INSTANCE, object_category=category) for r in read.record.regions]
+            regions = [r._replace(kind=Kind.INSTANCE, object_category=category) for r in read.record.regions]
             return replace(read, record=replace(read.record, regions=tuple(regions)))
 
     class KillsItsWorkerOnce(Named):

@@ -74,7 +74,7 @@ def test_boxes_scale_to_within_a_pixel(box: tuple[int, int, int, int]) -> None:
     mask = np.zeros((200, 300), bool)
     mask[y1:y2, x1:x2] = True
     original = record(np.zeros((200, 300, 3), np.uint8), [mask])
-    boxed = replace(original.regions[0], rle=None)
+    boxed = original.regions[0]._replace(rle=None)
     result = resize(Read(replace(original, regions=(original.regions[0], boxed))), 270, 92)
     small = result.record
     expected = np.array([x1, y1, x2, y2]) * 0.9

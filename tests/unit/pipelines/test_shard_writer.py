@@ -74,7 +74,7 @@ class Named(Sa1b):
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         read = super().read(files, split, entry)
         number = int(entry.sample_id)
-        regions = [replace(r, kind=Kind.INSTANCE, object_category=number) for r in read.record.regions]
+        regions = [r._replace(kind=Kind.INSTANCE, object_category=number) for r in read.record.regions]
         return replace(read, record=replace(read.record, regions=tuple(regions)))
 
 

@@ -24,11 +24,11 @@ def masked(top: int, left: int, bottom: int, right: int, **changes: Any) -> Regi
     mask[top:bottom, left:right] = True
     counts = rle.encode(mask)
     region = Region("7", counts, rle.box_xyxy(counts, HEIGHT, WIDTH), float(mask.sum()), Kind.INSTANCE, 1)
-    return replace(region, **changes)
+    return region._replace(**changes)
 
 
 def boxed(box: tuple[float, float, float, float], **changes: Any) -> Region:
-    return replace(Region("8", None, box, 4.0, Kind.INSTANCE, 0), **changes)
+    return Region("8", None, box, 4.0, Kind.INSTANCE, 0)._replace(**changes)
 
 
 def read(*regions: Region, **changes: Any) -> Read:
@@ -48,7 +48,7 @@ PART = masked(1, 1, 2, 3, kind=Kind.PART, object_category=0, part_category=0, pa
         (masked(7, 11, 8, 12),),
         (masked(0, 0, 4, 4, is_crowd=True),),
         (masked(0, 0, 4, 4), PART),
-        (replace(PART, parent=None),),
+        (PART._replace(parent=None),),
         (boxed((0.0, 0.0, 12.0, 8.0)), boxed((11.5, 7.5, 12.0, 8.0))),
         (masked(0, 0, 2, 2, kind=Kind.CLASS_AGNOSTIC, object_category=None),),
     ],
@@ -89,15 +89,15 @@ def test_a_broken_region_is_dropped_for_its_reason(region: Region, reason: str) 
 
 
 def test_a_part_of_a_part_is_dropped() -> None:
-    result = validate(read(masked(0, 0, 4, 4), PART, replace(PART, parent=1)), VOCABULARY)
+    result = validate(read(masked(0, 0, 4, 4), PART, PART._replace(parent=1)), VOCABULARY)
     assert len(result.record.regions) == 2
     assert [one.reason for one in result.dropped] == ["parent is no object"]
 
 
 def test_parts_go_with_their_object_and_the_others_keep_their_parents() -> None:
     broken, sound = masked(0, 0, 2, 2, object_category=9), masked(0, 0, 4, 4)
-    result = validate(read(broken, replace(PART, parent=0), sound, replace(PART, parent=2)), VOCABULARY)
-    assert result.record.regions == (sound, replace(PART, parent=0))
+    result = validate(read(broken, PART._replace(parent=0), sound, PART._replace(parent=2)), VOCABULARY)
+    assert result.record.regions == (sound, PART._replace(parent=0))
     assert [one.reason for one in result.dropped] == ["unknown category", "part of a dropped object"]
 
 

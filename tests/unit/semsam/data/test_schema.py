@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 
 import pyarrow as pa
 import pytest
@@ -17,7 +16,7 @@ RECORDS = {
     "empty": Record("sa1b", "train", "000", b"", 1, 1, 1, 1),
     "regions": Record("paco", "val", "a/b", b"\xff\xd8\x00", 2, 3, 20, 30, (MASK, PART, BOX), (1, 2), (), (0,)),
     "every kind": Record(
-        "ade20k", "train", "x", b"1", 4, 4, 4, 4, tuple(replace(BOX, kind=kind) for kind in Kind), None, None, None
+        "ade20k", "train", "x", b"1", 4, 4, 4, 4, tuple(BOX._replace(kind=kind) for kind in Kind), None, None, None
     ),
 }
 
