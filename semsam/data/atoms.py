@@ -12,7 +12,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int, Int64, UInt
 
-from semsam.data.label_runs import LabelRuns, runs_and_table, runs_of_labels, sorted_events, take_columns
+from semsam.data.label_runs import (
+    LabelRuns,
+    group_starts,
+    group_stops,
+    runs_and_table,
+    runs_of_labels,
+    sorted_events,
+    take_columns,
+)
 from semsam.data.rle import resample_toggles, toggles_of_many
 
 MAX_TABLE_BYTES = 2**28
@@ -157,15 +165,14 @@ class AtomMap:
         runs = self.runs
         order = np.argsort(runs.label.astype(self.labels.dtype), kind="stable")  # Column order within a label.
         label, row, col = runs.label[order], runs.row[order], runs.col[order]
-        first = np.flatnonzero(np.diff(label, prepend=-1))
-        last = np.append(first[1:], len(label))[: len(first)] - 1
+        first, last = group_starts(label), group_stops(label) - 1
         edges = np.zeros((4, len(self.table)), np.int64)
         boxes = np.zeros((4, self.num_masks), np.int64)
         if len(first):
             bottoms = np.maximum.reduceat(row + runs.length[order], first)
             edges[:, label[first]] = col[first], np.minimum.reduceat(row, first), col[last] + 1, bottoms
         mask, label = self._members
-        first = np.flatnonzero(np.diff(mask, prepend=-1))
+        first = group_starts(mask)
         for side, smallest_or_largest in enumerate((np.minimum, np.minimum, np.maximum, np.maximum)):
             if len(first):
                 boxes[side, mask[first]] = smallest_or_largest.reduceat(edges[side, label], first)

@@ -110,10 +110,10 @@ class Geometry:
         crop = np.empty((3, self.crop_size, self.crop_size), np.uint8) if out is None else out
         crop[:, self.visible_height :] = PADDING_GREY
         crop[:, : self.visible_height, self.visible_width :] = PADDING_GREY
-        for channel in range(3):
-            plane = crop[channel, : self.visible_height, : self.visible_width]
-            cv2.extractChannel(visible, channel, plane)
-            if self.flip:
+        planes = list(crop[:, : self.visible_height, : self.visible_width])
+        cv2.split(visible, planes)
+        if self.flip:
+            for plane in planes:
                 cv2.flip(plane, 1, plane)
         return crop
 

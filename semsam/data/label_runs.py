@@ -34,7 +34,7 @@ def sorted_events(
     Position and mask share one integer, since a plain sort is many times faster than one that carries a second array.
     """
     bits = num_masks.bit_length()
-    column_starts = (np.arange(width) * height << bits) | num_masks
+    column_starts = (np.arange(width if height else 0) * height << bits) | num_masks
     events = (toggles << bits) | mask
     events = np.concatenate([events[toggles < height * width], column_starts])
     events.sort()
@@ -50,8 +50,7 @@ def runs_and_table(
     max_table_bytes: int,
 ) -> tuple[LabelRuns, Bool[np.ndarray, "a m"]]:
     """The runs between events, labelled by the set of masks that have been toggled an odd number of times."""
-    is_last = np.diff(position, append=height * width) > 0  # Of the events at one position.
-    event = np.flatnonzero(is_last)
+    event = group_stops(position) - 1  # The last one at each position.
     hashes = np.bitwise_xor.accumulate(_keys(num_masks)[mask])[event]
     label, example = labels_of_hashes(hashes)
     if len(example) * num_masks > max_table_bytes:
@@ -92,6 +91,20 @@ def labels_of_hashes(
     if len(example) and hashes[example[0]] == 0:
         return label, example
     return label + 1, np.concatenate([[0], example])
+
+
+def group_starts(values: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " g"]:
+    """Where each stretch of equal values begins."""
+    is_start = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=is_start[1:])
+    return np.flatnonzero(is_start)
+
+
+def group_stops(values: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " g"]:
+    """Where each stretch of equal values ends: one past its last place."""
+    is_stop = np.ones(len(values), bool)
+    np.not_equal(values[1:], values[:-1], out=is_stop[:-1])
+    return np.flatnonzero(is_stop) + 1
 
 
 def _keys(num_masks: int) -> UInt64[np.ndarray, " k"]:

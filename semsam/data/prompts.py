@@ -107,6 +107,8 @@ def _targets_under(
     place = np.arange(len(click)) - np.repeat(np.cumsum(counts) - counts, counts)
     fits = place < num_levels
     targets[click[fits], place[fits]] = mask[fits]
-    for i in np.flatnonzero(counts > num_levels):
-        targets[i] = rng.permutation(np.flatnonzero(covering[i]))[:num_levels]
+    crowded = np.flatnonzero(counts > num_levels)
+    if len(crowded):
+        drawn = rng.random((len(crowded), covering.shape[1]))
+        targets[crowded] = np.where(covering[crowded], drawn, 1).argsort(axis=1)[:, :num_levels]
     return targets
