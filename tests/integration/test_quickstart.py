@@ -25,10 +25,11 @@ def test_seven_native_datasets_become_a_tracked_evaluation(tmp_path: Path, monke
     overrides = [f"output={tmp_path}/quickstart", "toy.train_images=8", "toy.val_images=3", "toy.faults=false"]
     overrides += ["train.training.steps=3"]
     job = load_config(quickstart.QuickstartJob, str(quickstart.DEFAULT_CONFIG), overrides)
+    on_interrupt = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = quickstart.run(job)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is on_interrupt
     assert {m.dataset for m in result.manifests} == set(DATASETS)
     assert result.training.steps == 3
     assert (Path(result.training.checkpoint) / "model.safetensors").is_file()

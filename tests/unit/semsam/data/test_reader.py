@@ -259,11 +259,15 @@ def test_an_interrupt_while_waiting_ends_the_threads(slow: dict[str, Split]) -> 
     reader = Reader(plan_for(slow), slow, SAMPLES, SEED, 0, 1)
     interrupt = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
     answer = threading.Timer(0.2, SlowSplit.answer.set)
-    interrupt.start()
-    answer.start()
-    with pytest.raises(KeyboardInterrupt):
-        next(reader)
-    answer.join()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background jobs ignore it.
+    try:
+        interrupt.start()
+        answer.start()
+        with pytest.raises(KeyboardInterrupt):
+            next(reader)
+    finally:
+        answer.join()
+        signal.signal(signal.SIGINT, before)
 
 
 class UnreachableSplit(Split):
