@@ -34,7 +34,7 @@ from semsam.training.loop import Loop
 from semsam.training.material import Material
 from semsam.training.recipe import Recipe
 from semsam.training.train import make_step
-from tests.integration.workers import run_workers
+from tests.integration.workers import end_worker, run_workers
 
 NUM_STEPS, WORLD_SIZE, PER_WORKER = 500, 2, 2
 # What a worker's batch of a step may be made of; each worker draws for itself.
@@ -162,7 +162,7 @@ def main() -> None:
     found = {"losses": losses, "kinds": draws.kinds, "datasets": sorted(draws.datasets)}
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
     writer.finish()
-    dist.destroy_process_group()
+    end_worker()
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from semsam.training.folder import Folder
 from semsam.training.fragments import EMA, MOMENTS, WEIGHT
 from semsam.training.optimizer import OptimizerSettings, set_lr
 from semsam.training.pieces import Wanted, load_pieces
-from tests.integration.workers import run_workers
+from tests.integration.workers import end_worker, run_workers
 
 STEPS, SAVED = 6, 3
 BEGUN = {1: ("plain",), 2: ("plain", "zero0", "zero1", "zero2", "zero3")}
@@ -166,7 +166,7 @@ def main() -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     for mode in modes:
         work(mode, Path(folder), Worker(rank, world_size, torch.device("cpu")))
-    dist.destroy_process_group()
+    end_worker()
 
 
 if __name__ == "__main__":

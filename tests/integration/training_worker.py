@@ -30,6 +30,7 @@ from semsam.training.material import Material
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder
 from semsam.training.train import make_step
+from tests.integration.workers import end_worker
 
 NUM_STEPS = 20
 DATASETS = ("sa1b", "coco_panoptic", "objects365", "pascal_part")
@@ -133,7 +134,7 @@ def main() -> None:
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     for mode in modes:
         run_mode(mode, root, Path(output), Worker(rank, world_size, torch.device("cpu")))
-    dist.destroy_process_group()
+    end_worker()
 
 
 if __name__ == "__main__":
