@@ -160,7 +160,7 @@ def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor, ou
         if len(rows) == job.pictures:
             break
         record = split.record(index)
-        regions = [record.regions[i] for i in regions_to_train(record.regions)]
+        regions = list(regions_to_train(record.regions).values())
         atoms = AtomMap.from_rles([r.rle for r in regions], record.height, record.width)
         clicked = sorted(clicked_regions(regions, atoms), key=lambda one: int(atoms.areas()[one.column]))
         if not clicked:

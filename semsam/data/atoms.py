@@ -12,16 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int, Int64, UInt
 
-from semsam.data.label_runs import (
-    LabelRuns,
-    group_starts,
-    group_stops,
-    runs_and_table,
-    runs_of_labels,
-    sorted_events,
-    take_columns,
-)
-from semsam.data.rle import resample_toggles, toggles_of_many
+from semsam.data.label_runs import LabelRuns, runs_and_table, runs_of_labels, sorted_events, take_columns
+from semsam.data.rle import group_edges, resample_toggles, toggles_of_many
 
 MAX_TABLE_BYTES = 2**28
 
@@ -165,14 +157,15 @@ class AtomMap:
         runs = self.runs
         order = np.argsort(runs.label.astype(self.labels.dtype), kind="stable")  # Column order within a label.
         label, row, col = runs.label[order], runs.row[order], runs.col[order]
-        first, last = group_starts(label), group_stops(label) - 1
+        groups = group_edges(label)
+        first, last = groups[:-1], groups[1:] - 1
         edges = np.zeros((4, len(self.table)), np.int64)
         boxes = np.zeros((4, self.num_masks), np.int64)
         if len(first):
             bottoms = np.maximum.reduceat(row + runs.length[order], first)
             edges[:, label[first]] = col[first], np.minimum.reduceat(row, first), col[last] + 1, bottoms
         mask, label = self._members
-        first = group_starts(mask)
+        first = group_edges(mask)[:-1]
         for side, smallest_or_largest in enumerate((np.minimum, np.minimum, np.maximum, np.maximum)):
             if len(first):
                 boxes[side, mask[first]] = smallest_or_largest.reduceat(edges[side, label], first)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Int64, UInt, UInt64
 
+from semsam.data.rle import group_edges
+
 
 class TooManyAtomsError(ValueError):
     """The table of labels x masks would be larger than allowed: masks of noise, not of things."""
@@ -50,7 +52,7 @@ def runs_and_table(
     max_table_bytes: int,
 ) -> tuple[LabelRuns, Bool[np.ndarray, "a m"]]:
     """The runs between events, labelled by the set of masks that have been toggled an odd number of times."""
-    event = group_stops(position) - 1  # The last one at each position.
+    event = group_edges(position)[1:] - 1  # The last one at each position.
     hashes = np.bitwise_xor.accumulate(_keys(num_masks)[mask])[event]
     label, example = labels_of_hashes(hashes)
     if len(example) * num_masks > max_table_bytes:
@@ -91,20 +93,6 @@ def labels_of_hashes(
     if len(example) and hashes[example[0]] == 0:
         return label, example
     return label + 1, np.concatenate([[0], example])
-
-
-def group_starts(values: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " g"]:
-    """Where each stretch of equal values begins."""
-    is_start = np.ones(len(values), bool)
-    np.not_equal(values[1:], values[:-1], out=is_start[1:])
-    return np.flatnonzero(is_start)
-
-
-def group_stops(values: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " g"]:
-    """Where each stretch of equal values ends: one past its last place."""
-    is_stop = np.ones(len(values), bool)
-    np.not_equal(values[1:], values[:-1], out=is_stop[:-1])
-    return np.flatnonzero(is_stop) + 1
 
 
 def _keys(num_masks: int) -> UInt64[np.ndarray, " k"]:

@@ -150,6 +150,13 @@ def resample_toggles(
     return cols_before[col] * len(rows) + rows_before[row] * is_sampled[col]
 
 
+def group_edges(values: Int64[np.ndarray, " n"]) -> Int64[np.ndarray, " groups_plus_1"]:
+    """Where each stretch of equal values begins, and the number of values: stretch `i` is [edges[i], edges[i + 1])."""
+    is_edge = np.ones(len(values) + 1, bool)
+    is_edge[1:-1] = values[1:] != values[:-1]
+    return np.flatnonzero(is_edge)
+
+
 def _numbers(digits: UInt8[np.ndarray, " c"], last: Int64[np.ndarray, " r"]) -> Int64[np.ndarray, " r"]:
     """The signed numbers whose last characters are at `last`."""
     first = np.concatenate([[0], last[:-1] + 1])[: len(last)]
@@ -199,7 +206,6 @@ def _toggles(mask: Bool[np.ndarray, "h w"]) -> Int64[np.ndarray, " r"]:
 def _encode_toggles(toggles: Int64[np.ndarray, " r"], size: int) -> bytes:
     """The string of ascending toggles, of which equal pairs and those past the last pixel mean nothing."""
     toggles = toggles[toggles < size]
-    is_start = np.diff(toggles, prepend=-1) > 0
-    group = np.flatnonzero(is_start)
-    times = np.diff(group, append=len(toggles))
-    return encode_counts(np.diff(toggles[group[times % 2 == 1]], prepend=0, append=size))
+    edges = group_edges(toggles)
+    is_toggle = np.diff(edges) % 2 == 1
+    return encode_counts(np.diff(toggles[edges[:-1][is_toggle]], prepend=0, append=size))

@@ -42,8 +42,8 @@ def training_sample(
     scale_range = settings.augmentation.scale_range(record.dataset)
     rng = generator(seed, index, "augmentation")
     geometry = random_geometry(record.height, record.width, scale_range, settings.augmentation, rng)
-    places = regions_to_train(record.regions)
-    regions = [record.regions[i] for i in places]
+    teaching = regions_to_train(record.regions)
+    places, regions = list(teaching), list(teaching.values())
     try:
         image = geometry.view_jpeg(record.image, out)
         atoms, left_out = _atoms(record, regions, geometry, settings.max_table_bytes)
@@ -85,13 +85,13 @@ def empty_sample(settings: SampleSettings) -> Sample:
     )
 
 
-def regions_to_train(regions: Sequence[Region]) -> list[int]:
-    """Which of a record's regions teach: no crowds, and of a panoptic record its segments only.
+def regions_to_train(regions: Sequence[Region]) -> dict[int, Region]:
+    """The regions of a record that teach, by their place in it: no crowds, and of a panoptic record its segments only.
 
     The instances beside panoptic segments are the same objects once more; they are there for measuring AP.
     """
     is_panoptic = any(region.kind is Kind.PANOPTIC for region in regions)
-    return [i for i, r in enumerate(regions) if not r.is_crowd and (r.kind is Kind.PANOPTIC or not is_panoptic)]
+    return {i: r for i, r in enumerate(regions) if not r.is_crowd and (r.kind is Kind.PANOPTIC or not is_panoptic)}
 
 
 def _atoms(record: Record, regions: Sequence[Region], geometry: Geometry, max_table_bytes: int) -> tuple[AtomMap, int]:

@@ -86,7 +86,7 @@ class Protocols:
 
 def measure(predictor: Predictor, record: Record, baselines: Baselines, protocols: Protocols, chunk: int = 32) -> None:
     """Add one record of the evaluated split: clicks and boxes on its regions, in chunks of `chunk` prompts."""
-    regions = [record.regions[i] for i in regions_to_train(record.regions)]
+    regions = list(regions_to_train(record.regions).values())
     if not regions:
         return
     predictor.set_image(decode_jpeg(record.image))
@@ -102,7 +102,7 @@ def measure(predictor: Predictor, record: Record, baselines: Baselines, protocol
 
 def fit_baselines(record: Record, fit: BaselineFit) -> None:
     """Add one record of the train split to what the blind baselines are tuned on."""
-    regions = [record.regions[i] for i in regions_to_train(record.regions)]
+    regions = list(regions_to_train(record.regions).values())
     atoms = AtomMap.from_rles([region.rle for region in regions], record.height, record.width)
     clicked = {one.column: one for one in clicked_regions(regions, atoms)}
     for column, region in enumerate(regions):

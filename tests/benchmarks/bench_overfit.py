@@ -109,7 +109,7 @@ class Photo:
     @staticmethod
     def of(record: Record) -> Photo:
         """The record's regions as evaluation has them."""
-        regions = [record.regions[i] for i in regions_to_train(record.regions)]
+        regions = list(regions_to_train(record.regions).values())
         atoms = AtomMap.from_rles([region.rle for region in regions], record.height, record.width)
         return Photo(record, atoms, list(clicked_regions(regions, atoms)))
 

@@ -171,7 +171,7 @@ def test_discs_around_the_clicks_are_bad_guesses(
 
 def ious_of_discs(records: Iterator[Record]) -> Iterator[np.ndarray]:
     for record in records:
-        regions = [record.regions[i] for i in regions_to_train(record.regions)]
+        regions = list(regions_to_train(record.regions).values())
         masked = [region.rle for region in regions if region.rle is not None]
         atoms = AtomMap.from_rles(masked, record.height, record.width)
         for column in range(len(masked)):

@@ -90,15 +90,15 @@ def test_a_sample_depends_on_seed_and_index_alone() -> None:
 
 def test_crowds_do_not_train() -> None:
     regions = (rectangle(0, 0, 9, 9, is_crowd=True), rectangle(5, 5, 20, 20))
-    assert regions_to_train(regions) == [1]
+    assert regions_to_train(regions) == {1: regions[1]}
     sample = training_sample(record_of(*regions), 0, 0, STILL)
     assert len(sample.regions) == sample.atoms.num_masks == 1
 
 
 def test_beside_panoptic_segments_instances_do_not_train() -> None:
     panoptic = rectangle(0, 0, 20, 20, kind=Kind.PANOPTIC)
-    assert regions_to_train((rectangle(0, 0, 9, 9), panoptic, rectangle(2, 2, 9, 9), panoptic)) == [1, 3]
-    assert regions_to_train((rectangle(0, 0, 9, 9), rectangle(1, 1, 9, 9, kind=Kind.PART))) == [0, 1]
+    assert list(regions_to_train((rectangle(0, 0, 9, 9), panoptic, rectangle(2, 2, 9, 9), panoptic))) == [1, 3]
+    assert list(regions_to_train((rectangle(0, 0, 9, 9), rectangle(1, 1, 9, 9, kind=Kind.PART)))) == [0, 1]
 
 
 @pytest.mark.parametrize("regions", [(), (rectangle(0, 0, 9, 9, is_crowd=True),), (rectangle(9, 9, 9, 9),)])
