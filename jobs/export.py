@@ -30,7 +30,7 @@ from semsam.model.pretrained_swin import load_swin
 from semsam.model.pretrained_text import with_text
 from semsam.model.released_weights import load_released, save_released, unplaced
 from semsam.model.semantic_sam import CONFIG_FILE, SemanticSam
-from semsam.training.folder import Folder
+from semsam.storage import Folder
 
 # Beside the weights of a converted checkpoint: released tensors that the model has no place for, kept for the way back.
 UNUSED_FILE = "released_unused.safetensors"

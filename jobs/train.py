@@ -17,12 +17,11 @@ from typing import Any
 
 from jobs.cluster import connect, main_exit, stable_path
 from semsam.config import config_values, load_config, parse_config, settings
-from semsam.data.shards import open_filesystem
 from semsam.model.semantic_sam import SemanticSam
+from semsam.storage import Folder, open_filesystem
 from semsam.tracking import TrackingSettings, tracking_uri
 from semsam.training.checkpoint import checkpoint_folder
 from semsam.training.engine import Worker
-from semsam.training.folder import Folder
 from semsam.training.initial_weights import start_from
 from semsam.training.loop import TrainingFault
 from semsam.training.material import Material, find_checkpoint
@@ -95,8 +94,8 @@ def run(job: TrainJob) -> Training:
             _fit(job, folder)
     losses = [entry["loss"] for entry in read_log(folder)]
     return Training(
-        checkpoint=checkpoint_folder(folder, job.training.steps).uri,
-        log=f"{folder.uri}/{LOG_FILE}",
+        checkpoint=checkpoint_folder(folder, job.training.steps).path,
+        log=f"{folder.path}/{LOG_FILE}",
         first_loss=losses[0],
         last_loss=losses[-1],
         steps=job.training.steps,
@@ -118,8 +117,8 @@ def _fit(job: TrainJob, folder: Folder) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
-    filesystem, path = open_filesystem(folder.uri)
-    is_local = "://" not in folder.uri
+    filesystem, path = open_filesystem(folder.path)
+    is_local = "://" not in folder.path
     if is_local:
         Path(path).mkdir(parents=True, exist_ok=True)
     trainer = TorchTrainer(

@@ -10,14 +10,14 @@ import orjson
 import pyarrow as pa
 
 from pipelines.mask_files import MaskFile, read_masks
-from pipelines.output_folder import OutputFolder
+from semsam.storage import Folder
 
 RESULTS_NAME = "coco_results.json"
 IMAGES_NAME = "coco_images.json"
 ANYTHING = "object"  # The only category where no names were given.
 
 
-def write_coco_results(folder: OutputFolder, files: Sequence[MaskFile], categories: Mapping[str, int]) -> None:
+def write_coco_results(folder: Folder, files: Sequence[MaskFile], categories: Mapping[str, int]) -> None:
     """Write `coco_results.json`, and `coco_images.json` with the images and categories that its ids stand for.
 
     A result's score is the predicted IoU, times the name's score where there is one, within [0, 1].  An image's id is
@@ -64,7 +64,7 @@ def _result(mask: Mapping[str, Any], image_id: int, size: list[int], categories:
     }
 
 
-def _images(folder: OutputFolder, file: MaskFile) -> list[str]:
+def _images(folder: Folder, file: MaskFile) -> list[str]:
     table: pa.Table = read_masks(folder, file.path)
     images: list[str] = table["image"].to_pylist()
     return images

@@ -26,11 +26,11 @@ from pipelines.coco_results import IMAGES_NAME, RESULTS_NAME, write_coco_results
 from pipelines.dropped import Dropped
 from pipelines.files import Files
 from pipelines.mask_files import MaskFile, Options, file_name, find_finished, sidecar_name, write_masks
-from pipelines.output_folder import OutputFolder
 from pipelines.predict import Pool, load_predictor
 from pipelines.progress import Progress
 from pipelines.sources.source import Rejected
 from semsam.automatic_masks import AutomaticMasks
+from semsam.storage import Folder
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MANIFEST_NAME, REJECTED_NAME = "manifest.json", "rejected.json"
@@ -84,7 +84,7 @@ def generate(task: Task, pool: Pool, progress_interval: float) -> Generated:
     step = task.options.images_per_file
     groups = [photos[start : start + step] for start in range(0, len(photos), step)]
     print(f"generate: {len(photos)} images in {len(groups)} files", flush=True)
-    folder = OutputFolder(task.output)
+    folder = Folder(task.output)
     folder.remove(MANIFEST_NAME)  # It would vouch for files that are about to change.
     done = {} if task.redo else _find_finished(task, folder, groups)
     progress = Progress("generate", len(photos), interval=progress_interval)
@@ -96,7 +96,7 @@ def generate(task: Task, pool: Pool, progress_interval: float) -> Generated:
     return _finish(task, folder, [done[position] for position in range(len(groups))], len(photos))
 
 
-def _find_finished(task: Task, folder: OutputFolder, groups: Sequence[Sequence[str]]) -> dict[int, MaskFile]:
+def _find_finished(task: Task, folder: Folder, groups: Sequence[Sequence[str]]) -> dict[int, MaskFile]:
     def look(position: int) -> MaskFile | None:
         made_from = task.options.fingerprint(task.files.root, groups[position])
         return find_finished(folder, position, made_from)
@@ -164,7 +164,7 @@ class _Generate:
         return pa.table({"position": [position], "file": [file], "error": [error], "trace": [trace]})
 
 
-def _finish(task: Task, folder: OutputFolder, files: Sequence[MaskFile], num_photos: int) -> Generated:
+def _finish(task: Task, folder: Folder, files: Sequence[MaskFile], num_photos: int) -> Generated:
     rejected = [one for file in files for one in file.rejected]
     dropped = Dropped.of(rejected)
     _remove_strangers(folder, files)
@@ -197,7 +197,7 @@ def _listing(rejected: Sequence[Rejected]) -> bytes:
     return orjson.dumps(by_reason, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
 
 
-def _remove_strangers(folder: OutputFolder, files: Sequence[MaskFile]) -> None:
+def _remove_strangers(folder: Folder, files: Sequence[MaskFile]) -> None:
     """Delete what an earlier run with more files, of another format, or with COCO results has left."""
     ours = {file.path for file in files} | {sidecar_name(position) for position in range(len(files))}
     for name in folder.names():

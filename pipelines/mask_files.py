@@ -16,12 +16,12 @@ import pyarrow.parquet
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.files import Files
-from pipelines.output_folder import OutputFolder
 from pipelines.predict import ModelReference
 from pipelines.sources.source import Rejected
 from semsam.automatic_masks import AutomaticMasks, AutomaticMaskSettings, ImageMasks
 from semsam.data.images import read_photo
 from semsam.predictor import ImageSize, PromptStyle
+from semsam.storage import Folder
 
 FORMAT_VERSION = 1
 MASK = pa.struct(
@@ -107,9 +107,9 @@ def sidecar_name(position: int) -> str:
     return f"masks-{position:05d}.json"
 
 
-def find_finished(folder: OutputFolder, position: int, made_from: str) -> MaskFile | None:
+def find_finished(folder: Folder, position: int, made_from: str) -> MaskFile | None:
     """The sidecar of a file that is there as it should be, for photos and options of that fingerprint."""
-    data = folder.read(sidecar_name(position))
+    data = folder.read_if_there(sidecar_name(position))
     found = None if data is None else MaskFile.from_json(data)
     if found is None or found.made_from != made_from or folder.size(found.path) != found.num_bytes:
         return None
@@ -128,7 +128,7 @@ def write_masks(
     found = generator.of_images(_photos(files, images, kept, rejected))
     rows = [to_row(kept[place], masks) for place, masks in enumerate(found)]
     table = pa.Table.from_pylist(rows, schema=IMAGE_MASKS)
-    folder, name = OutputFolder(output), file_name(position, options.file_format)
+    folder, name = Folder(output), file_name(position, options.file_format)
     with folder.publishing(name) as draft:
         _write_table(table, draft, options.file_format)
         with draft.open("rb") as file:
@@ -142,9 +142,9 @@ def write_masks(
     return sidecar
 
 
-def read_masks(folder: OutputFolder, name: str) -> pa.Table:
+def read_masks(folder: Folder, name: str) -> pa.Table:
     """The rows of a file of masks, in memory."""
-    data = folder.read(name)
+    data = folder.read_if_there(name)
     if data is None:
         raise ValueError(f"{name}: no such file")
     if name.endswith(".parquet"):

@@ -22,12 +22,13 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 
 from pipelines.dropped import Dropped
-from pipelines.output_folder import OutputFolder
 from pipelines.progress import Progress
-from pipelines.shard_writer import ShardReport, SplitTask, shard_name, sidecar_name, write_shard
+from pipelines.shard_writer import ShardReport, SplitTask, sidecar_name, write_shard
 from pipelines.sources.source import REASONS_BY_DESIGN, Entry
 from semsam.data.manifest import MANIFEST_NAME, IndexFile, Manifest
 from semsam.data.row_categories import ROW_CATEGORIES_NAME, from_bytes, to_bytes
+from semsam.data.shard_file import shard_name
+from semsam.storage import Folder
 
 ENTRIES = pa.schema(
     [
@@ -66,7 +67,7 @@ def prepare(tasks: Sequence[SplitTask], progress_interval: float) -> list[Manife
     if faults:
         raise ValueError("\n".join(faults))
     for task in tasks:
-        OutputFolder(task.output).remove(MANIFEST_NAME)  # It would vouch for shards that are about to change.
+        Folder(task.output).remove(MANIFEST_NAME)  # It would vouch for shards that are about to change.
     finished: dict[int, tuple[str, Manifest]] = {}
     reports: list[list[ShardReport]] = [[] for _ in tasks]
     progress = Progress("prepare", sum(s.num_entries for s in summaries), interval=progress_interval)
@@ -189,7 +190,7 @@ def _finish(task: SplitTask, summary: IndexSummary, reports: Sequence[ShardRepor
         _fault(task, "regions", regions, manifest.num_regions + regions.total()),
     ]
     if not any(faults):
-        folder = OutputFolder(task.output)
+        folder = Folder(task.output)
         _remove_strangers(folder, len(reports))
         manifest = dataclasses.replace(manifest, row_categories=_publish_row_categories(folder, reports))
         with folder.publishing(MANIFEST_NAME) as draft:
@@ -197,7 +198,7 @@ def _finish(task: SplitTask, summary: IndexSummary, reports: Sequence[ShardRepor
     return "\n".join(filter(None, faults)), manifest
 
 
-def _publish_row_categories(folder: OutputFolder, reports: Sequence[ShardReport]) -> IndexFile | None:
+def _publish_row_categories(folder: Folder, reports: Sequence[ShardReport]) -> IndexFile | None:
     """What the manifest says of the names of all rows, put together from those of each shard; None without names."""
     encoded = [report.row_categories for report in reports if report.row_categories]
     if not encoded:
@@ -226,7 +227,7 @@ def _fault(task: SplitTask, what: str, dropped: Dropped, total: int) -> str:
     return "\n  ".join([first, *faults.lines()])
 
 
-def _remove_strangers(folder: OutputFolder, num_shards: int) -> None:
+def _remove_strangers(folder: Folder, num_shards: int) -> None:
     """Delete shards of an earlier run that had more of them."""
     ours = {name(position) for position in range(num_shards) for name in (shard_name, sidecar_name)}
     for name in folder.names():

@@ -9,24 +9,24 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import orjson
 import pyarrow as pa
-import pyarrow.ipc
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.dropped import Dropped
 from pipelines.files import Files
-from pipelines.output_folder import OutputFolder
 from pipelines.resize import resize
 from pipelines.sources.source import BadSample, Entry, Read, Rejected, Source
 from pipelines.validate import validate
 from semsam.data.manifest import Shard, Vocabulary
 from semsam.data.row_categories import Names, row_names, to_batch, to_bytes
-from semsam.data.schema import RECORD, SCHEMA_VERSION, to_row
+from semsam.data.schema import SCHEMA_VERSION, to_row
+from semsam.data.shard_file import index_name, shard_name, write_shard_file
+from semsam.storage import Folder
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,6 @@ class ShardReport:
             return None
 
 
-def shard_name(position: int) -> str:
-    """The file name of the shard at a position of its split."""
-    return f"shard-{position:05d}.arrow"
-
-
 def sidecar_name(position: int) -> str:
     """The file name of the sidecar of the shard at a position of its split."""
     return f"shard-{position:05d}.json"
@@ -112,45 +107,45 @@ def write_shard(task: SplitTask, position: int, entries: Sequence[Entry]) -> tup
     """
     vocabulary = task.source.vocabulary()
     made_from = _digest(task.fingerprint(vocabulary), entries)
-    folder = OutputFolder(task.output)
+    folder = Folder(task.output)
     if not task.redo:
         report = _find_finished(folder, position, made_from)
         if report is not None:
             return report, True
     with folder.publishing(shard_name(position)) as draft:
-        report = _write(task, vocabulary, position, entries, draft, made_from)
-    with folder.publishing(sidecar_name(position)) as draft:
-        draft.write_bytes(report.to_json())
+        report, index = _write(task, vocabulary, position, entries, draft, made_from)
+    folder.write(index_name(report.shard.path), index)
+    folder.write(sidecar_name(position), report.to_json())
     return report, False
 
 
 def _write(
     task: SplitTask, vocabulary: Vocabulary, position: int, entries: Sequence[Entry], path: Path, made_from: str
-) -> ShardReport:
-    rows, num_regions = 0, 0
+) -> tuple[ShardReport, bytes]:
+    num_regions = 0
     samples: list[Rejected] = []
     regions: list[Rejected] = []
     names: list[Names] = []
-    # One row per record batch and no compression, so that any row is one read away.
-    with pa.ipc.new_file(str(path), RECORD, options=pa.ipc.IpcWriteOptions(compression=None)) as writer:
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        nonlocal num_regions
         for entry in entries:
             try:
                 read = make_record(task, vocabulary, entry)
             except BadSample as error:
                 samples.append(error.rejected)
                 continue
-            writer.write_batch(to_row(read.record))
-            rows += 1
             num_regions += len(read.record.regions)
-            regions += read.dropped
+            regions.extend(read.dropped)
             names.append(row_names(read.record))
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+            yield to_row(read.record)
+
     first = position * task.options.rows_per_shard
-    shard = Shard(shard_name(position), rows, path.stat().st_size, digest, first, len(entries))
+    shard, index = write_shard_file(path, rows(), position, first, len(entries))
     has_names = vocabulary.objects or vocabulary.parts
     categories = base64.b64encode(to_bytes([to_batch(names)])).decode() if has_names else ""
-    return ShardReport(shard, num_regions, Dropped.of(samples), Dropped.of(regions), made_from, categories)
+    report = ShardReport(shard, num_regions, Dropped.of(samples), Dropped.of(regions), made_from, categories)
+    return report, index
 
 
 def make_record(task: SplitTask, vocabulary: Vocabulary, entry: Entry) -> Read:
@@ -169,8 +164,8 @@ def make_record(task: SplitTask, vocabulary: Vocabulary, entry: Entry) -> Read:
     return read
 
 
-def _find_finished(folder: OutputFolder, position: int, made_from: str) -> ShardReport | None:
-    data = folder.read(sidecar_name(position))
+def _find_finished(folder: Folder, position: int, made_from: str) -> ShardReport | None:
+    data = folder.read_if_there(sidecar_name(position))
     report = None if data is None else ShardReport.from_json(data)
     if report is None or report.made_from != made_from:
         return None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from semsam.data import rle
 from semsam.data.images import encode_jpeg
-from semsam.data.manifest import MANIFEST_NAME, Manifest, Shard, Vocabulary
-from semsam.data.schema import RECORD, Kind, Record, Region, to_row
+from semsam.data.manifest import Vocabulary
+from semsam.data.schema import Kind, Record, Region
+from tests.prepared_split import write_split
 
 VOCABULARIES = {
     "sa1b": Vocabulary(()),
@@ -43,37 +42,6 @@ def painted_record(dataset: str, number: int) -> Record:
         image[mask] = rng.integers(0, 255, 3)
         regions.append(_region(dataset, j, mask))
     return Record(dataset, "train", f"{number:06d}", encode_jpeg(image), HEIGHT, WIDTH, HEIGHT, WIDTH, tuple(regions))
-
-
-def write_split(folder: Path, shards: list[list[Record]], vocabulary: Vocabulary) -> None:
-    """Records as the shards of one split, with their manifest."""
-    folder.mkdir(parents=True)
-    entries: list[Shard] = []
-    for position, records in enumerate(shards):
-        path = folder / f"shard-{position:05d}.arrow"
-        with pa.ipc.new_file(str(path), RECORD) as writer:
-            for record in records:
-                writer.write_batch(to_row(record))
-        data = path.read_bytes()
-        first = sum(entry.rows for entry in entries)
-        digest = hashlib.sha256(data).hexdigest()
-        entries.append(Shard(path.name, len(records), len(data), digest, first, len(records)))
-    manifest = Manifest(
-        dataset=folder.parent.name,
-        split=folder.name,
-        source_root="",
-        shards=tuple(entries),
-        num_samples=sum(entry.rows for entry in entries),
-        num_regions=sum(len(record.regions) for records in shards for record in records),
-        dropped_samples={},
-        dropped_regions={},
-        examples={},
-        vocabulary=vocabulary,
-        vocabulary_digest=vocabulary.digest(),
-        code_version="test",
-        options={},
-    )
-    (folder / MANIFEST_NAME).write_bytes(manifest.to_json())
 
 
 def _region(dataset: str, j: int, mask: np.ndarray) -> Region:

@@ -14,7 +14,7 @@ import simplejpeg
 from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from semsam.data.shards import open_filesystem
+from semsam.storage import read_file
 
 Bytes = bytes | bytearray | memoryview
 # A path or `s3://` URI, a file's bytes, an opened image, or its pixels.
@@ -96,14 +96,10 @@ def read_photo(photo: Photo) -> UInt8[np.ndarray, "h w 3"]:
     if isinstance(photo, bytes | bytearray | memoryview):
         return _read_photo_bytes(photo)
     path = os.fspath(photo)
-    filesystem, place = open_filesystem(path)
     try:
-        with filesystem.open_input_file(place) as file:
-            data = file.read()
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file") from None
+        data = read_file(path)
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
+        raise ValueError(str(error)) from None
     try:
         return _read_photo_bytes(data)
     except ValueError as error:

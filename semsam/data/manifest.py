@@ -11,6 +11,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from semsam.data.schema import SCHEMA_VERSION
+from semsam.data.sealed import seal, unseal
 
 MANIFEST_NAME = "manifest.json"
 
@@ -37,6 +38,7 @@ class Shard:
     rows: int
     bytes: int
     sha256: str
+    index_sha256: str  # Of the file with its rows (`semsam.data.shard_file`).
     first_entry: int  # Position of its first entry in the sorted native ids; rejected entries leave gaps.
     entries: int
 
@@ -79,28 +81,44 @@ class Manifest:
     code_version: str
     options: dict[str, Any]
     schema_version: int = SCHEMA_VERSION
-    row_categories: IndexFile | None = None  # None: the vocabulary is empty, or the split older than these files.
+    row_categories: IndexFile | None = None  # None: the vocabulary is empty.
 
     def digest(self) -> str:
         """SHA-256 over the shards' digests: the identity of the data, whoever made it and wherever it lies."""
         return hashlib.sha256("".join(s.sha256 for s in self.shards).encode()).hexdigest()
 
     def to_json(self) -> bytes:
-        """Indented JSON; `from_json` reads it back."""
-        return orjson.dumps(dataclasses.asdict(self), option=orjson.OPT_INDENT_2)
+        """Indented JSON with a digest of its own; `from_json` reads it back."""
+        return seal(dataclasses.asdict(self))
 
     @staticmethod
     def from_json(data: bytes, path: str) -> Manifest:
-        """Raises `ValueError` naming `path` for another schema version or a file that is no manifest."""
+        """Raises `ValueError` naming `path` for another schema version and for what contradicts itself."""
+        check_version(data, path)
         try:
-            values = orjson.loads(data)
-            found = values["schema_version"]
-        except (orjson.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a manifest: {error!r}") from None
-        if found != SCHEMA_VERSION:
-            raise ValueError(f"{path}: schema version {found}, expected {SCHEMA_VERSION}; run jobs.prepare again")
-        try:
-            return TypeAdapter(Manifest).validate_python(values)
+            manifest = TypeAdapter(Manifest).validate_python(unseal(data, path))
         except ValidationError as error:
             faults = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
             raise ValueError(f"{path}: not a manifest: {'; '.join(faults[:3])}") from None
+        manifest._check(path)
+        return manifest
+
+    def _check(self, path: str) -> None:
+        total = sum(shard.rows for shard in self.shards)
+        if total != self.num_samples:
+            raise ValueError(f"{path}: {self.num_samples} samples, but its shards add up to {total}")
+        if self.vocabulary.digest() != self.vocabulary_digest:
+            raise ValueError(f"{path}: the vocabulary does not fit its digest")
+
+
+def check_version(data: bytes, path: str) -> None:
+    """Raise `ValueError`, naming `path`, unless a manifest is of this schema version."""
+    try:
+        found = orjson.loads(data)["schema_version"]
+    except (orjson.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a manifest: {error!r}") from None
+    if found != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path}: schema version {found!r}, expected {SCHEMA_VERSION}: another version of this project made it; "
+            "run jobs.prepare again with the settings of then, which makes the shards anew"
+        )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: every row has a checksum, in a file beside its shard.
 
 DATASETS = ("sa1b", "coco_panoptic", "objects365", "ade20k", "pascal_part", "paco", "partimagenet")
 SPLITS = ("train", "val")
@@ -121,15 +121,6 @@ def from_row(row: pa.RecordBatch, index: int = 0) -> Record:
     for name in ("checked_objects", "checked_parts", "not_exhaustive_objects"):
         values[name] = None if values[name] is None else tuple(values[name])
     return Record(regions=_regions(row.column("regions").flatten()), **values)
-
-
-def check_schema(schema: pa.Schema, path: str) -> None:
-    """Raise `ValueError`, naming `path`, unless a shard's schema is this version's."""
-    version = (schema.metadata or {}).get(b"semsam_schema_version", b"none").decode()
-    if version != str(SCHEMA_VERSION):
-        raise ValueError(f"{path}: schema version {version}, expected {SCHEMA_VERSION}; run jobs.prepare again")
-    if not schema.equals(RECORD):
-        raise ValueError(f"{path}: columns differ from semsam.data.schema.RECORD: {schema.names}")
 
 
 def _regions(column: pa.StructArray) -> tuple[Region, ...]:

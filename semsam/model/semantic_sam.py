@@ -10,11 +10,9 @@ import torch
 import torch.nn.functional as F
 import yaml
 from jaxtyping import Bool, Float, Int64, UInt8
-from pyarrow.fs import LocalFileSystem
 from torch import Tensor, nn
 
 from semsam.config import ConfigError, config_values, parse_config
-from semsam.data.shards import open_filesystem
 from semsam.model.backbone import Swin
 from semsam.model.generic_queries import NoisedRegions
 from semsam.model.mask_decoder import Groups, MaskDecoder
@@ -23,6 +21,7 @@ from semsam.model.predictions import ModelOutput
 from semsam.model.presets import ModelSettings, preset
 from semsam.model.prompt_encoder import PromptEncoder
 from semsam.model.text_encoder import TextEncoder
+from semsam.storage import Folder, NoSuchFileError
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -125,14 +124,11 @@ class SemanticSam(nn.Module):
 
     def save(self, path_or_uri: str | Path) -> None:
         """Write `config.yaml` (the section `model`) and `model.safetensors`, for `load`, locally or to `s3://`."""
-        filesystem, folder = open_filesystem(str(path_or_uri).rstrip("/"))
+        folder = Folder(path_or_uri)
         config = yaml.safe_dump({"model": config_values(self.settings)}, sort_keys=False).encode()
         weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
-        if isinstance(filesystem, LocalFileSystem):
-            filesystem.create_dir(folder)
         for name, data in ((WEIGHTS_FILE, weights), (CONFIG_FILE, config)):
-            with filesystem.open_output_stream(f"{folder}/{name}") as stream:
-                stream.write(data)
+            folder.write(name, data)
 
     @staticmethod
     def load(path_or_uri: str | Path) -> SemanticSam:
@@ -141,9 +137,9 @@ class SemanticSam(nn.Module):
         Reads the section `model` of `config.yaml` and all of `model.safetensors`.  Raises `ValueError` for missing or
         damaged files, and for missing, unexpected or misshapen weights, with their names.
         """
-        where = str(path_or_uri).rstrip("/")
-        config = f"{where}/{CONFIG_FILE}"
-        text, weights = _read_file(where, CONFIG_FILE), _read_weights(where)
+        folder = Folder(path_or_uri)
+        config = f"{folder.path}/{CONFIG_FILE}"
+        text, weights = _read_file(folder, CONFIG_FILE), _read_weights(folder)
         try:
             sections = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -151,7 +147,7 @@ class SemanticSam(nn.Module):
         if not isinstance(sections, dict) or not isinstance(sections.get("model"), dict):
             raise ConfigError(f"{config}: no section `model`")
         model = SemanticSam(parse_config(ModelSettings, sections["model"], f"{config}, model"))
-        model.load_weights(weights, f"{where}/{WEIGHTS_FILE}")
+        model.load_weights(weights, f"{folder.path}/{WEIGHTS_FILE}")
         return model.eval()
 
     def load_weights(self, weights: Mapping[str, Tensor], where: str) -> None:
@@ -169,26 +165,23 @@ class SemanticSam(nn.Module):
         self.load_state_dict(dict(weights))
 
 
-def _read_weights(folder: str) -> dict[str, Tensor]:
-    path = f"{folder}/{WEIGHTS_FILE}"
+def _read_weights(folder: Folder) -> dict[str, Tensor]:
+    path = f"{folder.path}/{WEIGHTS_FILE}"
     try:
-        if "://" in folder:
+        if not folder.is_local:
             return safetensors.torch.load(_read_file(folder, WEIGHTS_FILE))
         return safetensors.torch.load_file(path)  # Mapped: the weights are in memory once, not three times.
     except FileNotFoundError:
-        raise ValueError(f"{folder}: not a checkpoint: no {WEIGHTS_FILE}") from None
+        raise ValueError(f"{folder.path}: not a checkpoint: no {WEIGHTS_FILE}") from None
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
 
 
-def _read_file(folder: str, name: str) -> bytes:
-    filesystem, path = open_filesystem(folder)
+def _read_file(folder: Folder, name: str) -> bytes:
     try:
-        with filesystem.open_input_file(f"{path}/{name}") as file:
-            data: bytes = file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{folder}: not a checkpoint: no {name}") from None
-    return data
+        return folder.read(name)
+    except NoSuchFileError:
+        raise ValueError(f"{folder.path}: not a checkpoint: no {name}") from None
 
 
 def normalise_and_pad(

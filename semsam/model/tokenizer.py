@@ -15,7 +15,7 @@ from typing import Any
 
 import orjson
 
-from semsam.data.shards import open_filesystem
+from semsam.storage import Folder
 
 START_TOKEN, END_TOKEN = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"  # A part of every token that ends a word.
@@ -70,11 +70,11 @@ class Tokenizer:
 def load_tokenizer(folder: str) -> Tokenizer:
     """The tokenizer in a folder, local or `s3://`.  Raises `ValueError` where there is none or it cannot be read."""
     try:
-        vocabulary, merges = _read(folder, "vocab.json"), _read(folder, "merges.txt")
+        vocabulary, merges = Folder(folder).read_if_there("vocab.json"), Folder(folder).read_if_there("merges.txt")
         if vocabulary is not None and merges is not None:
             lines = [line for line in merges.decode().split("\n") if line.strip() and not line.startswith("#version")]
             return Tokenizer(orjson.loads(vocabulary), [_pair(line) for line in lines], folder)
-        both = _read(folder, "tokenizer.json")
+        both = Folder(folder).read_if_there("tokenizer.json")
         if both is not None:
             model = orjson.loads(both)["model"]
             added = {token["content"]: token["id"] for token in orjson.loads(both).get("added_tokens", ())}
@@ -120,12 +120,3 @@ def _pair(merge: Any) -> tuple[str, str]:
     if len(parts) != 2:
         raise TypeError(f"{merge!r} is not a pair of tokens")
     return parts[0], parts[1]
-
-
-def _read(folder: str, name: str) -> bytes | None:
-    filesystem, path = open_filesystem(folder.rstrip("/"))
-    try:
-        with filesystem.open_input_file(f"{path}/{name}") as file:
-            return bytes(file.read())
-    except (FileNotFoundError, NotADirectoryError):
-        return None

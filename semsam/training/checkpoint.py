@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from semsam.model.semantic_sam import WEIGHTS_FILE
-from semsam.training.folder import Folder
+from semsam.storage import Folder
 
 STATE_FILE = "state.json"
 
@@ -66,7 +66,7 @@ def load_state(folder: Folder) -> RunState:
     try:
         return TypeAdapter(RunState).validate_python(orjson.loads(folder.read(STATE_FILE)))
     except (orjson.JSONDecodeError, ValidationError) as error:
-        raise ValueError(f"{folder.uri}/{STATE_FILE}: not a checkpoint's state: {error}") from None
+        raise ValueError(f"{folder.path}/{STATE_FILE}: not a checkpoint's state: {error}") from None
 
 
 def load_weights(folder: Folder) -> dict[str, Tensor]:
@@ -74,7 +74,7 @@ def load_weights(folder: Folder) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(folder.read(WEIGHTS_FILE))
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{folder.uri}/{WEIGHTS_FILE}: cannot be read: {error}") from None
+        raise ValueError(f"{folder.path}/{WEIGHTS_FILE}: cannot be read: {error}") from None
 
 
 def keep_last(run: Folder, count: int) -> None:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
+from semsam.storage import Folder
 from semsam.training.checkpoint import STATE_FILE, RunState, checkpoint_folder, keep_last
-from semsam.training.folder import Folder
 from semsam.training.fragments import EMA, WEIGHT, Fragment, quantities
 from semsam.training.pieces import Wanted, load_pieces, piece_name, snapshot, write_piece
 
@@ -106,7 +106,7 @@ class CheckpointWriter:
         missing = list(range(self._world_size))
         while missing := [rank for rank in missing if not folder.exists(piece_name(last_quantity, rank))]:
             if time.monotonic() > deadline:
-                raise OSError(f"{folder.uri}: no {piece_name(last_quantity, missing[0])} after {PATIENCE:.0f} s")
+                raise OSError(f"{folder.path}: no {piece_name(last_quantity, missing[0])} after {PATIENCE:.0f} s")
             if self._abandoned.wait(_POLL):
                 return False
         return True

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from semsam.model.semantic_sam import SemanticSam
+from semsam.storage import Folder
 from semsam.training.checkpoint import load_weights
-from semsam.training.folder import Folder
 from semsam.training.recipe import ModelChoice, is_below
 
 

@@ -11,8 +11,8 @@ from semsam.data.plan import Plan, PlanSettings
 from semsam.data.schema import SCHEMA_VERSION
 from semsam.data.shards import Split
 from semsam.data.vocabularies import JointVocabulary
+from semsam.storage import Folder
 from semsam.training.checkpoint import RunState, latest_checkpoint, load_state
-from semsam.training.folder import Folder
 from semsam.training.recipe import Recipe
 from semsam.training.same_run import check_same_run
 

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 import orjson
-import pyarrow as pa
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from semsam.data.shards import with_retries
-from semsam.training.folder import Folder
+from semsam.storage import Folder
 from semsam.training.fragments import Fragment
 
 _ITEM = 4  # Bytes of an fp32.
@@ -68,7 +66,7 @@ def load_pieces(
     unexpected or not there once from end to end.
     """
     files = [_PieceFile(folder, piece_name(quantity, worker)) for worker in range(num_pieces)]
-    _check_cover(f"{folder.uri}: {quantity}", files, sizes)
+    _check_cover(f"{folder.path}: {quantity}", files, sizes)
     wanted = list(wanted)
     for file in files:
         file.fill(wanted)
@@ -85,8 +83,8 @@ class _PieceFile:
     """The header of a piece, whose values are read when they are asked for."""
 
     def __init__(self, folder: Folder, name: str) -> None:
-        self.where = f"{folder.uri}/{name}"
-        self._file: pa.NativeFile = folder.open(name)
+        self.where = f"{folder.path}/{name}"
+        self._file = folder.open(name)
         self.ranges: dict[str, list[_Range]] = defaultdict(list)
         try:
             for key, entry in self._header().items():
@@ -129,12 +127,12 @@ class _PieceFile:
         offset = self._data_start + begin
         if entry["dtype"] != "F32" or end - begin != size * _ITEM or not 0 <= begin <= end:
             raise ValueError(f"{key} is not a row of fp32")
-        if self._data_start + end > self._file.size():
+        if self._data_start + end > self._file.size:
             raise ValueError("it was cut short")
         self.ranges[name].append(_Range(int(start), int(start) + size, offset))
 
     def _read(self, size: int, offset: int) -> bytes:
-        data: bytes = with_retries(lambda: self._file.read_at(size, offset))
+        data = self._file.read_at(size, offset)
         if len(data) < size:
             raise ValueError(f"{self.where}: it was cut short")
         return data

@@ -16,7 +16,7 @@ from semsam.losses.criterion import CriterionSettings
 from semsam.model.presets import ModelSettings, preset
 from semsam.model.semantic_sam import CONFIG_FILE
 from semsam.model.text_encoder import TextSettings
-from semsam.training.folder import Folder
+from semsam.storage import Folder
 from semsam.training.optimizer import OptimizerSettings
 from semsam.training.step import Precision
 

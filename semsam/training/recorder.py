@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from semsam.config import config_values
+from semsam.storage import Folder
 from semsam.tracking import Tracker, TrackingSettings
-from semsam.training.folder import Folder
 from semsam.training.material import Material
 from semsam.training.recipe import Recipe
 from semsam.training.train_log import TrainLog

@@ -11,8 +11,8 @@ import yaml
 from semsam.config import ConfigError, config_values, parse_config
 from semsam.model.presets import ModelSettings
 from semsam.model.semantic_sam import CONFIG_FILE
+from semsam.storage import Folder
 from semsam.training.checkpoint import RunState
-from semsam.training.folder import Folder
 from semsam.training.recipe import ModelChoice, Recipe
 
 # Settings, or whole sections, that decide where and how fast a run computes and not what.
@@ -41,7 +41,7 @@ def check_same_run(folder: Folder, found: RunState, expected: RunState, recipe: 
     """Raise `ValueError`, naming the checkpoint and what differs, where going on would not be the same run."""
     if found.vocabulary_digest != expected.vocabulary_digest:
         raise ValueError(
-            f"{folder.uri}: this checkpoint was trained with another vocabulary "
+            f"{folder.path}: this checkpoint was trained with another vocabulary "
             f"({found.vocabulary_digest[:12]}, the data has {expected.vocabulary_digest[:12]}); "
             "choose another run.name, or the data that it was trained on"
         )
@@ -53,12 +53,12 @@ def check_same_run(folder: Folder, found: RunState, expected: RunState, recipe: 
         if len(differing) > MAX_NAMED:
             named.append(f"and {len(differing) - MAX_NAMED} more")
         lines = "\n  ".join(named)
-        raise ValueError(f"{folder.uri}: another training; choose another run.name, or its settings:\n  {lines}")
+        raise ValueError(f"{folder.path}: another training; choose another run.name, or its settings:\n  {lines}")
 
 
 def _deciding_values(folder: Folder) -> dict[str, Any]:
     """The settings that a checkpoint was trained with, those that it does not know yet at their defaults."""
-    where = f"{folder.uri}/{CONFIG_FILE}"
+    where = f"{folder.path}/{CONFIG_FILE}"
     sections = yaml.safe_load(folder.read(CONFIG_FILE))
     try:
         names = {field.name for field in dataclasses.fields(Recipe)} - {"model"}

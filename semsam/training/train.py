@@ -9,11 +9,11 @@ import torch
 from semsam.data.vocabularies import JointVocabulary
 from semsam.losses.criterion import Criterion
 from semsam.model.semantic_sam import SemanticSam
+from semsam.storage import Folder
 from semsam.tracking import TrackingSettings
 from semsam.training.checkpoint import checkpoint_folder, load_state, load_weights, remove_incomplete
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Engine, Worker, make_engine
-from semsam.training.folder import Folder
 from semsam.training.fragments import WEIGHT, quantities
 from semsam.training.initial_weights import start_from
 from semsam.training.loop import Loop, TrainingFault
@@ -51,7 +51,7 @@ def train(
     shapes = {name: p.shape for name, p in step.model.named_parameters() if p.requires_grad}
     if checkpoint is not None:
         _load_weights(step.model, checkpoint, shapes)
-        origin = f"going on after step {first} from {checkpoint.uri}"
+        origin = f"going on after step {first} from {checkpoint.path}"
     else:
         origin = start_from(step.model, recipe.model)
     whole = None
@@ -113,7 +113,7 @@ def _to_the_end(loop: Loop, first: int) -> None:
 
 def _load_weights(model: SemanticSam, checkpoint: Folder, shapes: Mapping[str, torch.Size]) -> None:
     """Give a model the weights that a checkpoint's training goes on from."""
-    model.load_weights(load_weights(checkpoint), checkpoint.uri)  # Those to use: all names, but maybe averages.
+    model.load_weights(load_weights(checkpoint), checkpoint.path)  # Those to use: all names, but maybe averages.
     trained = {name: parameter for name, parameter in model.named_parameters() if name in shapes}
     wanted = [Wanted(name, 0, parameter.data.view(-1)) for name, parameter in trained.items()]
     load_pieces(checkpoint, WEIGHT, load_state(checkpoint).num_pieces, _sizes(shapes), wanted)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import multiprocessing
 import os
 import socket
@@ -31,12 +30,13 @@ from jaxtyping import Bool
 
 from semsam.data import rle
 from semsam.data.images import encode_jpeg
-from semsam.data.manifest import MANIFEST_NAME, Manifest, Shard, Vocabulary
+from semsam.data.manifest import MANIFEST_NAME, Manifest, Vocabulary
 from semsam.data.plan import Plan, PlanSettings, Stage
 from semsam.data.reader import Reader, ReaderSettings, load_sample
 from semsam.data.sample import Batch
-from semsam.data.schema import RECORD, Kind, Record, Region, to_row
-from semsam.data.shards import Split, open_filesystem
+from semsam.data.schema import Kind, Record, Region, to_row
+from semsam.data.shard_file import index_name, shard_name, write_shard_file
+from semsam.data.shards import Split
 from semsam.data.training_sample import SampleSettings
 
 FULL = SampleSettings()
@@ -76,13 +76,11 @@ def write_split(
     folder.mkdir(parents=True)
     shards = []
     for first in range(0, len(records), rows_per_shard):
-        path = folder / f"shard-{len(shards):05d}.arrow"
         part = records[first : first + rows_per_shard]
-        with pa.ipc.new_file(str(path), RECORD) as writer:
-            for record in part:
-                writer.write_batch(to_row(record))
-        data = path.read_bytes()
-        shards.append(Shard(path.name, len(part), len(data), hashlib.sha256(data).hexdigest(), first, len(part)))
+        path = folder / shard_name(len(shards))
+        shard, index = write_shard_file(path, map(to_row, part), len(shards), first, len(part))
+        (folder / index_name(shard.path)).write_bytes(index)
+        shards.append(shard)
     names = names or Vocabulary(())
     regions = sum(len(record.regions) for record in records)
     manifest = Manifest(
@@ -216,7 +214,6 @@ def s3_server() -> Iterator[None]:
 def bench_s3(local: Split) -> None:
     """Local disk against an S3 server on the same cores, two threads each."""
     with s3_server():
-        filesystem, _ = open_filesystem("s3://bench")
         filesystem = pa.fs.S3FileSystem(
             endpoint_override=os.environ["AWS_ENDPOINT_URL"], region="us-east-1", allow_bucket_creation=True
         )

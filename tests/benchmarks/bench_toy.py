@@ -31,8 +31,8 @@ from semsam.data.reader import load_sample
 from semsam.data.schema import Record
 from semsam.data.shards import Split
 from semsam.data.training_sample import SampleSettings
+from semsam.storage import Folder
 from semsam.training.engine import Worker
-from semsam.training.folder import Folder
 from semsam.training.recipe import Recipe
 from semsam.training.same_run import checkpoint_config
 from semsam.training.train import train

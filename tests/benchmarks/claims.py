@@ -185,9 +185,9 @@ def compute(run: Run) -> dict[str, float]:
     import cv2
     import torch
 
+    from semsam.storage import Folder
     from semsam.training.checkpoint import checkpoint_folder
     from semsam.training.engine import Worker
-    from semsam.training.folder import Folder
     from semsam.training.same_run import checkpoint_config
     from semsam.training.train import train
 
@@ -202,7 +202,7 @@ def compute(run: Run) -> dict[str, float]:
         config = checkpoint_config(recipe, config_values(recipe))
         train(recipe, config, folder, Worker(0, 1, torch.device("cpu")), run.name, None)
     trained = time.process_time()
-    model = ModelReference(checkpoint_folder(folder, run.steps).uri, recipe.model.preset, run.seed)
+    model = ModelReference(checkpoint_folder(folder, run.steps).path, recipe.model.preset, run.seed)
     predictor = load_predictor(model, job.evaluate.image_size)
     baselines = read_baselines(Path(run.out, "world", "baselines.json"))
     sums = {}

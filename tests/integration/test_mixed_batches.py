@@ -27,9 +27,9 @@ from semsam.data.sample import Batch
 from semsam.data.schema import DATASETS
 from semsam.data.shards import Split
 from semsam.data.training_sample import empty_sample
+from semsam.storage import Folder
 from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Worker, make_engine
-from semsam.training.folder import Folder
 from semsam.training.loop import Loop
 from semsam.training.material import Material
 from semsam.training.recipe import Recipe

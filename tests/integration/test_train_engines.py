@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from semsam.storage import Folder
 from semsam.training.checkpoint import RunState, checkpoint_folder, load_weights
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Engine, Worker, make_engine
-from semsam.training.folder import Folder
 from semsam.training.fragments import EMA, MOMENTS, WEIGHT
 from semsam.training.optimizer import OptimizerSettings, set_lr
 from semsam.training.pieces import Wanted, load_pieces

@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from semsam.config import parse_config
+from semsam.storage import Folder
 from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Engine, Worker, make_engine
-from semsam.training.folder import Folder
 from semsam.training.fragments import Fragment
 from semsam.training.loop import Loop
 from semsam.training.material import Material

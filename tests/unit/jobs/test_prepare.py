@@ -85,7 +85,7 @@ def test_the_table_has_a_line_per_split_and_one_per_reason() -> None:
         dataset="paco",
         split="train",
         source_root="/data",
-        shards=(Shard("shard-00000.arrow", 9, 1, "", 0, 10),),
+        shards=(Shard("shard-00000.arrow", 9, 1, "", "", 0, 10),),
         num_samples=9,
         num_regions=70,
         dropped_samples={"broken image": 1},

@@ -22,10 +22,10 @@ from pipelines.coco_results import image_ids, write_coco_results
 from pipelines.files import open_root
 from pipelines.generate import Task, find_photos, generate
 from pipelines.mask_files import MaskFile, find_finished, read_masks, sidecar_name, write_masks
-from pipelines.output_folder import OutputFolder
 from pipelines.predict import Pool, load_predictor
 from semsam.automatic_masks import AutomaticMasks
 from semsam.config import parse_config
+from semsam.storage import Folder
 
 MASKS = {"points_per_side": 2, "min_iou": -10, "min_stability": 0, "max_overlap": 1}
 
@@ -92,12 +92,12 @@ def test_a_file_holds_a_row_per_photo_and_its_sidecar_what_was_rejected(
         np.testing.assert_allclose([mask["box_xyxy"] for mask in row["masks"]], expected.boxes_xyxy)
         assert {mask["part_name"] for mask in row["masks"]} == {mask["part_score"] for mask in row["masks"]} == {None}
     assert MaskFile.from_json((tmp_path / "out" / "masks-00000.json").read_bytes()) == sidecar
-    assert read_masks(OutputFolder(task.output), path.name).equals(table)
+    assert read_masks(Folder(task.output), path.name).equals(table)
 
 
 def test_a_file_is_finished_for_the_photos_and_options_that_it_was_made_from(task: Task) -> None:
     images = find_photos(task.files)
-    folder = OutputFolder(task.output)
+    folder = Folder(task.output)
     made_from = task.options.fingerprint(task.files.root, images)
     assert find_finished(folder, 0, made_from) is None
     sidecar = write(task, images)
@@ -156,7 +156,7 @@ def test_finished_files_need_no_worker_and_become_coco_results(
     assert sorted(truth.imgs) == [3, 7, 12]
     assert {c["name"]: c["id"] for c in truth.dataset["categories"]} == {"car": 1, "dog": 2}
     assert len(found.anns) == generated.num_masks
-    row = read_masks(OutputFolder(task.output), "masks-00000.parquet").to_pylist()[1]
+    row = read_masks(Folder(task.output), "masks-00000.parquet").to_pylist()[1]
     for annotation, mask in zip(found.imgToAnns[7], row["masks"], strict=True):
         assert coco_masks.area(annotation["segmentation"]) == mask["area"]
         np.testing.assert_allclose(coco_masks.toBbox(annotation["segmentation"]), annotation["bbox"])
@@ -166,12 +166,12 @@ def test_finished_files_need_no_worker_and_become_coco_results(
 
 def test_masks_without_names_are_of_one_category(photos: Path, tmp_path: Path) -> None:
     task = new_task(photos, tmp_path / "out", objects=[], coco_results=True)
-    write_coco_results(OutputFolder(task.output), [write(task, ["000003.png"])], task.coco_categories or {})
+    write_coco_results(Folder(task.output), [write(task, ["000003.png"])], task.coco_categories or {})
     results = orjson.loads((tmp_path / "out" / "coco_results.json").read_bytes())
     assert {result["category_id"] for result in results} == {1}
     listed = orjson.loads((tmp_path / "out" / "coco_images.json").read_bytes())
     assert listed["categories"] == [{"id": 1, "name": "object"}]
-    write_coco_results(OutputFolder(task.output), [], {})
+    write_coco_results(Folder(task.output), [], {})
     assert orjson.loads((tmp_path / "out" / "coco_results.json").read_bytes()) == []
 
 

@@ -51,7 +51,8 @@ def test_rows_come_in_the_order_of_the_entries(write_sa1b: WriteSa1b, tmp_path: 
     assert [record.sample_id for record in records_of(tmp_path / "out", 1)] == [f"{i:012d}" for i in (5, 6, 7)]
     assert (report.shard.first_entry, report.shard.entries, report.shard.rows, report.num_regions) == (4, 3, 3, 9)
     assert report.shard.bytes == (tmp_path / "out" / "shard-00001.arrow").stat().st_size
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["shard-00001.arrow", "shard-00001.json"]
+    written = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert written == ["shard-00001.arrow", "shard-00001.json", "shard-00001.rows"]
 
 
 def test_what_is_not_resized_keeps_image_and_masks_bit_for_bit(write_sa1b: WriteSa1b, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ def tracking(tmp_path_factory: pytest.TempPathFactory) -> TrackingSettings:
 
 def manifest() -> Manifest:
     vocabulary = Vocabulary(("cat", "dog"), (), (True, True))
-    shards = (Shard("shard-00000.arrow", 3, 10, "ab" * 32, 0, 3),)
+    shards = (Shard("shard-00000.arrow", 3, 10, "ab" * 32, "cd" * 32, 0, 3),)
     return Manifest(
         "ade20k", "val", "/data/ade", shards, 3, 5, {}, {}, {}, vocabulary, vocabulary.digest(), "0.1.0", {}
     )

@@ -11,9 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from semsam.storage import Folder
 from semsam.training.checkpoint import checkpoint_steps, latest_checkpoint, load_weights
 from semsam.training.engine import Worker
-from semsam.training.folder import Folder
 from semsam.training.fragments import Fragment
 from semsam.training.pieces import Wanted, load_pieces, piece_name, snapshot, write_piece
 from semsam.training.recipe import Recipe
@@ -104,7 +104,7 @@ def test_a_run_that_dies_at_any_write_goes_on_from_the_checkpoint_before(
         written: list[str] = []
 
         def dying(self: Folder, name: str, data: bytes, written: list[str] = written, last: int = num_written) -> None:
-            if self.uri.endswith("checkpoint-2"):
+            if self.path.endswith("checkpoint-2"):
                 if len(written) == last:
                     raise OSError("no space left on device")
                 written.append(name)
@@ -127,7 +127,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     is_last_step, steps_at_write = threading.Event(), []
 
     def slow(self: Folder, name: str, data: bytes) -> None:
-        if self.uri.endswith("checkpoint-2"):
+        if self.path.endswith("checkpoint-2"):
             assert is_last_step.wait(60)
             steps_at_write.append(len(list(read_log(Folder(str(tmp_path))))))
         write(self, name, data)
@@ -155,7 +155,7 @@ def test_an_error_of_writing_ends_the_training_at_the_next_step(
     write, add, failed = Folder.write, Recorder.add, threading.Event()
 
     def failing(self: Folder, name: str, data: bytes) -> None:
-        if "checkpoint-2" in self.uri:
+        if "checkpoint-2" in self.path:
             failed.set()
             raise OSError("disk on fire")
         write(self, name, data)
@@ -205,6 +205,6 @@ def test_only_complete_checkpoints_count_and_others_are_removed(make_recipe: Mak
         (tmp_path / name / "weight-00000.safetensors").write_bytes(b"left")
     latest = latest_checkpoint(Folder(str(tmp_path)))
     assert latest is not None
-    assert latest.uri.endswith("checkpoint-2")
+    assert latest.path.endswith("checkpoint-2")
     run(make_recipe(steps=2), tmp_path)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2"]

@@ -13,8 +13,8 @@ import yaml
 
 from semsam.model.presets import ModelSettings
 from semsam.model.semantic_sam import SemanticSam
+from semsam.storage import Folder
 from semsam.training.engine import Worker
-from semsam.training.folder import Folder
 from semsam.training.initial_weights import start_from
 from semsam.training.recipe import ModelChoice, Recipe
 from semsam.training.same_run import checkpoint_config

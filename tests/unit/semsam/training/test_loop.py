@@ -18,10 +18,10 @@ from semsam.config import config_values, parse_config
 from semsam.data.manifest import MANIFEST_NAME, Vocabulary
 from semsam.data.vocabularies import TEMPLATES
 from semsam.model.semantic_sam import SemanticSam
+from semsam.storage import Folder
 from semsam.training import train as train_module
 from semsam.training.checkpoint import STATE_FILE, latest_checkpoint, load_weights
 from semsam.training.engine import Worker
-from semsam.training.folder import Folder
 from semsam.training.loop import Loop, TrainingFault
 from semsam.training.material import Material, find_checkpoint
 from semsam.training.recipe import Recipe, merged

@@ -45,15 +45,6 @@ def test_a_plan_repeats_images_by_the_names_beside_the_shards(make_recipe: MakeR
     assert Counter(row.row for step in range(43) for row in plan.rows(step))[0] == 4
 
 
-def test_a_split_prepared_before_there_were_names_trains_but_does_not_repeat(make_recipe: MakeRecipe) -> None:
-    Material.of(make_recipe())
-    message = (
-        r"^data.plan.repeat.pascal_part: .*pascal_part/train/row_categories.arrow: no such file; run jobs.prepare again"
-    )
-    with pytest.raises(ValueError, match=message):
-        Material.of(repeating(make_recipe(), 0.001))
-
-
 def test_a_dataset_without_names_cannot_repeat_rare_ones(make_recipe: MakeRecipe) -> None:
     with pytest.raises(ValueError, match=r"^data.plan.repeat.sa1b: .*sa1b/train: this dataset has no names"):
         Material.of(repeating(make_recipe(), 0.001, "sa1b"))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from semsam.storage import Folder
 from semsam.tracking import TrackingSettings
-from semsam.training.folder import Folder
 from semsam.training.material import Material
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import RUN_ID_FILE, Recorder

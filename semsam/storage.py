@@ -1,0 +1,425 @@
+"""The one way to files: local folders and `s3://bucket/prefix`, through the same few operations.
+
+Files appear whole or not at all.  Storage that fails is asked again for half a minute; what it raises after that, and
+at once what no second try would mend (no space, no permission, no such file), begins with the path.  S3's credentials
+come from the environment, a profile or the machine's role, its endpoint and region from `AWS_ENDPOINT_URL_S3` /
+`AWS_ENDPOINT_URL` and `AWS_REGION` / `AWS_DEFAULT_REGION`, as with boto3.
+"""
+
+from __future__ import annotations
+
+import errno
+import fnmatch
+import hashlib
+import os
+import posixpath
+import re
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import fsspec
+import pyarrow as pa
+import pyarrow.fs
+
+T = TypeVar("T")
+
+S3 = "s3://"
+CHUNK = 8 * 1024 * 1024
+# Seconds between attempts at something that storage refuses, on top of what the S3 client itself tries again.
+BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+# What stays as it is however often one asks.
+_LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_LASTING_NUMBERS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP, errno.EINVAL)
+_LASTING_WORDS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "is a directory")
+
+
+class NoSuchFileError(FileNotFoundError, ValueError):
+    """A path that leads to no file: storage works, and a user can mend it."""
+
+
+def normal_path(path: str | os.PathLike[str]) -> str:
+    """The path as every job and every process understands it: absolute, `~` expanded, without a slash at its end.
+
+    `s3://bucket/prefix` stays what it is.  Raises `ValueError` for other schemes and for what is no path.
+    """
+    text = os.fspath(path)
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError(f"{path!r}: expected a local path or s3://")
+    if text.startswith(S3):
+        bucket, _, key = text.removeprefix(S3).partition("/")
+        if not bucket:
+            raise ValueError(f"{text}: no bucket")
+        return f"{S3}{bucket}/{key}".rstrip("/")
+    if "://" in text:
+        raise ValueError(f"{text}: expected a local path or s3://")
+    try:
+        return str(Path(text).expanduser().absolute())
+    except RuntimeError as error:  # `~somebody` who has no home here.
+        raise ValueError(f"{text}: {error}") from None
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of one file; `NoSuchFileError` where there is none."""
+    folder, _, name = normal_path(path).rpartition("/")
+    return Folder(folder or "/").read(name)
+
+
+def with_retries(attempt: Callable[[], T], path: str) -> T:
+    """What `attempt` returns, asked again after each of `BACKOFF` where storage fails, for most such faults pass.
+
+    What it raises in the end begins with `path`: `NoSuchFileError` where there is no such file, else an `OSError`.
+    """
+    for delay in (*BACKOFF, None):
+        try:
+            return attempt()
+        except (FileNotFoundError, NotADirectoryError):
+            raise NoSuchFileError(f"{path}: no such file") from None
+        except OSError as error:
+            if delay is None or _is_lasting(error):
+                raise _named(error, path) from error
+            time.sleep(delay)
+    raise AssertionError("the last attempt returns or raises")
+
+
+class RangeFile:
+    """An open file, read at any place.  Safe from several threads: no position is shared."""
+
+    def __init__(self, file: pa.NativeFile, path: str) -> None:
+        self.path = path
+        self.size: int = file.size()
+        self._file = file
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        """Up to `size` bytes from `offset` on: fewer where the file ends."""
+        data: bytes = with_retries(lambda: self._file.read_at(size, offset), self.path)
+        return data
+
+
+class Folder:
+    """A folder, local or below `s3://bucket/prefix`.  It need not exist; writing makes it.  Pickles as its path.
+
+    Names are paths below it, with forward slashes.  One that leads out of it raises `ValueError`, unless it leads into
+    one of `neighbours`: the files of a dataset, or a sidecar, may name nothing else on this machine.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], neighbours: Sequence[str] = ()) -> None:
+        self.path = normal_path(path)
+        self.neighbours = tuple(normal_path(one) for one in neighbours)
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(self._full(name))
+
+    def __reduce__(self) -> tuple[type[Folder], tuple[str, tuple[str, ...]]]:
+        return type(self), (self.path, self.neighbours)
+
+    def __repr__(self) -> str:
+        return f"Folder({self.path!r})"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether this is a folder of a file system."""
+        return not self.path.startswith(S3)
+
+    # Reading
+
+    def read(self, name: str) -> bytes:
+        """A file's bytes; `NoSuchFileError` where there is none."""
+        path = self._full(name)
+
+        def attempt() -> bytes:
+            filesystem, place = open_filesystem(path)
+            with filesystem.open_input_file(place) as file:
+                data: bytes = file.read()
+            return data
+
+        return with_retries(attempt, path)
+
+    def read_if_there(self, name: str) -> bytes | None:
+        """A small file's bytes; None where there is none."""
+        try:
+            return self.read(name)
+        except NoSuchFileError:
+            return None
+
+    def open(self, name: str) -> RangeFile:
+        """A file for reading at any place; `NoSuchFileError` where there is none."""
+        path = self._full(name)
+        filesystem, place = open_filesystem(path)
+        return with_retries(lambda: RangeFile(filesystem.open_input_file(place), path), path)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file of that name."""
+        return self._info(name).type == pa.fs.FileType.File
+
+    def size(self, name: str) -> int | None:
+        """The size of a file in bytes; None where there is none."""
+        size: int | None = self._info(name).size
+        return size
+
+    def sha256(self, name: str) -> str | None:
+        """The digest of a file's bytes; None where there is none."""
+        try:
+            file = self.open(name)
+        except NoSuchFileError:
+            return None
+        digest = hashlib.sha256()
+        for start in range(0, file.size, CHUNK):
+            digest.update(file.read_at(CHUNK, start))
+        return digest.hexdigest()
+
+    # Listing
+
+    def is_there(self) -> bool:
+        """Whether the folder exists, or on S3 holds anything."""
+        return self._info("").type == pa.fs.FileType.Directory
+
+    def sizes(self) -> dict[str, int]:
+        """The files right in this folder and their sizes, sorted by name; hidden ones (drafts) are left out."""
+        found = [info for info in self._list() if info.type == pa.fs.FileType.File]
+        return {info.base_name: info.size for info in found if not info.base_name.startswith(".")}
+
+    def names(self) -> list[str]:
+        """The names of the files right in this folder, sorted; hidden ones (drafts) are left out."""
+        return list(self.sizes())
+
+    def folders(self) -> list[str]:
+        """The names of the folders right in this one, sorted; none where it does not exist."""
+        return [info.base_name for info in self._list() if info.type == pa.fs.FileType.Directory]
+
+    def glob(self, pattern: str) -> list[str]:
+        """Sorted names of the files that fit `<folder>/<name with wildcards>`.
+
+        `<folder>/**/<name>` looks through all folders below, too; links among them are followed, each folder once.
+        """
+        place, recursive, name = pattern.partition("**/")
+        if not recursive:
+            place, name = posixpath.split(pattern)
+        place = place.strip("/")
+        fits = re.compile(fnmatch.translate(name)).match
+        found = self._local_names(place, bool(recursive)) if self.is_local else self._s3_names(place, bool(recursive))
+        return sorted(one for one in found if fits(one.rpartition("/")[2]))
+
+    # Writing
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, so that nobody ever sees a part of it."""
+        if not self.is_local:
+            path = self._full(name)
+            with_retries(lambda: _upload(path, iter([data])), path)
+            return
+        with self.publishing(name) as draft:
+            draft.write_bytes(data)
+
+    @contextmanager
+    def publishing(self, name: str) -> Iterator[Path]:
+        """A local path to write to; the file appears under `name` when the block ends without an exception."""
+        path = self._full(name)
+        if self.is_local:
+            with _named_errors(path), _local_draft(Path(path)) as draft:
+                yield draft
+            return
+        # An object appears when its upload is complete, but a writer that fails half way would complete it.
+        with tempfile.TemporaryDirectory() as temporary:
+            draft = Path(temporary) / posixpath.basename(name)
+            yield draft
+            with_retries(lambda: _upload(path, _chunks(draft)), path)
+
+    def append(self, name: str, data: bytes) -> None:
+        """Add to what `read_appended` gives; on S3, where nothing can be appended to, as an object of its own."""
+        if not self.is_local:
+            number = len((self / f"{name}.parts").sizes())
+            self.write(f"{name}.parts/{number:08d}", data)
+            return
+        path = self._full(name)
+        with _named_errors(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "ab") as file:
+                file.write(data)
+
+    def read_appended(self, name: str) -> bytes:
+        """What `write_appended` and `append` have put under a name; empty where nothing has."""
+        parts = [] if self.is_local else [f"{name}.parts/{part}" for part in (self / f"{name}.parts").names()]
+        return (self.read_if_there(name) or b"") + b"".join(map(self.read, parts))
+
+    def write_appended(self, name: str, data: bytes) -> None:
+        """Begin what `append` adds to with `data`, in place of what there was."""
+        self.write(name, data)
+        if not self.is_local:
+            (self / f"{name}.parts").delete()
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        path = self._full(name)
+        filesystem, place = open_filesystem(path)
+        if self.exists(name):
+            with_retries(lambda: filesystem.delete_file(place), path)
+
+    def delete(self, first: str | None = None) -> None:
+        """Remove this folder, if it is there, with what is in it; before anything else the file `first`."""
+        if not self.is_there():
+            return
+        if first is not None:
+            self.remove(first)
+        filesystem, place = open_filesystem(self.path)
+        with_retries(lambda: filesystem.delete_dir(place), self.path)
+
+    # Inside
+
+    def _full(self, name: str) -> str:
+        """The path of a name, which lies below this folder or a neighbour."""
+        scheme = S3 if name.startswith(S3) or not self.is_local else ""
+        joined = name if name.startswith(S3) else posixpath.join(self.path, name)
+        full = scheme + posixpath.normpath(joined.removeprefix(S3))
+        for allowed in (self.path, *self.neighbours):
+            if full == allowed or full.startswith(f"{allowed.rstrip('/')}/"):
+                return full
+        raise ValueError(f"{self.path}: {name!r} leads out of this folder")
+
+    def _info(self, name: str) -> Any:
+        path = self._full(name) if name else self.path
+        filesystem, place = open_filesystem(path)
+        return with_retries(lambda: filesystem.get_file_info(place), path)
+
+    def _list(self) -> list[Any]:
+        filesystem, place = open_filesystem(self.path)
+        selector = pa.fs.FileSelector(place, allow_not_found=True)
+        found = with_retries(lambda: filesystem.get_file_info(selector), self.path)
+        return sorted(found, key=lambda info: info.base_name)
+
+    def _local_names(self, place: str, recursive: bool) -> Iterator[str]:
+        # `glob` tries to open every file as a folder, which is slow for SA-1B's 22 million files.
+        seen: set[tuple[int, int]] = set()
+        for top, folders, names in os.walk(self._full(place), followlinks=True):
+            status = os.stat(top)
+            if (status.st_dev, status.st_ino) in seen:
+                folders.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            # A folder's own name comes before that of a link to it.
+            folders.sort(key=lambda one: (os.path.islink(os.path.join(top, one)), one))
+            relative = os.path.relpath(top, self.path)
+            yield from (name if relative == "." else f"{relative.replace(os.sep, '/')}/{name}" for name in names)
+            if not recursive:
+                return
+
+    def _s3_names(self, place: str, recursive: bool) -> Iterator[str]:
+        root = f"{self.path}/".removeprefix(S3)
+        bucket, _, top = root.partition("/")
+        request: dict[str, str] = {"Bucket": bucket, "Prefix": f"{top}{place}/" if place else top}
+        if not recursive:
+            request["Delimiter"] = "/"
+        while True:
+            page = with_retries(lambda: _list_page(request), self.path)
+            yield from (row["Key"].removeprefix(top) for row in page.get("Contents", ()))
+            if not page.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = page["NextContinuationToken"]
+
+
+def find_file(folder: Folder, candidates: Sequence[str]) -> str:
+    """The first name under which there is a file.  Raises `ValueError` naming all of them."""
+    for name in candidates:
+        if folder.exists(name):
+            return name
+    raise ValueError(f"{folder.path}: found none of {', '.join(candidates)}")
+
+
+def open_filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
+    """The filesystem of a path in its normal form, and the path in it: for libraries that want these."""
+    if not path.startswith(S3):
+        return pa.fs.LocalFileSystem(), path
+    place = path.removeprefix(S3)
+    endpoint, region = _s3_address()
+    if not region and not endpoint:
+        region = pa.fs.resolve_s3_region(place.partition("/")[0])
+    return _s3_filesystem(endpoint, region), place
+
+
+@cache
+def _s3_filesystem(endpoint: str | None, region: str | None) -> pa.fs.S3FileSystem:
+    options: dict[str, Any] = {"region": region} if region else {}
+    if endpoint:
+        scheme, _, host = endpoint.partition("://")
+        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
+    return pa.fs.S3FileSystem(retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=10), **options)
+
+
+def _s3_address() -> tuple[str | None, str | None]:
+    """Endpoint and region, where the environment names them."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return endpoint or None, os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
+
+
+def _list_page(request: dict[str, str]) -> Any:
+    """One page of keys, through s3fs: pyarrow gives none of them before it has all, and SA-1B has 22 million."""
+    from botocore.exceptions import BotoCoreError
+
+    endpoint, region = _s3_address()
+    client = fsspec.filesystem(
+        "s3", use_listings_cache=False, client_kwargs={"endpoint_url": endpoint, "region_name": region}
+    )
+    try:
+        return client.call_s3("list_objects_v2", **request)
+    except BotoCoreError as error:
+        raise ConnectionError(str(error)) from error
+
+
+def _upload(path: str, chunks: Iterator[bytes]) -> None:
+    filesystem, place = open_filesystem(path)
+    with filesystem.open_output_stream(place) as stream:
+        for chunk in chunks:
+            stream.write(chunk)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+
+
+@contextmanager
+def _local_draft(path: Path) -> Iterator[Path]:
+    """A hidden file beside `path`, which takes its place when all of it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f".{path.name}.*.draft"):  # Of a task that was killed.
+        left_over.unlink(missing_ok=True)
+    draft = path.parent / f".{path.name}.{uuid4().hex}.draft"
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())  # Else a machine that loses power could keep the name and not the content.
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def _named_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _named(error, path) from error
+
+
+def _is_lasting(error: OSError) -> bool:
+    words = str(error)
+    return isinstance(error, _LASTING) or error.errno in _LASTING_NUMBERS or any(one in words for one in _LASTING_WORDS)
+
+
+def _named(error: OSError, path: str) -> OSError:
+    """The error with the path before it, of the same kind where that is one of Python's own."""
+    if str(error).startswith(path):
+        return error
+    if isinstance(error, IsADirectoryError) or "is a directory" in str(error):
+        return IsADirectoryError(f"{path}: a folder, not a file")
+    kind = type(error) if type(error).__module__ == "builtins" else OSError
+    reason = error.strerror if error.errno is not None and error.strerror else str(error)
+    named = kind(f"{path}: {reason}")
+    named.errno = error.errno
+    return named
