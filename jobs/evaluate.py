@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from jobs.cluster import connect, main_exit
-from pipelines.predict import ModelReference, Pool, fit_baselines_on, load_predictor, measure_splits, use_vocabulary
+from pipelines.model_pool import ModelReference, Pool, fit_baselines_on, load_predictor, measure_splits, use_vocabulary
 from pipelines.progress import Progress
 from semsam.config import config_values, dump_config, load_config, settings
 from semsam.data.atoms import AtomMap

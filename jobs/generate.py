@@ -15,9 +15,9 @@ import torch
 
 from jobs.cluster import connect, main_exit, stable_path
 from pipelines.files import open_root
-from pipelines.generate import Generated, Task, generate
-from pipelines.mask_files import Options
-from pipelines.predict import ModelReference, Pool
+from pipelines.generate.generate import Generated, Task, generate
+from pipelines.generate.mask_files import Options
+from pipelines.model_pool import ModelReference, Pool
 from pipelines.sources.categories import load_categories
 from semsam.automatic_masks import AutomaticMaskSettings
 from semsam.config import load_config, settings
@@ -72,7 +72,7 @@ def run(job: GenerateJob) -> Generated:
     """Write the masks of every image and return what was written.
 
     Raises `ValueError` for a folder or checkpoint that cannot be read, before any worker starts, and see
-    `pipelines.generate.generate`.
+    `pipelines.generate.generate.generate`.
     """
     task = generate_task(job)
     if job.checkpoint is None:

@@ -11,8 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from jobs.cluster import connect, main_exit, stable_path
 from pipelines.files import open_root
-from pipelines.prepare import prepare
-from pipelines.shard_writer import Options, SplitTask
+from pipelines.prepare.prepare import prepare
+from pipelines.prepare.shard_writer import Options, SplitTask
 from pipelines.sources import SOURCES
 from semsam.config import load_config, settings
 from semsam.data.manifest import Manifest
@@ -79,7 +79,7 @@ class PrepareJob:
 def run(job: PrepareJob) -> list[Manifest]:
     """Prepare every split of every dataset and return the manifests.
 
-    Raises `ValueError` for a root that is not there before any worker starts, and see `pipelines.prepare.prepare`.
+    Raises `ValueError` for a root that is not there before any worker starts, and see `pipelines.prepare.prepare.prepare`.
     """
     tasks = split_tasks(job)
     with connect():

@@ -39,7 +39,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from pipelines.files import open_root
-from pipelines.shard_writer import Options, SplitTask, make_record
+from pipelines.prepare.shard_writer import Options, SplitTask, make_record
 from pipelines.sources import SOURCES
 from semsam.config import parse_config
 from semsam.data.atoms import AtomMap

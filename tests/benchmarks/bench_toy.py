@@ -21,7 +21,7 @@ from bench_reader import write_split
 
 from jobs.quickstart import DEFAULT_CONFIG, QuickstartJob
 from pipelines.files import open_root
-from pipelines.shard_writer import Options, SplitTask, make_record
+from pipelines.prepare.shard_writer import Options, SplitTask, make_record
 from pipelines.sources import SOURCES
 from pipelines.sources.source import BadSample
 from pipelines.toy import ToySettings, write_toy_world

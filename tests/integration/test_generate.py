@@ -22,9 +22,9 @@ from PIL import Image
 from jobs import generate
 from jobs.cluster import connect
 from pipelines.files import Files, LocalFiles
-from pipelines.generate import Generated
-from pipelines.generate import generate as generate_masks
-from pipelines.predict import Pool
+from pipelines.generate.generate import Generated
+from pipelines.generate.generate import generate as generate_masks
+from pipelines.model_pool import Pool
 from semsam.config import parse_config
 
 pytestmark = [

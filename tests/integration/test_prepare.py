@@ -22,8 +22,8 @@ import ray
 from jobs import prepare
 from jobs.cluster import connect
 from pipelines.files import open_root
-from pipelines.prepare import prepare as prepare_splits
-from pipelines.shard_writer import Options, SplitTask
+from pipelines.prepare.prepare import prepare as prepare_splits
+from pipelines.prepare.shard_writer import Options, SplitTask
 from pipelines.sources.sa1b import Sa1b
 from pipelines.sources.source import Entry, Read
 from pipelines.toy import ToySettings, write_toy_world

@@ -20,7 +20,7 @@ from pipelines.toy.layouts import LAYOUTS
 from pipelines.toy.native_split import ToySplit, polygon_area, polygons
 from pipelines.toy.shapes import KINDS, STUFF
 from pipelines.toy.textures import textures
-from pipelines.validate import validate
+from pipelines.prepare.validate import validate
 from semsam.data import rle
 from semsam.data.atoms import AtomMap
 from semsam.data.schema import DATASETS, SPLITS, Kind, Record

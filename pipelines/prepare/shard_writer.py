@@ -19,9 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipelines.dropped import Dropped
 from pipelines.files import Files
-from pipelines.resize import resize
+from pipelines.prepare.resize import resize
 from pipelines.sources.source import BadSample, Entry, Read, Rejected, Source
-from pipelines.validate import validate
+from pipelines.prepare.validate import validate
 from semsam.data.manifest import Shard, Vocabulary
 from semsam.data.row_categories import Names, row_names, to_batch, to_bytes
 from semsam.data.schema import SCHEMA_VERSION, to_row

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipelines.resize import fitted_size, resize
+from pipelines.prepare.resize import fitted_size, resize
 from pipelines.sources.source import Read
 from semsam.data import rle
 from semsam.data.images import decode_jpeg, encode_jpeg

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from pipelines.many_masks import boxes_xyxy, resize
+from pipelines.prepare.many_masks import boxes_xyxy, resize
 from semsam.data import rle
 
 MASKS = st.tuples(st.integers(0, 4), st.integers(1, 9), st.integers(1, 9)).flatmap(

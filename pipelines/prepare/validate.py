@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pipelines.many_masks import boxes_xyxy
+from pipelines.prepare.many_masks import boxes_xyxy
 from pipelines.sources.source import BadSample, Read, Rejected
 from semsam.data import rle
 from semsam.data.images import jpeg_size

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipelines.sources.source import BadSample, Read
-from pipelines.validate import validate
+from pipelines.prepare.validate import validate
 from semsam.data import rle
 from semsam.data.images import encode_jpeg
 from semsam.data.manifest import Vocabulary

@@ -16,7 +16,7 @@ import pyarrow.parquet
 from pydantic import TypeAdapter, ValidationError
 
 from pipelines.files import Files
-from pipelines.predict import ModelReference
+from pipelines.model_pool import ModelReference
 from pipelines.sources.source import Rejected
 from semsam.automatic_masks import AutomaticMasks, AutomaticMaskSettings, ImageMasks
 from semsam.data.images import read_photo

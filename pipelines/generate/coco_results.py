@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from pipelines.mask_files import MaskFile, read_masks
+from pipelines.generate.mask_files import MaskFile, read_masks
 from semsam.storage import Folder
 
 RESULTS_NAME = "coco_results.json"

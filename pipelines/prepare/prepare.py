@@ -23,7 +23,7 @@ from ray.util.annotations import RayDeprecationWarning
 
 from pipelines.dropped import Dropped
 from pipelines.progress import Progress
-from pipelines.shard_writer import ShardReport, SplitTask, sidecar_name, write_shard
+from pipelines.prepare.shard_writer import ShardReport, SplitTask, sidecar_name, write_shard
 from pipelines.sources.source import REASONS_BY_DESIGN, Entry
 from semsam.data.manifest import MANIFEST_NAME, IndexFile, Manifest
 from semsam.data.row_categories import ROW_CATEGORIES_NAME, from_bytes, to_bytes

@@ -18,11 +18,11 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
 from jobs.generate import GenerateJob, generate_task, names_of
-from pipelines.coco_results import image_ids, write_coco_results
+from pipelines.generate.coco_results import image_ids, write_coco_results
 from pipelines.files import open_root
-from pipelines.generate import Task, find_photos, generate
-from pipelines.mask_files import MaskFile, find_finished, read_masks, sidecar_name, write_masks
-from pipelines.predict import Pool, load_predictor
+from pipelines.generate.generate import Task, find_photos, generate
+from pipelines.generate.mask_files import MaskFile, find_finished, read_masks, sidecar_name, write_masks
+from pipelines.model_pool import Pool, load_predictor
 from semsam.automatic_masks import AutomaticMasks
 from semsam.config import parse_config
 from semsam.storage import Folder

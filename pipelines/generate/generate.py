@@ -22,11 +22,11 @@ from ray.data import ActorPoolStrategy
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
-from pipelines.coco_results import IMAGES_NAME, RESULTS_NAME, write_coco_results
+from pipelines.generate.coco_results import IMAGES_NAME, RESULTS_NAME, write_coco_results
 from pipelines.dropped import Dropped
 from pipelines.files import Files
-from pipelines.mask_files import MaskFile, Options, file_name, find_finished, sidecar_name, write_masks
-from pipelines.predict import Pool, load_predictor
+from pipelines.generate.mask_files import MaskFile, Options, file_name, find_finished, sidecar_name, write_masks
+from pipelines.model_pool import Pool, load_predictor
 from pipelines.progress import Progress
 from pipelines.sources.source import Rejected
 from semsam.automatic_masks import AutomaticMasks

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.files import Files, open_root
-from pipelines.shard_writer import Options, ShardReport, SplitTask, write_shard
+from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
 from pipelines.sources.source import Entry, Read
 from semsam.data import rle
@@ -231,7 +231,7 @@ class NoTorch:
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, NoTorch())
 from pipelines.files import Files, open_root
-from pipelines.shard_writer import Options, ShardReport, SplitTask, write_shard
+from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
 task = SplitTask(Sa1b(), open_root({str(write_sa1b())!r}), "train", {str(tmp_path / "out")!r}, Options(9, 30, 92), "1")
 print(write_shard(task, 0, task.source.index(task.files, "train").entries)[0].shard.rows)
