@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pipelines.sources.ade20k import Ade20k
-from pipelines.sources.coco_panoptic import CocoPanoptic
-from pipelines.sources.objects365 import Objects365
-from pipelines.sources.paco import Paco
-from pipelines.sources.partimagenet import PartImageNet
-from pipelines.sources.pascal_part import PascalPart
-from pipelines.sources.sa1b import Sa1b
+from pipelines.sources import ade20k, coco_panoptic, objects365, paco, partimagenet, pascal_part, sa1b
 from pipelines.sources.source import Source
 
-SOURCES: dict[str, Source] = {
-    "sa1b": Sa1b(),
-    "coco_panoptic": CocoPanoptic(),
-    "objects365": Objects365(),
-    "ade20k": Ade20k(),
-    "pascal_part": PascalPart(),
-    "paco": Paco(),
-    "partimagenet": PartImageNet(),
-}
+_ALL: tuple[Source, ...] = (
+    sa1b.SOURCE,
+    coco_panoptic.SOURCE,
+    objects365.SOURCE,
+    ade20k.SOURCE,
+    pascal_part.SOURCE,
+    paco.SOURCE,
+    partimagenet.SOURCE,
+)
+SOURCES: dict[str, Source] = {source.dataset: source for source in _ALL}
