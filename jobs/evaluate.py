@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from jobs.cluster import connect, main_exit
-from pipelines.model_pool import ModelReference, Pool, fit_baselines_on, load_predictor, measure_splits, use_vocabulary
+from pipelines.evaluate.evaluate import fit_baselines_on, measure_splits
+from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
 from pipelines.progress import Progress
+from pipelines.sources import SOURCES
 from semsam.config import config_values, dump_config, load_config, settings
 from semsam.data.atoms import AtomMap
 from semsam.data.images import decode_jpeg
-from semsam.data.schema import DATASETS
 from semsam.data.shards import Split, is_prepared
 from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import Baselines
@@ -48,9 +49,9 @@ class EvaluateJob:
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.datasets) - set(DATASETS))
+        unknown = sorted(set(self.datasets) - set(SOURCES))
         if unknown:
-            raise ValueError(f"datasets: {unknown} not among {list(DATASETS)}")
+            raise ValueError(f"datasets: {unknown} not among {list(SOURCES)}")
         if self.num_actors < 1 or self.rows_per_task < 1:
             raise ValueError("num_actors and rows_per_task must be at least 1")
 
@@ -116,7 +117,7 @@ def _cell(value: float | None) -> str:
 
 
 def _find_splits(job: EvaluateJob) -> dict[str, Split]:
-    names = job.datasets or tuple(d for d in DATASETS if is_prepared(f"{job.data}/{d}/{job.split}"))
+    names = job.datasets or tuple(d for d in SOURCES if is_prepared(f"{job.data}/{d}/{job.split}"))
     if not names:
         raise ValueError(f"{job.data}: no prepared dataset with a {job.split} split; run jobs.prepare first")
     return {name: Split(f"{job.data}/{name}/{job.split}") for name in names}

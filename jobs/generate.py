@@ -18,10 +18,10 @@ from pipelines.files import open_root
 from pipelines.generate.generate import Generated, Task, generate
 from pipelines.generate.mask_files import Options
 from pipelines.model_pool import ModelReference, Pool
+from pipelines.sources import SOURCES
 from pipelines.sources.categories import load_categories
 from semsam.automatic_masks import AutomaticMaskSettings
 from semsam.config import load_config, settings
-from semsam.data.schema import DATASETS
 from semsam.data.vocabularies import clean_name
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, PromptStyle
@@ -50,13 +50,14 @@ class GenerateJob:
     images_per_file: int = 64  # What a task does, and what is lost of the work when it is killed.
     max_rejected: float = 0.01  # The share of images that may be unusable; beyond it the job fails.
     redo: bool = False  # Make finished files again: for photos that changed in place.
+    verify: bool = False  # Read all bytes of finished files before they are taken for granted.
     num_actors: int = 2
     gpus_per_actor: float = 0.0
     progress_interval: float = 10.0  # Seconds between lines where there is no terminal.
 
     def __post_init__(self) -> None:
-        if self.vocabulary is not None and self.vocabulary not in DATASETS:
-            raise ValueError(f"vocabulary {self.vocabulary!r} is not one of {list(DATASETS)}")
+        if self.vocabulary is not None and self.vocabulary not in SOURCES:
+            raise ValueError(f"vocabulary {self.vocabulary!r} is not one of {list(SOURCES)}")
         if self.vocabulary is not None and (self.objects or self.parts):
             raise ValueError("give either vocabulary or objects and parts")
         for names in (self.objects, self.parts):
@@ -109,7 +110,7 @@ def generate_task(job: GenerateJob) -> Task:
         images_per_file=job.images_per_file,
     )
     categories = dict(zip(objects, ids, strict=True)) if job.coco_results else None
-    return Task(files, _output(job), options, job.max_rejected, job.redo, categories)
+    return Task(files, _output(job), options, job.max_rejected, job.redo, job.verify, categories)
 
 
 def names_of(job: GenerateJob) -> tuple[tuple[str, ...], tuple[str, ...], list[int]]:

@@ -16,10 +16,7 @@ from pipelines.prepare.shard_writer import Options, SplitTask
 from pipelines.sources import SOURCES
 from semsam.config import load_config, settings
 from semsam.data.manifest import Manifest
-from semsam.data.schema import DATASETS, SPLITS
-
-# SA-1B's train images are about 1500 x 2250, and training never looks at more than 1024 of it.
-SA1B_TRAIN_LONG_SIDE = 1024
+from semsam.data.schema import SPLITS
 
 
 @settings
@@ -31,7 +28,7 @@ class DatasetSettings:
     # The share of a split's images, and of its regions, that may be unusable; beyond it the job fails.
     max_rejected: float = 0.01
     # Larger train images are made smaller, with their masks; evaluation splits keep their pixels.  0: none are.
-    max_long_side: int | None = None  # None: 1024 for sa1b, 0 for the others.
+    max_long_side: int | None = None  # None: what the dataset's source says, 1024 for sa1b and 0 for the other six.
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.splits) - set(SPLITS))
@@ -48,28 +45,27 @@ class DatasetSettings:
         """The limit for one split; 0 for none."""
         if split != "train":
             return 0
-        if self.max_long_side is None:
-            return SA1B_TRAIN_LONG_SIDE if dataset == "sa1b" else 0
-        return self.max_long_side
+        return SOURCES[dataset].train_long_side if self.max_long_side is None else self.max_long_side
 
 
 @settings
 class PrepareJob:
     """What to prepare from where."""
 
-    datasets: dict[str, DatasetSettings]  # By name, one of the seven.
+    datasets: dict[str, DatasetSettings]  # By name, one of those in pipelines/sources.
     output: str = "outputs/shards"  # Local or s3://; shards go to <output>/<dataset>/<split>/.
     rows_per_shard: int = 512
     jpeg_quality: int = 92  # Of resized images; others keep their bytes.
     progress_interval: float = 10.0  # Seconds between lines where there is no terminal.
     redo: bool = False  # Write finished shards again: for source files that changed in place.
+    verify: bool = False  # Read all bytes of finished shards before they are taken for granted.
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.datasets) - set(DATASETS))
+        unknown = sorted(set(self.datasets) - set(SOURCES))
         if unknown:
-            raise ValueError(f"datasets: {unknown} not among {list(DATASETS)}")
+            raise ValueError(f"datasets: {unknown} not among {list(SOURCES)}")
         if not self.datasets:
-            raise ValueError(f"datasets: name at least one of {list(DATASETS)}, each with its root")
+            raise ValueError(f"datasets: name at least one of {list(SOURCES)}, each with its root")
         if self.rows_per_shard < 1:
             raise ValueError(f"rows_per_shard must be at least 1, not {self.rows_per_shard}")
         if not 1 <= self.jpeg_quality <= 100:
@@ -79,7 +75,7 @@ class PrepareJob:
 def run(job: PrepareJob) -> list[Manifest]:
     """Prepare every split of every dataset and return the manifests.
 
-    Raises `ValueError` for a root that is not there before any worker starts, and see `pipelines.prepare.prepare.prepare`.
+    Raises `ValueError` for a root that is not there before any worker starts, and as `pipelines.prepare.prepare` does.
     """
     tasks = split_tasks(job)
     with connect():
@@ -108,6 +104,7 @@ def split_tasks(job: PrepareJob) -> list[SplitTask]:
                     code_version=_code_version(),
                     max_rejected=one.max_rejected,
                     redo=job.redo,
+                    verify=job.verify,
                 )
             )
     return tasks

@@ -39,6 +39,7 @@ RAY_RETRIES = 100
 KILLS_ITS_WORKER = "kills its worker"  # The reason to count such an item by.
 
 _ATTEMPT = ".attempt"
+_BETWEEN = "\0"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class PartFile:
     """One file of a part."""
 
     name: str
-    bytes: int
+    size: int  # In bytes.
     sha256: str
 
     @staticmethod
@@ -101,7 +102,7 @@ def find_part(folder: Folder, name: str, made_from: str, kind: type[R], *, verif
         return None
     if (part.name, part.made_from) != (name, made_from):
         return None
-    if any(folder.size(file.name) != file.bytes for file in part.files):
+    if any(folder.size(file.name) != file.size for file in part.files):
         return None
     if verify and any(folder.sha256(file.name) != file.sha256 for file in part.files):
         return None
@@ -135,14 +136,14 @@ class Attempt:
 
     def __init__(self, folder: Folder, name: str) -> None:
         self._folder, self._name = folder, name
-        self._deaths: dict[str, int] = {}  # By items, joined by line breaks.
+        self._deaths: dict[str, int] = {}  # By items, joined by _BETWEEN.
         self._tries = 0
         note = self._read_note()
         if note is not None:
             self._deaths = note["deaths"]
             self._tries = note["tries"] + (not note["in_work"])
             if note["in_work"]:
-                died = "\n".join(note["in_work"])
+                died = _BETWEEN.join(note["in_work"])
                 self._deaths[died] = self._deaths.get(died, 0) + 1
             if self._tries >= MAX_TRIES:
                 self.end()  # Whoever runs the job again begins with a clean slate.
@@ -155,16 +156,16 @@ class Attempt:
     @property
     def left_out(self) -> frozenset[str]:
         """The items that ended their workers when they were alone in work."""
-        return frozenset(one for one, deaths in self._deaths.items() if deaths >= MAX_DEATHS and "\n" not in one)
+        return frozenset(one for one, deaths in self._deaths.items() if deaths >= MAX_DEATHS and _BETWEEN not in one)
 
     def are_suspect(self, items: Iterable[str]) -> bool:
         """Whether some of these items ended their worker together, so that one at a time is to be tried."""
-        together = {one for died in self._deaths if "\n" in died for one in died.split("\n")}
+        together = {one for died in self._deaths if _BETWEEN in died for one in died.split(_BETWEEN)}
         return not together.isdisjoint(items)
 
     @contextmanager
     def working_on(self, *items: str) -> Iterator[None]:
-        """Work on items that may end this process; without line breaks in their names."""
+        """Work on items that may end this process."""
         if self._is_careful:
             self._write_note(items)
         yield
@@ -195,8 +196,8 @@ def check_all_there(folder: Folder, parts: Iterable[Part[Any]]) -> None:
     sizes = folder.sizes()
     for part in parts:
         for file in part.files:
-            if sizes.get(file.name) != file.bytes:
-                what = "vanished" if file.name not in sizes else f"has {sizes[file.name]} bytes, not {file.bytes}"
+            if sizes.get(file.name) != file.size:
+                what = "vanished" if file.name not in sizes else f"has {sizes[file.name]} bytes, not {file.size}"
                 raise ValueError(
                     f"{folder.path}/{file.name}: {what} since it was made; run the same command again to make it anew"
                 )
@@ -210,14 +211,18 @@ def remove_strangers(folder: Folder, ours: re.Pattern[str], parts: Iterable[Part
             folder.remove(name)
 
 
-def answer(keys: Mapping[str, int], make: Callable[[], tuple[Part[Any], bool]]) -> pa.Table:
-    """A task's one row: the keys, and the part or what went wrong.  Ray Data would keep an exception's text to itself."""
+def answer(where: str, keys: Mapping[str, int], make: Callable[[], tuple[Part[Any], bool]]) -> pa.Table:
+    """A task's one row: the keys, and the part or what went wrong there.
+
+    Ray Data would keep an exception's text to itself.
+    """
     part, found, error, trace = b"", False, "", ""
     try:
         made, found = make()
         part = orjson.dumps(dataclasses.asdict(made))
     except Exception as fault:
-        error, trace = f"{type(fault).__name__}: {fault}", traceback.format_exc()
+        kind = "" if type(fault) is RuntimeError else f"{type(fault).__name__}: "
+        error, trace = f"{where}: {kind}{fault}", traceback.format_exc()
     columns = {"part": part, "found": found, "error": error, "trace": trace}
     return pa.table({name: [value] for name, value in {**keys, **columns}.items()})
 

@@ -9,7 +9,8 @@ from typing import Any
 import orjson
 import pyarrow as pa
 
-from pipelines.generate.mask_files import MaskFile, read_masks
+from pipelines.generate.mask_files import MaskReport, read_masks
+from pipelines.parts import Part
 from semsam.storage import Folder
 
 RESULTS_NAME = "coco_results.json"
@@ -17,19 +18,19 @@ IMAGES_NAME = "coco_images.json"
 ANYTHING = "object"  # The only category where no names were given.
 
 
-def write_coco_results(folder: Folder, files: Sequence[MaskFile], categories: Mapping[str, int]) -> None:
+def write_coco_results(folder: Folder, parts: Sequence[Part[MaskReport]], categories: Mapping[str, int]) -> None:
     """Write `coco_results.json`, and `coco_images.json` with the images and categories that its ids stand for.
 
     A result's score is the predicted IoU, times the name's score where there is one, within [0, 1].  An image's id is
     its file name where all file names are different numbers, as in COCO, else its place in the order of the paths.
     """
-    ids = image_ids([image for file in files for image in _images(folder, file)])
+    ids = image_ids([image for part in parts for image in _images(folder, part)])
     rows: list[dict[str, Any]] = []
     with folder.publishing(RESULTS_NAME) as draft, draft.open("wb") as stream:
         stream.write(b"[")
         separator = b"\n"
-        for file in files:
-            for row in read_masks(folder, file.path).to_pylist():
+        for part in parts:
+            for row in read_masks(folder, part).to_pylist():
                 image_id = ids[row["image"]]
                 size = [row["height"], row["width"]]
                 rows.append({"id": image_id, "file_name": row["image"], "height": size[0], "width": size[1]})
@@ -38,9 +39,8 @@ def write_coco_results(folder: Folder, files: Sequence[MaskFile], categories: Ma
                     separator = b",\n"
         stream.write(b"\n]\n")
     listed = [{"id": number, "name": name} for name, number in (categories or {ANYTHING: 1}).items()]
-    with folder.publishing(IMAGES_NAME) as draft:
-        document = {"images": rows, "categories": listed, "annotations": []}
-        draft.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))
+    document = {"images": rows, "categories": listed, "annotations": []}
+    folder.write(IMAGES_NAME, orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 
 def image_ids(images: Sequence[str]) -> dict[str, int]:
@@ -64,7 +64,7 @@ def _result(mask: Mapping[str, Any], image_id: int, size: list[int], categories:
     }
 
 
-def _images(folder: Folder, file: MaskFile) -> list[str]:
-    table: pa.Table = read_masks(folder, file.path)
+def _images(folder: Folder, part: Part[MaskReport]) -> list[str]:
+    table: pa.Table = read_masks(folder, part)
     images: list[str] = table["image"].to_pylist()
     return images

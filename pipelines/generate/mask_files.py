@@ -1,4 +1,4 @@
-"""Files of masks: one row per image with run lengths, boxes, scores and names, and a sidecar that vouches for them."""
+"""Files of masks, each a part of its own: one row per image with run lengths, boxes, scores and names."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
-from pydantic import TypeAdapter, ValidationError
 
 from pipelines.files import Files
 from pipelines.model_pool import ModelReference
+from pipelines.parts import KILLS_ITS_WORKER, Attempt, Part, PartFile, make_part
 from pipelines.sources.source import Rejected
 from semsam.automatic_masks import AutomaticMasks, AutomaticMaskSettings, ImageMasks
 from semsam.data.images import read_photo
@@ -73,81 +73,70 @@ class Options:
 
 
 @dataclass(frozen=True)
-class MaskFile:
-    """The sidecar of a file of masks."""
+class MaskReport:
+    """What the sidecar of a file of masks says of it."""
 
-    path: str
     num_images: int
     num_masks: int
-    num_bytes: int
-    sha256: str
     rejected: tuple[Rejected, ...]
-    made_from: str
-
-    def to_json(self) -> bytes:
-        """Indented JSON; `from_json` reads it back."""
-        return orjson.dumps(dataclasses.asdict(self), option=orjson.OPT_INDENT_2)
-
-    @staticmethod
-    def from_json(data: bytes) -> MaskFile | None:
-        """None for what is no sidecar of this version: its file is made anew."""
-        try:
-            return TypeAdapter(MaskFile).validate_json(data)
-        except ValidationError:
-            return None
 
 
-def file_name(position: int, file_format: str) -> str:
-    """The name of the file at a position."""
-    return f"masks-{position:05d}.{file_format}"
-
-
-def sidecar_name(position: int) -> str:
-    """The name of the sidecar of the file at a position."""
-    return f"masks-{position:05d}.json"
-
-
-def find_finished(folder: Folder, position: int, made_from: str) -> MaskFile | None:
-    """The sidecar of a file that is there as it should be, for photos and options of that fingerprint."""
-    data = folder.read_if_there(sidecar_name(position))
-    found = None if data is None else MaskFile.from_json(data)
-    if found is None or found.made_from != made_from or folder.size(found.path) != found.num_bytes:
-        return None
-    return found
+def part_name(position: int) -> str:
+    """The name of the part at a position."""
+    return f"masks-{position:05d}"
 
 
 def write_masks(
-    generator: AutomaticMasks, options: Options, files: Files, images: Sequence[str], output: str, position: int
-) -> MaskFile:
-    """Find the masks of some photos, publish the file and then its sidecar, which is returned.
+    generator: AutomaticMasks,
+    options: Options,
+    files: Files,
+    images: Sequence[str],
+    output: str,
+    position: int,
+    redo: bool = False,
+) -> tuple[Part[MaskReport], bool]:
+    """A file of the masks of some photos, and whether it was found finished; otherwise it is written now.
 
-    What is no image is rejected; any other exception is a fault of the code or the storage.
+    What is no image is rejected, and so is one that ends its worker; any exception is a fault of the code or the
+    storage.
     """
-    rejected: list[Rejected] = []
-    kept: list[str] = []
-    found = generator.of_images(_photos(files, images, kept, rejected))
-    rows = [to_row(kept[place], masks) for place, masks in enumerate(found)]
-    table = pa.Table.from_pylist(rows, schema=IMAGE_MASKS)
-    folder, name = Folder(output), file_name(position, options.file_format)
-    with folder.publishing(name) as draft:
-        _write_table(table, draft, options.file_format)
-        with draft.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = draft.stat().st_size
-    num_masks = sum(len(row["masks"]) for row in rows)
+    folder = Folder(output)
+
+    def make(attempt: Attempt) -> tuple[list[PartFile], MaskReport]:
+        rejected = [Rejected(KILLS_ITS_WORKER, image, image) for image in images if image in attempt.left_out]
+        rows: list[dict[str, Any]] = []
+        for group in _groups([image for image in images if image not in attempt.left_out], generator, attempt):
+            with attempt.working_on(*group):
+                kept: list[str] = []
+                found = generator.of_images(_photos(files, group, kept, rejected))
+                rows += [to_row(kept[place], masks) for place, masks in enumerate(found)]
+        name = f"{part_name(position)}.{options.file_format}"
+        with folder.publishing(name) as draft:
+            _write_table(pa.Table.from_pylist(rows, schema=IMAGE_MASKS), draft, options.file_format)
+            with draft.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = draft.stat().st_size
+        num_masks = sum(len(row["masks"]) for row in rows)
+        return [PartFile(name, size, digest)], MaskReport(len(rows), num_masks, tuple(rejected))
+
     made_from = options.fingerprint(files.root, images)
-    sidecar = MaskFile(name, len(rows), num_masks, size, digest, tuple(rejected), made_from)
-    with folder.publishing(sidecar_name(position)) as draft:
-        draft.write_bytes(sidecar.to_json())
-    return sidecar
+    return make_part(folder, part_name(position), made_from, MaskReport, make, redo=redo)
 
 
-def read_masks(folder: Folder, name: str) -> pa.Table:
-    """The rows of a file of masks, in memory."""
-    data = folder.read_if_there(name)
-    if data is None:
-        raise ValueError(f"{name}: no such file")
-    if name.endswith(".parquet"):
+def _groups(images: Sequence[str], generator: AutomaticMasks, attempt: Attempt) -> Iterator[list[str]]:
+    """The photos that are in work at once: as many as the generator encodes together, but suspects one at a time."""
+    step = 1 if attempt.are_suspect(images) else generator.settings.images_at_once
+    return (list(images[start : start + step]) for start in range(0, len(images), step))
+
+
+def read_masks(folder: Folder, part: Part[MaskReport]) -> pa.Table:
+    """The rows of a file of masks, in memory.  Raises `ValueError` where it is not the file that was written."""
+    [file] = part.files
+    data = folder.read(file.name)
+    path = f"{folder.path}/{file.name}"
+    if PartFile.of(file.name, data) != file:
+        raise ValueError(f"{path}: not the file that its sidecar means; run jobs.generate again with redo=true")
+    if file.name.endswith(".parquet"):
         return pyarrow.parquet.read_table(pa.BufferReader(data), schema=IMAGE_MASKS)
     return pyarrow.ipc.open_file(pa.BufferReader(data)).read_all()
 

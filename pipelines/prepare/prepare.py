@@ -10,20 +10,18 @@ import base64
 import dataclasses
 import hashlib
 import re
-import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayError, RayTaskError
-from ray.util.annotations import RayDeprecationWarning
+from ray.exceptions import RayTaskError
 
 from pipelines.dropped import Dropped
+from pipelines.parts import RAY_RETRIES, Part, answer, check_all_there, parts_of, remove_strangers
+from pipelines.prepare.shard_writer import ShardReport, SplitTask, write_shard
 from pipelines.progress import Progress
-from pipelines.prepare.shard_writer import ShardReport, SplitTask, sidecar_name, write_shard
 from pipelines.sources.source import REASONS_BY_DESIGN, Entry
 from semsam.data.manifest import MANIFEST_NAME, IndexFile, Manifest
 from semsam.data.row_categories import ROW_CATEGORIES_NAME, from_bytes, to_bytes
@@ -39,10 +37,7 @@ ENTRIES = pa.schema(
         pa.field("annotations", pa.large_binary()),
     ]
 )
-# For workers that die.  Ray Data's default is to try for ever, which an image that crashes its decoder would use up.
-MAX_RETRIES = 5
-
-_SHARD_FILE = re.compile(r"shard-\d+\.(arrow|json)")
+_OUR_FILE = re.compile(r"shard-\d+\.(arrow|rows|json|attempt)")
 
 
 @dataclass(frozen=True)
@@ -69,13 +64,13 @@ def prepare(tasks: Sequence[SplitTask], progress_interval: float) -> list[Manife
     for task in tasks:
         Folder(task.output).remove(MANIFEST_NAME)  # It would vouch for shards that are about to change.
     finished: dict[int, tuple[str, Manifest]] = {}
-    reports: list[list[ShardReport]] = [[] for _ in tasks]
+    parts: list[list[Part[ShardReport]]] = [[] for _ in tasks]
     progress = Progress("prepare", sum(s.num_entries for s in summaries), interval=progress_interval)
-    for position, report, is_found in _write_shards(tasks, blocks):
-        progress.add(report.shard.entries, is_found)
-        reports[position].append(report)
-        if len(reports[position]) == summaries[position].num_shards:
-            finished[position] = _finish(tasks[position], summaries[position], reports[position])
+    for position, part, is_found in _write_shards(tasks, blocks):
+        progress.add(part.report.shard.entries, is_found)
+        parts[position].append(part)
+        if len(parts[position]) == summaries[position].num_shards:
+            finished[position] = _finish(tasks[position], summaries[position], parts[position])
     progress.close()
     for position, task in enumerate(tasks):
         if position not in finished:  # Its index was all it had.
@@ -118,54 +113,28 @@ def _read_index(position: int, task: SplitTask) -> Iterator[IndexSummary | pa.Ta
 
 def _write_shards(
     tasks: Sequence[SplitTask], blocks: Sequence[ray.ObjectRef]
-) -> Iterator[tuple[int, ShardReport, bool]]:
-    """The split, the report, and whether it was found finished, for each shard in the order in which they end."""
+) -> Iterator[tuple[int, Part[ShardReport], bool]]:
+    """The split, the shard, and whether it was found finished, for each shard in the order in which they end."""
     if not blocks:
         return
     entries = ray.data.from_arrow_refs(list(blocks))
-    with warnings.catch_warnings():
-        # Ray Data means to name this parameter in a later version; in this one there is no other way to it.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
-        # One block is one shard is one task, however many rows it has.
-        results = entries.map_batches(
-            _write_block,
-            fn_kwargs={"tasks": tuple(tasks)},
-            batch_size=None,
-            batch_format="pyarrow",
-            num_cpus=1,
-            max_retries=MAX_RETRIES,
-        )
-    try:
-        for row in results.iter_rows():
-            report = ShardReport.from_json(row["report"])
-            if report is None:
-                error = RuntimeError(row["error"])
-                error.add_note(row["trace"])
-                raise error
-            yield row["task"], report, row["found"]
-    except RayError as error:
-        raise RuntimeError(
-            f"a shard failed {MAX_RETRIES + 1} times because its worker died: out of memory, or crashed by an image"
-        ) from error
+    options = {"fn_kwargs": {"tasks": tuple(tasks)}, "num_cpus": 1, "max_retries": RAY_RETRIES}
+    for keys, part, found in parts_of(entries, _write_block, ShardReport, **options):
+        yield keys["task"], part, found
 
 
 def _write_block(block: pa.Table, tasks: Sequence[SplitTask]) -> pa.Table:
-    """One row: the report of the shard, or what went wrong.  Ray Data would keep an exception's text to itself."""
     position, shard = block["task"][0].as_py(), block["shard"][0].as_py()
     columns = (block[name].to_pylist() for name in ("sample_id", "image", "annotations"))
     entries = [Entry(*values) for values in zip(*columns, strict=True)]
-    report, found, error, trace = b"", False, "", ""
-    try:
-        written, found = write_shard(tasks[position], shard, entries)
-        report = written.to_json()
-    except Exception as fault:
-        error, trace = f"{tasks[position].name}, {shard_name(shard)}: {fault}", traceback.format_exc()
-    return pa.table({"task": [position], "report": [report], "found": [found], "error": [error], "trace": [trace]})
+    where = f"{tasks[position].name}, {shard_name(shard)}"
+    return answer(where, {"task": position}, lambda: write_shard(tasks[position], shard, entries))
 
 
-def _finish(task: SplitTask, summary: IndexSummary, reports: Sequence[ShardReport]) -> tuple[str, Manifest]:
+def _finish(task: SplitTask, summary: IndexSummary, parts: Sequence[Part[ShardReport]]) -> tuple[str, Manifest]:
     """The manifest, written unless too much was dropped; and in that case what to tell the user."""
-    reports = sorted(reports, key=lambda report: report.shard.first_entry)
+    parts = sorted(parts, key=lambda part: part.report.shard.first_entry)
+    reports = [part.report for part in parts]
     assert sum(report.shard.entries for report in reports) == summary.num_entries
     samples = Dropped.merge([summary.dropped, *(report.dropped_samples for report in reports)])
     regions = Dropped.merge([report.dropped_regions for report in reports])
@@ -191,10 +160,10 @@ def _finish(task: SplitTask, summary: IndexSummary, reports: Sequence[ShardRepor
     ]
     if not any(faults):
         folder = Folder(task.output)
-        _remove_strangers(folder, len(reports))
+        remove_strangers(folder, _OUR_FILE, parts)
         manifest = dataclasses.replace(manifest, row_categories=_publish_row_categories(folder, reports))
-        with folder.publishing(MANIFEST_NAME) as draft:
-            draft.write_bytes(manifest.to_json())
+        check_all_there(folder, parts)
+        folder.write(MANIFEST_NAME, manifest.to_json())
     return "\n".join(filter(None, faults)), manifest
 
 
@@ -205,8 +174,7 @@ def _publish_row_categories(folder: Folder, reports: Sequence[ShardReport]) -> I
         return None
     tables = (from_bytes(base64.b64decode(one), ROW_CATEGORIES_NAME) for one in encoded)
     data = to_bytes(batch for table in tables for batch in table.to_batches())
-    with folder.publishing(ROW_CATEGORIES_NAME) as draft:
-        draft.write_bytes(data)
+    folder.write(ROW_CATEGORIES_NAME, data)
     return IndexFile(ROW_CATEGORIES_NAME, len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -225,14 +193,6 @@ def _fault(task: SplitTask, what: str, dropped: Dropped, total: int) -> str:
         f"{task.name}: {faults.total()} of {total} {what} are unusable, more than max_rejected = {task.max_rejected:g}"
     )
     return "\n  ".join([first, *faults.lines()])
-
-
-def _remove_strangers(folder: Folder, num_shards: int) -> None:
-    """Delete shards of an earlier run that had more of them."""
-    ours = {name(position) for position in range(num_shards) for name in (shard_name, sidecar_name)}
-    for name in folder.names():
-        if _SHARD_FILE.fullmatch(name) and name not in ours:
-            folder.remove(name)
 
 
 def _get(result: ray.ObjectRef) -> IndexSummary:

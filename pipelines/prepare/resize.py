@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from pipelines.prepare.many_masks import resize as resize_masks
-from pipelines.sources.source import Read
 from pipelines.prepare.validate import Fault, without
+from pipelines.sources.source import Read
 from semsam.data.images import decode_jpeg, decode_jpeg_eighths, encode_jpeg
 from semsam.data.schema import Record, Region
 

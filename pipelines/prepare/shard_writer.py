@@ -1,8 +1,4 @@
-"""One shard: entries in, an Arrow IPC file and its sidecar out, or nothing to do because they are there already.
-
-The sidecar is written last and says what the shard was made from, so a job that was killed anywhere finds out which
-shards are finished without keeping any record of its own.
-"""
+"""One shard: entries in, an Arrow IPC file and its rows' places out, or nothing to do because they are there."""
 
 from __future__ import annotations
 
@@ -10,23 +6,26 @@ import base64
 import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import orjson
 import pyarrow as pa
-from pydantic import TypeAdapter, ValidationError
 
 from pipelines.dropped import Dropped
 from pipelines.files import Files
+from pipelines.parts import KILLS_ITS_WORKER, Attempt, Part, PartFile, make_part
 from pipelines.prepare.resize import resize
-from pipelines.sources.source import BadSample, Entry, Read, Rejected, Source
 from pipelines.prepare.validate import validate
+from pipelines.sources.source import BadSample, Entry, Read, Rejected, Source
 from semsam.data.manifest import Shard, Vocabulary
-from semsam.data.row_categories import Names, row_names, to_batch, to_bytes
+from semsam.data.row_categories import row_names, to_batch, to_bytes
 from semsam.data.schema import SCHEMA_VERSION, to_row
 from semsam.data.shard_file import index_name, shard_name, write_shard_file
 from semsam.storage import Folder
+
+# Raised whenever what follows a source (checking, making smaller, writing) gives other shards of the same records.
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,7 @@ class SplitTask:
     code_version: str
     max_rejected: float = 0.01
     redo: bool = False  # Take no finished shard for granted.
+    verify: bool = False  # Read all bytes of finished shards before they are taken for granted.
 
     @property
     def name(self) -> str:
@@ -58,11 +58,11 @@ class SplitTask:
     def fingerprint(self, vocabulary: Vocabulary) -> str:
         """SHA-256 of everything but the entries that a shard is made from."""
         parts = [
-            self.source.dataset,
+            dataclasses.asdict(self.source),  # type: ignore[call-overload]  # Every source is a dataclass.
             self.split,
             self.files.root,
             dataclasses.asdict(self.options),
-            self.code_version,
+            VERSION,
             SCHEMA_VERSION,
             vocabulary.digest(),
         ]
@@ -71,81 +71,81 @@ class SplitTask:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """The sidecar of a shard."""
+    """What a shard's sidecar says of it."""
 
     shard: Shard
     num_regions: int
     dropped_samples: Dropped
     dropped_regions: Dropped
-    made_from: str  # SHA-256 of the split's fingerprint and of the entries.
     # The names of its rows, as a file of `semsam.data.row_categories` in base64; empty where the dataset has no names.
     row_categories: str
 
-    def to_json(self) -> bytes:
-        """Indented JSON; `from_json` reads it back."""
-        return orjson.dumps(dataclasses.asdict(self), option=orjson.OPT_INDENT_2)
 
-    @staticmethod
-    def from_json(data: bytes) -> ShardReport | None:
-        """None for what is no sidecar of this version: its shard is made anew."""
-        try:
-            return TypeAdapter(ShardReport).validate_json(data)
-        except ValidationError:
-            return None
+def part_name(position: int) -> str:
+    """The name of the part that a shard is."""
+    return shard_name(position).removesuffix(".arrow")
 
 
-def sidecar_name(position: int) -> str:
-    """The file name of the sidecar of the shard at a position of its split."""
-    return f"shard-{position:05d}.json"
-
-
-def write_shard(task: SplitTask, position: int, entries: Sequence[Entry]) -> tuple[ShardReport, bool]:
-    """The report of a shard, and whether it was found finished; otherwise it is written now.
-
-    A shard counts as finished when its sidecar was made from these entries and options, and the file still has the
-    size and digest that the sidecar says.
-    """
-    vocabulary = task.source.vocabulary()
+def write_shard(task: SplitTask, position: int, entries: Sequence[Entry]) -> tuple[Part[ShardReport], bool]:
+    """A shard with its report, and whether it was found finished; otherwise it is written now."""
+    vocabulary, folder = task.source.vocabulary(), Folder(task.output)
     made_from = _digest(task.fingerprint(vocabulary), entries)
-    folder = Folder(task.output)
-    if not task.redo:
-        report = _find_finished(folder, position, made_from)
-        if report is not None:
-            return report, True
-    with folder.publishing(shard_name(position)) as draft:
-        report, index = _write(task, vocabulary, position, entries, draft, made_from)
-    folder.write(index_name(report.shard.path), index)
-    folder.write(sidecar_name(position), report.to_json())
-    return report, False
+
+    def write(attempt: Attempt) -> tuple[list[PartFile], ShardReport]:
+        with folder.publishing(shard_name(position)) as draft:
+            report, index = _write(task, vocabulary, position, entries, draft, attempt)
+        shard = report.shard
+        folder.write(index_name(shard.path), index)
+        files = [PartFile(shard.path, shard.bytes, shard.sha256), PartFile.of(index_name(shard.path), index)]
+        return files, report
+
+    return make_part(folder, part_name(position), made_from, ShardReport, write, redo=task.redo, verify=task.verify)
+
+
+@dataclass
+class _Counts:
+    """What becomes of the entries of a shard."""
+
+    samples: list[Rejected] = field(default_factory=list)
+    regions: list[Rejected] = field(default_factory=list)
+    records: list[tuple[int, tuple[list[int], list[int]]]] = field(default_factory=list)  # Regions and names.
 
 
 def _write(
-    task: SplitTask, vocabulary: Vocabulary, position: int, entries: Sequence[Entry], path: Path, made_from: str
+    task: SplitTask, vocabulary: Vocabulary, position: int, entries: Sequence[Entry], path: Path, attempt: Attempt
 ) -> tuple[ShardReport, bytes]:
-    num_regions = 0
-    samples: list[Rejected] = []
-    regions: list[Rejected] = []
-    names: list[Names] = []
-
-    def rows() -> Iterator[pa.RecordBatch]:
-        nonlocal num_regions
-        for entry in entries:
-            try:
-                read = make_record(task, vocabulary, entry)
-            except BadSample as error:
-                samples.append(error.rejected)
-                continue
-            num_regions += len(read.record.regions)
-            regions.extend(read.dropped)
-            names.append(row_names(read.record))
-            yield to_row(read.record)
-
-    first = position * task.options.rows_per_shard
-    shard, index = write_shard_file(path, rows(), position, first, len(entries))
+    counts = _Counts()
+    rows = _rows(task, vocabulary, entries, attempt, counts)
+    shard, index = write_shard_file(path, rows, position, position * task.options.rows_per_shard, len(entries))
     has_names = vocabulary.objects or vocabulary.parts
-    categories = base64.b64encode(to_bytes([to_batch(names)])).decode() if has_names else ""
-    report = ShardReport(shard, num_regions, Dropped.of(samples), Dropped.of(regions), made_from, categories)
+    names = to_bytes([to_batch(names for _, names in counts.records)])
+    report = ShardReport(
+        shard=shard,
+        num_regions=sum(num_regions for num_regions, _ in counts.records),
+        dropped_samples=Dropped.of(counts.samples),
+        dropped_regions=Dropped.of(counts.regions),
+        row_categories=base64.b64encode(names).decode() if has_names else "",
+    )
     return report, index
+
+
+def _rows(
+    task: SplitTask, vocabulary: Vocabulary, entries: Sequence[Entry], attempt: Attempt, counts: _Counts
+) -> Iterator[pa.RecordBatch]:
+    """The rows of the entries that can be used."""
+    for entry in entries:
+        if entry.sample_id in attempt.left_out:
+            counts.samples.append(Rejected(KILLS_ITS_WORKER, entry.sample_id, f"{task.files.root}/{entry.image}"))
+            continue
+        try:
+            with attempt.working_on(entry.sample_id):
+                read = make_record(task, vocabulary, entry)
+        except BadSample as error:
+            counts.samples.append(error.rejected)
+            continue
+        counts.regions += read.dropped
+        counts.records.append((len(read.record.regions), row_names(read.record)))
+        yield to_row(read.record)
 
 
 def make_record(task: SplitTask, vocabulary: Vocabulary, entry: Entry) -> Read:
@@ -162,17 +162,6 @@ def make_record(task: SplitTask, vocabulary: Vocabulary, entry: Entry) -> Read:
     except Exception as error:
         raise RuntimeError(f"{entry.image} ({entry.sample_id}): {type(error).__name__}: {error}") from error
     return read
-
-
-def _find_finished(folder: Folder, position: int, made_from: str) -> ShardReport | None:
-    data = folder.read_if_there(sidecar_name(position))
-    report = None if data is None else ShardReport.from_json(data)
-    if report is None or report.made_from != made_from:
-        return None
-    name = shard_name(position)
-    if folder.size(name) != report.shard.bytes or folder.sha256(name) != report.shard.sha256:
-        return None
-    return report
 
 
 def _digest(fingerprint: str, entries: Sequence[Entry]) -> str:

@@ -1,22 +1,25 @@
-"""The readers of the seven datasets' own release layouts."""
+"""The readers of the datasets' own release layouts.
+
+A dataset is one file here with a `SOURCE` in it, its vocabulary in `pipelines/categories/`, and a row in
+`semsam.losses.router`.  Both files may lie in another place on PYTHONPATH, in folders `pipelines/sources/` and
+`pipelines/categories/` of one's own.
+"""
 
 from __future__ import annotations
 
-from pipelines.sources.ade20k import Ade20k
-from pipelines.sources.coco_panoptic import CocoPanoptic
-from pipelines.sources.objects365 import Objects365
-from pipelines.sources.paco import Paco
-from pipelines.sources.partimagenet import PartImageNet
-from pipelines.sources.pascal_part import PascalPart
-from pipelines.sources.sa1b import Sa1b
+import pkgutil
+from importlib import import_module
+
 from pipelines.sources.source import Source
 
-SOURCES: dict[str, Source] = {
-    "sa1b": Sa1b(),
-    "coco_panoptic": CocoPanoptic(),
-    "objects365": Objects365(),
-    "ade20k": Ade20k(),
-    "pascal_part": PascalPart(),
-    "paco": Paco(),
-    "partimagenet": PartImageNet(),
-}
+__path__ = pkgutil.extend_path(__path__, __name__)
+
+
+def find_sources() -> dict[str, Source]:
+    """The source of each dataset, by name."""
+    modules = (import_module(f"{__name__}.{one.name}") for one in pkgutil.iter_modules(__path__))
+    found: list[Source] = [module.SOURCE for module in modules if hasattr(module, "SOURCE")]
+    return {source.dataset: source for source in sorted(found, key=lambda source: source.dataset)}
+
+
+SOURCES = find_sources()

@@ -11,6 +11,8 @@ segment, which nobody trains on and panoptic quality ignores, and the image is c
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import orjson
 from jaxtyping import Int64, UInt8
@@ -27,10 +29,14 @@ from semsam.data.schema import Kind
 _FOLDERS = {"train": "training", "val": "validation"}
 
 
+@dataclass(frozen=True)
 class Ade20k:
     """Panoptic segments, and the thing segments once more as instances, on which AP is measured."""
 
-    dataset = "ade20k"
+    dataset: str = "ade20k"
+    version: int = 1
+    train_long_side: int = 0
+    allow_absent: tuple[str, ...] = ()
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -68,6 +74,9 @@ class Ade20k:
         _add_classes(regions, classes, instances, things_are_told_apart=paths["instances"] is not None)
         _add_instances(regions, instances)
         return regions.read(self.dataset, split)
+
+
+SOURCE = Ade20k()
 
 
 def _add_classes(

@@ -14,9 +14,10 @@ from typing import Any
 
 import orjson
 
+import pipelines
 from semsam.data.manifest import Vocabulary
 
-FOLDER = Path(__file__).parents[1] / "categories"
+FOLDERS = tuple(Path(place) / "categories" for place in pipelines.__path__)
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,11 @@ class Categories:
 
 @cache
 def load_categories(dataset: str) -> Categories:
-    """The categories of one dataset."""
-    document = orjson.loads((FOLDER / f"{dataset}.json").read_bytes())
+    """The categories of one dataset.  Raises `ValueError` naming the file where it is no vocabulary."""
+    path = next((path for folder in FOLDERS if (path := folder / f"{dataset}.json").exists()), None)
+    if path is None:
+        raise ValueError(f"{dataset}.json: no such vocabulary in {', '.join(map(str, FOLDERS))}")
+    document = orjson.loads(path.read_bytes())
     objects, pairs = document["objects"], document["object_parts"]
     object_position = {row["name"]: i for i, row in enumerate(objects)}
     part_position = {name: i for i, name in enumerate(document["parts"])}

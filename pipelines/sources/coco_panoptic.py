@@ -8,6 +8,7 @@ A record holds the panoptic segments, which are trained on, and the instances, o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,14 @@ from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
 
+@dataclass(frozen=True)
 class CocoPanoptic:
     """Segments with the exact pixels of the PNGs, and instances from polygons or run lengths."""
 
-    dataset = "coco_panoptic"
+    dataset: str = "coco_panoptic"
+    version: int = 1
+    train_long_side: int = 0
+    allow_absent: tuple[str, ...] = ()
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -86,6 +91,9 @@ class CocoPanoptic:
         folder = f"panoptic_{split}2017/*.png"
         paths = files.glob(folder) or files.glob(f"annotations/{folder}")
         return {path.rpartition("/")[2]: path for path in paths}
+
+
+SOURCE = CocoPanoptic()
 
 
 def _segment_ids(files: Files, path: str, regions: Regions) -> Int64[np.ndarray, "h w"]:

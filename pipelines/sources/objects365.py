@@ -6,6 +6,8 @@ missing from every copy.  Drawn objects (`isfake`) and mirror images (`isreflect
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import orjson
 
 from pipelines.files import Files
@@ -28,10 +30,14 @@ _LAYOUTS = (
 )
 
 
+@dataclass(frozen=True)
 class Objects365:
     """Boxes clipped to the image."""
 
-    dataset = "objects365"
+    dataset: str = "objects365"
+    version: int = 1
+    train_long_side: int = 0
+    allow_absent: tuple[str, ...] = ()
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -53,3 +59,6 @@ class Objects365:
                 row.get("bbox"), annotation_id, Kind.INSTANCE, category, area=row.get("area"), is_crowd=is_crowd
             )
         return regions.read(self.dataset, split)
+
+
+SOURCE = Objects365()

@@ -7,6 +7,7 @@ not found; all others are unknown there.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -35,10 +36,14 @@ _LAYOUTS = (
 )
 
 
+@dataclass(frozen=True)
 class Paco:
     """Objects, and parts that know their object."""
 
-    dataset = "paco"
+    dataset: str = "paco"
+    version: int = 1
+    train_long_side: int = 0
+    allow_absent: tuple[str, ...] = ()
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -68,6 +73,9 @@ class Paco:
                 parent = index_of_object.get(row.get("obj_ann_id"))
                 add_segmentation(regions, row, annotation_id, Kind.PART, category, parent)
         return regions.read(self.dataset, split, **_checked(rows, [category for _, _, category in known]))
+
+
+SOURCE = Paco()
 
 
 def _checked(rows: dict[str, Any], present: list[Category]) -> dict[str, tuple[int, ...]]:

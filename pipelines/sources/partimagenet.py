@@ -5,6 +5,8 @@ Objects are not annotated.  The object region of an image is derived: the union 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import orjson
 from pycocotools import mask as coco_mask
 
@@ -34,10 +36,14 @@ _LAYOUTS = (
 )
 
 
+@dataclass(frozen=True)
 class PartImageNet:
     """Derived object regions, and after each the parts that it is made of."""
 
-    dataset = "partimagenet"
+    dataset: str = "partimagenet"
+    version: int = 1
+    train_long_side: int = 0
+    allow_absent: tuple[str, ...] = ()
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -58,6 +64,9 @@ class PartImageNet:
         for parts in by_object.values():
             _add_object(regions, parts)
         return regions.read(self.dataset, split)
+
+
+SOURCE = PartImageNet()
 
 
 def _add_object(regions: Regions, rows: list[tuple[Row, str, Category]]) -> None:

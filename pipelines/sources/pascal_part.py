@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,14 @@ from semsam.data.schema import Kind
 _VOC_FOLDERS = ("VOCdevkit/VOC2010/", "VOC2010/", "")
 
 
+@dataclass(frozen=True)
 class PascalPart:
     """Objects with the parts that each is made of."""
 
-    dataset = "pascal_part"
+    dataset: str = "pascal_part"
+    version: int = 1
+    train_long_side: int = 0
+    allow_absent: tuple[str, ...] = ()
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -55,6 +60,9 @@ class PascalPart:
         for position, thing in enumerate(_objects(files, path, entry.sample_id)):
             _add_object(regions, thing, position)
         return regions.read(self.dataset, split)
+
+
+SOURCE = PascalPart()
 
 
 def _objects(files: Files, path: str, sample_id: str) -> list[Any]:

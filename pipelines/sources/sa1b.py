@@ -26,6 +26,9 @@ class Sa1b:
     """Class-agnostic masks, about a hundred per image; the RLE strings are stored as they are."""
 
     dataset: str = "sa1b"
+    version: int = 1
+    train_long_side: int = 1024
+    allow_absent: tuple[str, ...] = ()
     val_share: float = 0.001
 
     def vocabulary(self) -> Vocabulary:
@@ -69,6 +72,9 @@ class Sa1b:
     def _is_val(self, key: str) -> bool:
         number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
         return number < self.val_share * 2**64
+
+
+SOURCE = Sa1b()
 
 
 def _annotation_file(files: Files, entry: Entry) -> Any:

@@ -55,6 +55,8 @@ class Index:
 
     entries: list[Entry]
     rejected: list[Rejected] = field(default_factory=list)
+    rejected_regions: list[Rejected] = field(default_factory=list)  # Of no image, or unreadable as rows.
+    absent: tuple[str, ...] = ()  # Kinds of annotation that this copy lacks altogether, such as "instances".
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,28 @@ class Read:
 
 
 class Source(Protocol):
-    """Reads one dataset's own release layout.  Stateless and picklable: Ray sends it to workers."""
+    """Reads one dataset's own release layout.  A frozen dataclass, picklable: Ray sends it to workers.
+
+    A change of what is read is a copy: `dataclasses.replace(source, allow_absent=("instances",))`.
+    """
 
     @property
     def dataset(self) -> str: ...
+
+    @property
+    def version(self) -> int:
+        """Raised whenever the same files give other records, so that shards made before are made anew."""
+        ...
+
+    @property
+    def train_long_side(self) -> int:
+        """The long side that train images are brought down to by default; 0: they keep their pixels."""
+        ...
+
+    @property
+    def allow_absent(self) -> tuple[str, ...]:
+        """Kinds of annotation that a copy may lack altogether though less is learnt from it without them."""
+        ...
 
     def vocabulary(self) -> Vocabulary: ...
 

@@ -12,7 +12,7 @@ from pipelines.toy.native_split import NativeSplit, ToySplit
 from pipelines.toy.scenes import Scene, draw_scene
 from pipelines.toy.shapes import KINDS, POLE
 from semsam.config import settings
-from semsam.data.schema import DATASETS, SPLITS
+from semsam.data.schema import SPLITS
 
 
 @settings
@@ -43,12 +43,12 @@ def write_toy_world(folder: str | Path, settings: ToySettings) -> tuple[ToySplit
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: the toy world needs a new or empty folder")
     counts = []
-    for dataset in DATASETS:
+    for dataset, write in LAYOUTS.items():
         for split in SPLITS:
             scenes = toy_scenes(dataset, split, settings)
             rng = _generator(settings.seed, dataset, split, 0)
             native = NativeSplit(folder / dataset, dataset, split, scenes, rng, settings.faults)
-            LAYOUTS[dataset](native)
+            write(native)
             counts.append(native.count)
     return tuple(counts)
 
@@ -69,4 +69,4 @@ def _draw(dataset: str, number: int, rng: np.random.Generator) -> Scene:
 
 def _generator(seed: int, dataset: str, split: str, use: int) -> np.random.Generator:
     """Random numbers for one use: 0 for what a layout makes up itself, 1 + number for a scene."""
-    return np.random.default_rng([seed, DATASETS.index(dataset), SPLITS.index(split), use])
+    return np.random.default_rng([seed, list(LAYOUTS).index(dataset), SPLITS.index(split), use])

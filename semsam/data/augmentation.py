@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -25,15 +25,14 @@ class AugmentationSettings:
     crop_size: int = 1024
     scale_min: float = 0.1
     scale_max: float = 2.0
-    # SA-1B's masks go down to a few pixels, so its images keep their size.
-    sa1b_scale_min: float = 0.99
-    sa1b_scale_max: float = 1.01
+    # Smallest and largest scale of single datasets.  SA-1B's masks go down to a few pixels: its images keep their size.
+    scales: dict[str, tuple[float, float]] = field(default_factory=lambda: {"sa1b": (0.99, 1.01)})
     flip_probability: float = 0.5
 
     def __post_init__(self) -> None:
         if self.crop_size < 1:
             raise ValueError(f"crop_size must be positive, not {self.crop_size}")
-        for low, high in ((self.scale_min, self.scale_max), (self.sa1b_scale_min, self.sa1b_scale_max)):
+        for low, high in ((self.scale_min, self.scale_max), *self.scales.values()):
             if not 0 < low <= high:
                 raise ValueError(f"scales must hold 0 < minimum <= maximum, not {low} and {high}")
         if not 0 <= self.flip_probability <= 1:
@@ -41,9 +40,7 @@ class AugmentationSettings:
 
     def scale_range(self, dataset: str) -> tuple[float, float]:
         """The smallest and the largest scale for samples of this dataset."""
-        if dataset == "sa1b":
-            return self.sa1b_scale_min, self.sa1b_scale_max
-        return self.scale_min, self.scale_max
+        return self.scales.get(dataset, (self.scale_min, self.scale_max))
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ class Manifest:
     options: dict[str, Any]
     schema_version: int = SCHEMA_VERSION
     row_categories: IndexFile | None = None  # None: the vocabulary is empty.
+    absent: tuple[str, ...] = ()  # Kinds of annotation that the copy lacked altogether, such as "instances".
 
     def digest(self) -> str:
         """SHA-256 over the shards' digests: the identity of the data, whoever made it and wherever it lies."""

@@ -1,4 +1,4 @@
-"""The contract on disk: one Arrow row per image, the same for all seven datasets.
+"""The contract on disk: one Arrow row per image, the same for all datasets.
 
 `pipelines.sources` turn native files into `Record`s, `pipelines.prepare` writes them as Arrow IPC shards, and
 `semsam.data.reader` and `semsam.evaluation` read nothing else.  Null means *not annotated*: what a record leaves null
@@ -16,7 +16,6 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 2  # 2: every row has a checksum, in a file beside its shard.
 
-DATASETS = ("sa1b", "coco_panoptic", "objects365", "ade20k", "pascal_part", "paco", "partimagenet")
 SPLITS = ("train", "val")
 
 

@@ -12,7 +12,6 @@ import orjson
 
 from semsam.data.manifest import Vocabulary
 from semsam.data.sample import NOT_ANNOTATED
-from semsam.data.schema import DATASETS
 
 Category = TypeVar("Category", int, np.ndarray)
 
@@ -113,9 +112,14 @@ def clean_name(name: str) -> str:
     return " ".join(name.split())
 
 
+# Checkpoints remember the order of all names; a dataset that came later stands behind these.
+_SEVEN = ("sa1b", "coco_panoptic", "objects365", "ade20k", "pascal_part", "paco", "partimagenet")
+_ORDER = {dataset: place for place, dataset in enumerate(_SEVEN)}
+
+
 @dataclass(frozen=True)
 class JointVocabulary:
-    """The object names and part names of several datasets, one dataset after the other in the order of `DATASETS`.
+    """The object names and part names of several datasets, one dataset after the other: the seven first.
 
     A name that two datasets share is there twice: which samples may teach which entry is the router's business, and
     what one dataset calls a table another may call a desk.
@@ -130,18 +134,14 @@ class JointVocabulary:
 
     @staticmethod
     def of(vocabularies: Mapping[str, Vocabulary]) -> JointVocabulary:
-        """Raises `ValueError` for a dataset that is none of `DATASETS`."""
-        unknown = set(vocabularies) - set(DATASETS)
-        if unknown:
-            raise ValueError(f"unknown datasets {sorted(unknown)}, expected some of {DATASETS}")
+        """The vocabulary of these datasets, in whatever order they are given."""
         objects: list[str] = []
         parts: list[str] = []
         object_offset, part_offset = {}, {}
-        for dataset in DATASETS:
-            if dataset in vocabularies:
-                object_offset[dataset], part_offset[dataset] = len(objects), len(parts)
-                objects.extend(clean_name(name) for name in vocabularies[dataset].objects)
-                parts.extend(clean_name(name) for name in vocabularies[dataset].parts)
+        for dataset in sorted(vocabularies, key=lambda one: (_ORDER.get(one, len(_ORDER)), one)):
+            object_offset[dataset], part_offset[dataset] = len(objects), len(parts)
+            objects.extend(clean_name(name) for name in vocabularies[dataset].objects)
+            parts.extend(clean_name(name) for name in vocabularies[dataset].parts)
         return JointVocabulary(
             objects=tuple(objects),
             parts=tuple(parts),

@@ -32,7 +32,8 @@ import orjson
 from jobs import prepare
 from jobs.cluster import connect
 from jobs.quickstart import DEFAULT_CONFIG, QuickstartJob
-from pipelines.model_pool import ModelReference, Pool, fit_baselines_on, load_predictor, use_vocabulary
+from pipelines.evaluate.evaluate import fit_baselines_on
+from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
 from pipelines.toy import ToySettings, write_toy_world
 from semsam.config import config_values, load_config
 from semsam.data.shards import Split

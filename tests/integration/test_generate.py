@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,19 +146,25 @@ def test_a_killed_worker_costs_its_file_a_second_try_and_nothing_else(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_photo_that_kills_every_worker_ends_the_job(tmp_path: Path) -> None:
+def test_a_photo_that_kills_every_worker_is_left_out_and_named(tmp_path: Path) -> None:
     class Kills(LocalFiles):
         def read_bytes(self, path: str) -> bytes:
-            os.kill(os.getpid(), signal.SIGKILL)
-            raise AssertionError
+            if path == "000003.jpg":
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().read_bytes(path)
 
-    with pytest.raises(RuntimeError, match="a file failed 6 times because its worker died"):
-        generate_from(Kills(str(write_photos(tmp_path / "photos", 1))), tmp_path / "out")
+    files = Kills(str(write_photos(tmp_path / "photos", 6)))
+    generated = generate_from(files, tmp_path / "out", max_rejected=0.5)
+    assert generated.rejected == {"kills its worker": 1, "not a readable image": 1}
+    rejected = orjson.loads((tmp_path / "out" / "rejected.json").read_bytes())
+    assert [one["image"] for one in rejected["kills its worker"]] == ["000003.jpg"]
+    with pytest.raises(ValueError, match="2 of 6 images are unusable"):
+        generate_from(files, tmp_path / "strict")
 
 
-def generate_from(files: Files, output: Path) -> Generated:
-    task = generate.generate_task(job(files.root, output))
-    return generate_masks(generate.Task(files, task.output, task.options, task.max_rejected), Pool(1), 10.0)
+def generate_from(files: Files, output: Path, **changes: Any) -> Generated:
+    task = generate.generate_task(job(files.root, output, **changes))
+    return generate_masks(replace(task, files=files), Pool(1), 10.0)
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from jobs.cluster import connect
 from pipelines.files import open_root
 from pipelines.prepare.prepare import prepare as prepare_splits
 from pipelines.prepare.shard_writer import Options, SplitTask
+from pipelines.sources import SOURCES
 from pipelines.sources.sa1b import Sa1b
 from pipelines.sources.source import Entry, Read
 from pipelines.toy import ToySettings, write_toy_world
@@ -32,7 +33,7 @@ from semsam.data import rle
 from semsam.data.images import encode_jpeg
 from semsam.data.manifest import Manifest, Vocabulary
 from semsam.data.row_categories import row_names
-from semsam.data.schema import DATASETS, Kind
+from semsam.data.schema import Kind
 from semsam.data.shards import Split
 
 pytestmark = [
@@ -173,7 +174,7 @@ def test_a_split_without_images_is_an_error(tmp_path: Path) -> None:
 def test_all_seven_toy_datasets_lose_what_was_spoiled_and_nothing_else(tmp_path: Path) -> None:
     written = write_toy_world(tmp_path / "toy", ToySettings(train_images=6, val_images=2))
     expected = {(split.dataset, split.split): split for split in written}
-    datasets = {name: {"root": f"{tmp_path}/toy/{name}", "max_rejected": 0.2} for name in DATASETS}
+    datasets = {name: {"root": f"{tmp_path}/toy/{name}", "max_rejected": 0.2} for name in SOURCES}
     manifests = prepare.run(
         parse_config(prepare.PrepareJob, {"datasets": datasets, "output": f"{tmp_path}/out"}, "test")
     )
@@ -305,14 +306,20 @@ def test_a_killed_worker_costs_its_shard_a_second_try_and_nothing_else(tmp_path:
 
 
 @pytest.mark.slow
-def test_an_image_that_kills_every_worker_ends_the_job(tmp_path: Path) -> None:
+def test_an_image_that_kills_every_worker_is_left_out_and_named(tmp_path: Path) -> None:
     class Kills(Sa1b):
         def read(self, files: Any, split: str, entry: Entry) -> Read:
-            os.kill(os.getpid(), signal.SIGKILL)
-            raise AssertionError
+            if entry.sample_id.endswith("7"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().read(files, split, entry)
 
-    with pytest.raises(RuntimeError, match="a shard failed 6 times because its worker died"):
-        _prepare_train(Kills(), write_sa1b(tmp_path / "sa1b", train=1), tmp_path / "out")
+    root = write_sa1b(tmp_path / "sa1b")
+    manifest = _prepare_train(Kills(), root, tmp_path / "out", max_rejected=0.1)
+    assert (manifest.num_samples, manifest.dropped_samples) == (10, {"kills its worker": 1})
+    [example] = manifest.examples["kills its worker"]
+    assert (example.sample_id, example.detail) == ("000000000007", f"{root}/train/sa_7.jpg")
+    with pytest.raises(ValueError, match="1 of 11 images are unusable.*\n.*1 x kills its worker"):
+        _prepare_train(Kills(), root, tmp_path / "strict")
 
 
 @pytest.mark.slow
@@ -350,8 +357,8 @@ def test_a_killed_job_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert not list(output.glob("**/.*"))
 
 
-def _prepare_train(source: Sa1b, root: Path, output: Path) -> Manifest:
-    task = SplitTask(source, open_root(str(root)), "train", str(output), Options(4, 0, 92), "1")
+def _prepare_train(source: Sa1b, root: Path, output: Path, max_rejected: float = 0.01) -> Manifest:
+    task = SplitTask(source, open_root(str(root)), "train", str(output), Options(4, 0, 92), "1", max_rejected)
     return prepare_splits([task], 10.0)[0]
 
 

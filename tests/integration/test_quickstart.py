@@ -9,8 +9,8 @@ from pathlib import Path
 import orjson
 import pytest
 
+from pipelines.sources import SOURCES
 from semsam.config import load_config
-from semsam.data.schema import DATASETS
 
 pytestmark = pytest.mark.cluster
 
@@ -30,12 +30,12 @@ def test_seven_native_datasets_become_a_tracked_evaluation(tmp_path: Path, monke
         warnings.simplefilter("ignore")
         result = quickstart.run(job)
     assert signal.getsignal(signal.SIGINT) is on_interrupt
-    assert {m.dataset for m in result.manifests} == set(DATASETS)
+    assert {m.dataset for m in result.manifests} == set(SOURCES)
     assert result.training.steps == 3
     assert (Path(result.training.checkpoint) / "model.safetensors").is_file()
     run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(str(result.after.run_id))
     assert run.data.metrics == pytest.approx(result.after.metrics)
-    assert {d.dataset.name for d in run.inputs.dataset_inputs} == {f"{d}/val" for d in DATASETS}
+    assert {d.dataset.name for d in run.inputs.dataset_inputs} == {f"{d}/val" for d in SOURCES}
     assert len(list(result.after.pictures.glob("*.png"))) >= 6
     summary = orjson.loads((tmp_path / "quickstart" / "summary.json").read_bytes())
     assert summary["one_click/miou_oracle"]["after"] == pytest.approx(result.after.means["one_click/miou_oracle"][0])

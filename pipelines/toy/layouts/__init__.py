@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pipelines.toy.layouts import ade20k, coco_panoptic, objects365, paco, partimagenet, pascal_part, sa1b
 from pipelines.toy.native_split import NativeSplit
 
+# In an order that stays: it decides what is drawn.
 LAYOUTS: dict[str, Callable[[NativeSplit], None]] = {
     "sa1b": sa1b.write,
     "coco_panoptic": coco_panoptic.write,

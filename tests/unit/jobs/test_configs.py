@@ -12,8 +12,8 @@ from jobs.generate import GenerateJob
 from jobs.prepare import PrepareJob
 from jobs.quickstart import QuickstartJob
 from jobs.train import TrainJob
+from pipelines.sources import SOURCES
 from semsam.config import load_config
-from semsam.data.schema import DATASETS
 from semsam.losses.criterion import CriterionSettings, LossWeights
 from semsam.model.presets import preset
 from semsam.model.released_weights import model_shapes
@@ -49,11 +49,11 @@ def test_every_file_is_read_by_its_job(name: str) -> None:
     job = load_config(KINDS[name], str(CONFIGS / f"{name}.yaml"))
     train = job if isinstance(job, TrainJob) else getattr(job, "train", None)
     if train is not None:
-        assert set(train.data.datasets()) <= set(DATASETS)
+        assert set(train.data.datasets()) <= set(SOURCES)
     if isinstance(job, QuickstartJob):
         assert set(job.train.data.datasets()) <= set(job.prepare.datasets)
     if name == "prepare_all":
-        assert set(job.datasets) == set(DATASETS)
+        assert set(job.datasets) == set(SOURCES)
 
 
 def test_a_full_training_says_what_it_takes(name: str) -> None:
@@ -68,7 +68,7 @@ def test_a_full_training_keeps_to_the_recipe(name: str, training: TrainJob) -> N
     assert (run.steps, run.global_batch, run.precision) == (368_750, 64, "bf16")
     shape = sample.augmentation
     assert shape.crop_size == 1024
-    assert (shape.scale_min, shape.scale_max, shape.sa1b_scale_min, shape.sa1b_scale_max) == (0.1, 2.0, 0.99, 1.01)
+    assert (shape.scale_range("paco"), shape.scale_range("sa1b")) == ((0.1, 2.0), (0.99, 1.01))
     assert (sample.prompts.num_prompts, sample.prompts.num_levels) == (60, LEVELS[name])
     matching = "many_to_one" if name == "reproduce_sam" else "many_to_many"
     assert training.criterion == CriterionSettings(click_matching=matching)
@@ -89,7 +89,7 @@ def test_rates_fall_at_the_published_steps(training: TrainJob) -> None:
 def test_sa1b_comes_first_and_then_all_seven(name: str, training: TrainJob) -> None:
     first, *rest = training.data.plan.stages
     assert set(first.weights) == {"sa1b"}
-    assert [set(stage.weights) for stage in rest] == ([set(DATASETS)] if name.startswith("seven") else [])
+    assert [set(stage.weights) for stage in rest] == ([set(SOURCES)] if name.startswith("seven") else [])
 
 
 def test_no_worker_goes_without_images_on_either_cluster(name: str) -> None:

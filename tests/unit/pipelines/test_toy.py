@@ -13,6 +13,7 @@ from pycocotools import mask as coco_mask
 from scipy.io import loadmat
 
 from pipelines.files import open_root
+from pipelines.prepare.validate import validate
 from pipelines.sources import SOURCES
 from pipelines.sources.source import REASONS_BY_DESIGN, BadSample
 from pipelines.toy import ToySettings, toy_scenes, write_toy_world
@@ -20,10 +21,9 @@ from pipelines.toy.layouts import LAYOUTS
 from pipelines.toy.native_split import ToySplit, polygon_area, polygons
 from pipelines.toy.shapes import KINDS, STUFF
 from pipelines.toy.textures import textures
-from pipelines.prepare.validate import validate
 from semsam.data import rle
 from semsam.data.atoms import AtomMap
-from semsam.data.schema import DATASETS, SPLITS, Kind, Record
+from semsam.data.schema import SPLITS, Kind, Record
 from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import CANDIDATE_RADII, best_radii, disc_ious
 from semsam.evaluation.one_click import innermost_pixel
@@ -41,7 +41,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[st
 @pytest.fixture(scope="module")
 def found(world: tuple[Path, dict[tuple[str, str], ToySplit]]) -> dict[tuple[str, str], tuple[list[Record], ToySplit]]:
     """Each split as its source reads it: the records, and what is kept and dropped."""
-    return {(dataset, split): read_split(world[0], dataset, split) for dataset in DATASETS for split in SPLITS}
+    return {(dataset, split): read_split(world[0], dataset, split) for dataset in SOURCES for split in SPLITS}
 
 
 def read_split(folder: Path, dataset: str, split: str) -> tuple[list[Record], ToySplit]:
@@ -87,7 +87,7 @@ def test_more_images_leave_the_first_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", SOURCES)
 def test_sources_find_what_was_written_and_drop_what_was_planted(
     world: tuple[Path, dict[tuple[str, str], ToySplit]],
     found: dict[tuple[str, str], tuple[list[Record], ToySplit]],
@@ -164,7 +164,7 @@ def test_clicks_on_unnamed_masks_meet_several_levels(
 def test_discs_around_the_clicks_are_bad_guesses(
     found: dict[tuple[str, str], tuple[list[Record], ToySplit]],
 ) -> None:
-    ious = np.stack(list(ious_of_discs(record for dataset in DATASETS for record in found[dataset, "val"][0])))
+    ious = np.stack(list(ious_of_discs(record for dataset in SOURCES for record in found[dataset, "val"][0])))
     assert len(ious) > 200
     assert ious[:, best_radii(ious, 6)].max(axis=1).mean() < 0.6
 
@@ -178,7 +178,7 @@ def ious_of_discs(records: Iterator[Record]) -> Iterator[np.ndarray]:
             yield disc_ious(atoms, innermost_pixel(atoms.mask(column)), CANDIDATE_RADII)[:, column]
 
 
-@pytest.mark.parametrize("dataset", [dataset for dataset in DATASETS if dataset != "sa1b"])
+@pytest.mark.parametrize("dataset", [dataset for dataset in SOURCES if dataset != "sa1b"])
 def test_no_name_is_too_common(found: dict[tuple[str, str], tuple[list[Record], ToySplit]], dataset: str) -> None:
     regions = [region for split in SPLITS for record in found[dataset, split][0] for region in record.regions]
     for names in ([r.object_category for r in regions], [r.part_category for r in regions if r.part_category]):
@@ -223,7 +223,7 @@ def test_a_split_without_images_is_refused() -> None:
 
 
 def test_there_is_a_layout_for_every_dataset() -> None:
-    assert tuple(LAYOUTS) == DATASETS
+    assert tuple(LAYOUTS) == SOURCES
 
 
 # What follows compares the toy files with real ones: the same keys, types and shapes.

@@ -18,11 +18,12 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
 from jobs.generate import GenerateJob, generate_task, names_of
-from pipelines.generate.coco_results import image_ids, write_coco_results
 from pipelines.files import open_root
+from pipelines.generate.coco_results import image_ids, write_coco_results
 from pipelines.generate.generate import Task, find_photos, generate
-from pipelines.generate.mask_files import MaskFile, find_finished, read_masks, sidecar_name, write_masks
+from pipelines.generate.mask_files import MaskReport, part_name, read_masks, write_masks
 from pipelines.model_pool import Pool, load_predictor
+from pipelines.parts import Part, find_part, sidecar_name
 from semsam.automatic_masks import AutomaticMasks
 from semsam.config import parse_config
 from semsam.storage import Folder
@@ -61,8 +62,12 @@ def generator_of(task: Task) -> AutomaticMasks:
     return AutomaticMasks(predictor, task.options.masks)
 
 
-def write(task: Task, images: list[str], position: int = 0) -> MaskFile:
-    return write_masks(generator_of(task), task.options, task.files, images, task.output, position)
+def write(task: Task, images: list[str], position: int = 0) -> Part[MaskReport]:
+    return write_masks(generator_of(task), task.options, task.files, images, task.output, position)[0]
+
+
+def find_finished(folder: Folder, position: int, made_from: str) -> Part[MaskReport] | None:
+    return find_part(folder, part_name(position), made_from, MaskReport)
 
 
 def test_photos_are_found_in_the_order_of_their_paths(photos: Path) -> None:
@@ -80,9 +85,9 @@ def test_a_file_holds_a_row_per_photo_and_its_sidecar_what_was_rejected(
     table = pyarrow.parquet.read_table(path) if file_format == "parquet" else pyarrow.ipc.open_file(path).read_all()
     rows = table.to_pylist()
     assert [row["image"] for row in rows] == ["000003.png", "000007.jpg", "deeper/000012.PNG"]
-    assert [(one.reason, one.sample_id) for one in sidecar.rejected] == [("not a readable image", "000009.jpeg")]
-    assert sidecar.num_images == 3
-    assert sidecar.num_masks == sum(len(row["masks"]) for row in rows) > 3
+    assert [(one.reason, one.sample_id) for one in sidecar.report.rejected] == [("not a readable image", "000009.jpeg")]
+    assert sidecar.report.num_images == 3
+    assert sidecar.report.num_masks == sum(len(row["masks"]) for row in rows) > 3
     generator = generator_of(task)
     for row in rows:
         expected = generator.of_image(photos / row["image"])
@@ -91,8 +96,8 @@ def test_a_file_holds_a_row_per_photo_and_its_sidecar_what_was_rejected(
         assert [mask["object_name"] for mask in row["masks"]] == list(expected.object_names)
         np.testing.assert_allclose([mask["box_xyxy"] for mask in row["masks"]], expected.boxes_xyxy)
         assert {mask["part_name"] for mask in row["masks"]} == {mask["part_score"] for mask in row["masks"]} == {None}
-    assert MaskFile.from_json((tmp_path / "out" / "masks-00000.json").read_bytes()) == sidecar
-    assert read_masks(Folder(task.output), path.name).equals(table)
+    assert find_finished(Folder(task.output), 0, sidecar.made_from) == sidecar
+    assert read_masks(Folder(task.output), sidecar).equals(table)
 
 
 def test_a_file_is_finished_for_the_photos_and_options_that_it_was_made_from(task: Task) -> None:
@@ -110,13 +115,23 @@ def test_a_file_is_finished_for_the_photos_and_options_that_it_was_made_from(tas
         replace(task.options, masks=replace(task.options.masks, min_iou=0.5)).fingerprint(task.files.root, images),
     ):
         assert find_finished(folder, 0, other) is None
-    path = Path(task.output) / sidecar.path
+    path = Path(task.output) / sidecar.files[0].name
     path.write_bytes(path.read_bytes()[:-1])
     assert find_finished(folder, 0, made_from) is None
     path.unlink()
     assert find_finished(folder, 0, made_from) is None
-    Path(task.output, sidecar_name(0)).write_text("{")
+    Path(task.output, sidecar_name(part_name(0))).write_text("{")
     assert find_finished(folder, 0, made_from) is None
+
+
+def test_masks_that_are_not_those_that_were_written_are_refused_by_name(task: Task) -> None:
+    part = write(task, find_photos(task.files))
+    path = Path(task.output) / part.files[0].name
+    data = path.read_bytes()
+    for changed in (data[:-1], data[:99] + bytes([data[99] ^ 1]) + data[100:]):
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"masks-00000\.parquet: not the file that its sidecar means"):
+            read_masks(Folder(task.output), part)
 
 
 def test_the_same_photos_give_the_same_bytes(photos: Path, tmp_path: Path) -> None:
@@ -136,7 +151,7 @@ def test_finished_files_need_no_worker_and_become_coco_results(
     files = [write(task, images[:2], 0), write(task, images[2:], 1)]
     (tmp_path / "out" / "masks-00002.parquet").write_text("of an earlier run")
     generated = generate(task, Pool(), 10.0)
-    assert generated.files == tuple(files)
+    assert generated.files == tuple(file for part in files for file in part.files)
     assert generated.rejected == {"not a readable image": 1}
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "coco_images.json",
@@ -156,7 +171,7 @@ def test_finished_files_need_no_worker_and_become_coco_results(
     assert sorted(truth.imgs) == [3, 7, 12]
     assert {c["name"]: c["id"] for c in truth.dataset["categories"]} == {"car": 1, "dog": 2}
     assert len(found.anns) == generated.num_masks
-    row = read_masks(Folder(task.output), "masks-00000.parquet").to_pylist()[1]
+    row = read_masks(Folder(task.output), files[0]).to_pylist()[1]
     for annotation, mask in zip(found.imgToAnns[7], row["masks"], strict=True):
         assert coco_masks.area(annotation["segmentation"]) == mask["area"]
         np.testing.assert_allclose(coco_masks.toBbox(annotation["segmentation"]), annotation["bbox"])
@@ -206,7 +221,9 @@ def test_a_folder_without_photos_is_an_error(tmp_path: Path) -> None:
 
 def test_a_photo_that_is_gone_or_closed_is_rejected(task: Task, photos: Path) -> None:
     sidecar = write(task, ["gone.png", "000003.png"])
-    assert [(one.reason, one.sample_id) for one in sidecar.rejected] == [("gone since it was listed", "gone.png")]
+    assert [(one.reason, one.sample_id) for one in sidecar.report.rejected] == [
+        ("gone since it was listed", "gone.png")
+    ]
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.files import Files, open_root
+from pipelines.parts import find_part
 from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
 from pipelines.sources.source import Entry, Read
@@ -21,6 +22,7 @@ from semsam.data.images import decode_jpeg
 from semsam.data.manifest import Vocabulary
 from semsam.data.row_categories import from_bytes
 from semsam.data.schema import Kind, Record, from_row
+from semsam.storage import Folder
 
 WriteSa1b = Callable[..., Path]
 
@@ -46,7 +48,8 @@ def state_of(folder: Path) -> dict[str, tuple[int, int, bytes]]:
 
 def test_rows_come_in_the_order_of_the_entries(write_sa1b: WriteSa1b, tmp_path: Path) -> None:
     task = task_of(write_sa1b(), tmp_path / "out")
-    report, found = write_shard(task, 1, entries_of(task)[4:])
+    part, found = write_shard(task, 1, entries_of(task)[4:])
+    report = part.report
     assert not found
     assert [record.sample_id for record in records_of(tmp_path / "out", 1)] == [f"{i:012d}" for i in (5, 6, 7)]
     assert (report.shard.first_entry, report.shard.entries, report.shard.rows, report.num_regions) == (4, 3, 3, 9)
@@ -85,15 +88,16 @@ def test_a_sidecar_has_the_names_of_its_rows_and_of_none_that_was_rejected(
     root = write_sa1b()
     (root / "train" / "sa_6.jpg").write_bytes(b"")
     task = replace(task_of(root, tmp_path / "out"), source=Named())
-    report, _ = write_shard(task, 1, entries_of(task)[4:])
+    part, _ = write_shard(task, 1, entries_of(task)[4:])
+    report = part.report
     names = from_bytes(base64.b64decode(report.row_categories), "sidecar")
     assert names.to_pylist() == [{"objects": [number], "parts": []} for number in (5, 7)]
-    assert ShardReport.from_json((tmp_path / "out" / "shard-00001.json").read_bytes()) == report
+    assert find_part(Folder(task.output), "shard-00001", part.made_from, ShardReport) == part
 
 
 def test_a_dataset_without_names_lists_none(write_sa1b: WriteSa1b, tmp_path: Path) -> None:
     task = task_of(write_sa1b(2), tmp_path / "out")
-    assert write_shard(task, 0, entries_of(task))[0].row_categories == ""
+    assert write_shard(task, 0, entries_of(task))[0].report.row_categories == ""
 
 
 def test_a_long_side_limit_makes_images_and_masks_smaller(write_sa1b: WriteSa1b, tmp_path: Path) -> None:
@@ -112,7 +116,7 @@ def test_the_same_input_gives_the_same_bytes_wherever_it_lies(
     digests = set()
     for place in ("a", "b"):
         task = task_of(write_sa1b(root=tmp_path / place / "sa1b"), tmp_path / place / "out", max_long_side)
-        digests.add(write_shard(task, 0, entries_of(task)[:4])[0].shard.sha256)
+        digests.add(write_shard(task, 0, entries_of(task)[:4])[0].report.shard.sha256)
     assert len(digests) == 1
 
 
@@ -122,12 +126,12 @@ def test_a_rejected_image_leaves_a_gap_and_is_counted(write_sa1b: WriteSa1b, tmp
     jpeg.write_bytes(jpeg.read_bytes()[:-300])
     (root / "train" / "sa_3.jpg").unlink()
     task = task_of(root, tmp_path / "out")
-    report, _ = write_shard(task, 0, entries_of(task)[:4])
+    report = write_shard(task, 0, entries_of(task)[:4])[0].report
     assert [record.sample_id for record in records_of(tmp_path / "out")] == ["000000000001", "000000000004"]
     assert report.dropped_samples.counts == {"broken image": 1, "missing image": 1}
     assert report.dropped_samples.examples["missing image"][0].sample_id == "000000000003"
     assert (report.shard.rows, report.shard.entries) == (2, 4)
-    next_report, _ = write_shard(task, 1, entries_of(task)[4:])
+    next_report = write_shard(task, 1, entries_of(task)[4:])[0].report
     assert next_report.shard.first_entry == 4
 
 
@@ -136,7 +140,7 @@ def test_a_shard_of_rejected_images_alone_is_an_empty_file(write_sa1b: WriteSa1b
     for jpeg in root.glob("train/*.jpg"):
         jpeg.write_bytes(b"")
     task = task_of(root, tmp_path / "out")
-    report, _ = write_shard(task, 0, entries_of(task))
+    report = write_shard(task, 0, entries_of(task))[0].report
     assert records_of(tmp_path / "out") == []
     assert report.dropped_samples.total() == 2
 
@@ -161,16 +165,16 @@ def test_a_shard_made_from_something_else_is_made_anew(write_sa1b: WriteSa1b, tm
         "options": replace(task, options=replace(task.options, max_long_side=30)),
         "entries": task,
         "root": replace(task, files=open_root(f"{root}/../sa1b")),
-        "version": replace(task, code_version="1.1"),
+        "version": replace(task, source=Sa1b(version=99)),
         "redo": replace(task, redo=True),
     }[what]
     _, found = write_shard(changed, 0, entries[1:5] if what == "entries" else entries[:4])
     assert not found
 
 
-@pytest.mark.parametrize("damage", ["cut short", "one bit", "no file", "no sidecar", "broken sidecar"])
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "no file", "no rows", "no sidecar", "broken sidecar"])
 def test_a_damaged_shard_is_made_anew(write_sa1b: WriteSa1b, tmp_path: Path, damage: str) -> None:
-    task = task_of(write_sa1b(), tmp_path / "out")
+    task = replace(task_of(write_sa1b(), tmp_path / "out"), verify=damage == "one bit")
     report, _ = write_shard(task, 0, entries_of(task)[:4])
     shard, sidecar = tmp_path / "out" / "shard-00000.arrow", tmp_path / "out" / "shard-00000.json"
     data = shard.read_bytes()
@@ -181,6 +185,8 @@ def test_a_damaged_shard_is_made_anew(write_sa1b: WriteSa1b, tmp_path: Path, dam
             shard.write_bytes(data[:500] + bytes([data[500] ^ 1]) + data[501:])
         case "no file":
             shard.unlink()
+        case "no rows":
+            shard.with_suffix(".rows").unlink()
         case "no sidecar":
             sidecar.unlink()
         case _:
@@ -209,7 +215,7 @@ def test_a_fault_of_the_storage_ends_the_task_and_leaves_no_shard(write_sa1b: Wr
     files: Files = Unreachable()
     with pytest.raises(RuntimeError, match=r"train/sa_1.jpg \(000000000001\): PermissionError: not allowed"):
         write_shard(replace(task, files=files), 0, entries)
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list((tmp_path / "out").glob("*shard-00000.[aj][rs]*")) == []
 
 
 def test_drafts_of_a_killed_task_are_removed(write_sa1b: WriteSa1b, tmp_path: Path) -> None:
@@ -234,7 +240,7 @@ from pipelines.files import Files, open_root
 from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
 task = SplitTask(Sa1b(), open_root({str(write_sa1b())!r}), "train", {str(tmp_path / "out")!r}, Options(9, 30, 92), "1")
-print(write_shard(task, 0, task.source.index(task.files, "train").entries)[0].shard.rows)
+print(write_shard(task, 0, task.source.index(task.files, "train").entries)[0].report.shard.rows)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.stdout.split()[-1:] == ["7"], done.stderr

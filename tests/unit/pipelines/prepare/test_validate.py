@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.sources.source import BadSample, Read
 from pipelines.prepare.validate import validate
+from pipelines.sources.source import BadSample, Read
 from semsam.data import rle
 from semsam.data.images import encode_jpeg
 from semsam.data.manifest import Vocabulary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.sources import SOURCES
-from pipelines.sources.categories import FOLDER, load_categories
+from pipelines.sources.categories import FOLDERS, load_categories
 
 SIZES = {
     "sa1b": (0, 0, 0),
@@ -31,7 +31,7 @@ def test_vocabulary_has_the_dataset_s_number_of_names(dataset: str) -> None:
 
 
 def test_every_dataset_has_one_vocabulary_file() -> None:
-    assert {path.stem for path in FOLDER.glob("*.json")} == set(SOURCES)
+    assert {path.stem for path in FOLDERS[0].glob("*.json")} == set(SOURCES)
 
 
 @pytest.mark.parametrize(("dataset", "things"), [("coco_panoptic", 80), ("ade20k", 100), ("objects365", 365)])

@@ -147,7 +147,13 @@ def test_an_image_of_another_size_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"crop_size": 0}, {"scale_min": 0.0}, {"scale_min": 3.0}, {"sa1b_scale_max": 0.5}, {"flip_probability": 2.0}],
+    [
+        {"crop_size": 0},
+        {"scale_min": 0.0},
+        {"scale_min": 3.0},
+        {"scales": {"sa1b": (1.0, 0.5)}},
+        {"flip_probability": 2.0},
+    ],
 )
 def test_settings_that_contradict_themselves_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError):

@@ -68,9 +68,9 @@ def test_the_digest_knows_names_and_datasets_but_not_the_order_of_arguments() ->
     assert digest != JointVocabulary.of({"ade20k": PACO, "coco_panoptic": COCO}).digest()
 
 
-def test_unknown_datasets_are_refused() -> None:
-    with pytest.raises(ValueError, match="imagenet"):
-        JointVocabulary.of({"imagenet": COCO})
+def test_a_dataset_that_came_later_stands_behind_the_seven() -> None:
+    joint = JointVocabulary.of({"acorns": COCO, "paco": PACO})
+    assert joint.object_offset == {"paco": 0, "acorns": len(PACO.objects)}
 
 
 def test_no_datasets_give_no_names() -> None:

@@ -1,0 +1,102 @@
+"""Measuring a model on prepared splits with one pool of actors, and blind baselines in tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import orjson
+import pyarrow as pa
+import ray.data
+from ray.data import ActorPoolStrategy
+
+from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
+from semsam.data.shards import Split
+from semsam.evaluation.baselines import BaselineFit, Baselines
+from semsam.evaluation.protocols import Protocols, fit_baselines, measure
+from semsam.predictor import ImageSize
+
+
+class _Measure:
+    """An actor: measures batches of rows, each of one split, and sends back sums."""
+
+    def __init__(
+        self, roots: Mapping[str, str], model: ModelReference, image_size: ImageSize, baselines: Mapping[str, Baselines]
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._splits = {dataset: Split(root) for dataset, root in roots.items()}
+        self._baselines = baselines
+        self._predictor = load_predictor(model, image_size)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        [dataset] = set(rows["dataset"].to_pylist())
+        split, protocols = self._splits[dataset], Protocols()
+        use_vocabulary(self._predictor, split)
+        for row in rows["row"].to_pylist():
+            measure(self._predictor, split.record(row), self._baselines[dataset], protocols)
+        return pa.table({"dataset": [dataset], "images": [len(rows)], "sums": [orjson.dumps(protocols.sums())]})
+
+
+def measure_splits(
+    roots: Mapping[str, str],
+    num_rows: Mapping[str, int],
+    model: ModelReference,
+    image_size: ImageSize,
+    baselines: Mapping[str, Baselines],
+    pool: Pool,
+) -> Iterator[tuple[str, int, Protocols]]:
+    """Measure the first records of every dataset's split with one pool of actors.
+
+    Gives (dataset, images, sums of those images) as tasks end, in no fixed order.
+    """
+    blocks = _blocks(num_rows, pool)
+    arguments = {"roots": dict(roots), "model": model, "image_size": image_size, "baselines": dict(baselines)}
+    results = ray.data.from_arrow(blocks).map_batches(
+        _Measure,
+        fn_constructor_kwargs=arguments,
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=ActorPoolStrategy(size=max(min(pool.num_actors, len(blocks)), 1)),
+        num_gpus=pool.num_gpus,
+    )
+    for row in results.iter_rows():
+        protocols = Protocols()
+        protocols.merge_sums(orjson.loads(row["sums"]))
+        yield row["dataset"], row["images"], protocols
+
+
+def fit_baselines_on(
+    roots: Mapping[str, str], num_rows: Mapping[str, int], levels: int, pool: Pool
+) -> dict[str, Baselines]:
+    """Tune the blind baselines on the first records of every dataset's train split."""
+    results = ray.data.from_arrow(_blocks(num_rows, pool)).map_batches(
+        _fit_batch, fn_kwargs={"roots": dict(roots)}, batch_format="pyarrow", batch_size=None
+    )
+    fits = {dataset: BaselineFit() for dataset in roots}
+    for row in results.iter_rows():
+        fits[row["dataset"]].merge(BaselineFit.from_json(row["fit"]))
+    return {dataset: fit.compute(levels) for dataset, fit in fits.items()}
+
+
+def _fit_batch(rows: pa.Table, roots: Mapping[str, str]) -> pa.Table:
+    [dataset] = set(rows["dataset"].to_pylist())
+    split, fit = Split(roots[dataset]), BaselineFit()
+    for row in rows["row"].to_pylist():
+        fit_baselines(split.record(row), fit)
+    return pa.table({"dataset": [dataset], "fit": [fit.to_json()]})
+
+
+def _blocks(num_rows: Mapping[str, int], pool: Pool) -> list[pa.Table]:
+    """Row numbers, one table per task and each of one dataset.
+
+    Blocks made here need no task of their own, which might wait for the very processors that the actors hold.
+    """
+    step = pool.rows_per_task
+    return [
+        pa.table(
+            {"dataset": [dataset] * (min(start + step, count) - start), "row": range(start, min(start + step, count))}
+        )
+        for dataset, count in num_rows.items()
+        for start in range(0, count, step)
+    ]
