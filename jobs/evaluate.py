@@ -16,8 +16,9 @@ from pipelines.progress import Progress
 from pipelines.sources import SOURCES
 from semsam.config import config_values, dump_config, load_config, settings
 from semsam.data.atoms import AtomMap
+from semsam.data.draws import some_rows
 from semsam.data.images import decode_jpeg
-from semsam.data.shards import Split, is_prepared
+from semsam.data.shards import Split, is_prepared, open_split
 from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import Baselines
 from semsam.evaluation.pictures import Row, click_row, encode_png, grid
@@ -39,7 +40,7 @@ class EvaluateJob:
     datasets: tuple[str, ...] = ()  # None named: every dataset found under `data`.
     split: str = "val"
     image_size: ImageSize = field(default_factory=ImageSize)
-    max_images: int | None = None  # Of each dataset: the first ones.
+    max_images: int | None = None  # Of each dataset, spread over all of it and the same in every run.
     baseline_images: int = 500  # Train images per dataset that the blind baselines are tuned on.
     pictures: int = 3  # Rows of the picture grid per dataset.
     num_actors: int = 2
@@ -120,14 +121,14 @@ def _find_splits(job: EvaluateJob) -> dict[str, Split]:
     names = job.datasets or tuple(d for d in SOURCES if is_prepared(f"{job.data}/{d}/{job.split}"))
     if not names:
         raise ValueError(f"{job.data}: no prepared dataset with a {job.split} split; run jobs.prepare first")
-    return {name: Split(f"{job.data}/{name}/{job.split}") for name in names}
+    return {name: open_split(job.data, name, job.split) for name in names}
 
 
 def _baselines(job: EvaluateJob, splits: Mapping[str, Split], levels: int) -> dict[str, Baselines]:
     roots = {dataset: f"{job.data}/{dataset}/train" for dataset in splits}
     roots = {dataset: root for dataset, root in roots.items() if is_prepared(root)}
-    counts = {dataset: min(len(Split(root)), job.baseline_images) for dataset, root in roots.items()}
-    fitted = fit_baselines_on(roots, counts, levels, _pool(job))
+    rows = {dataset: _some(dataset, Split(root), job.baseline_images) for dataset, root in roots.items()}
+    fitted = fit_baselines_on(roots, rows, levels, _pool(job))
     for dataset in splits.keys() - roots.keys():
         print(f"{dataset}: no train split, so no blind baselines")
         fitted[dataset] = Baselines((), 0, None, None)
@@ -137,16 +138,21 @@ def _baselines(job: EvaluateJob, splits: Mapping[str, Split], levels: int) -> di
 def _measure(
     job: EvaluateJob, splits: Mapping[str, Split], model: ModelReference, baselines: Mapping[str, Baselines]
 ) -> dict[str, Protocols]:
-    limit = job.max_images
-    counts = {name: len(split) if limit is None else min(len(split), limit) for name, split in splits.items()}
+    rows = {name: _some(name, split, job.max_images) for name, split in splits.items()}
     roots = {name: split.root for name, split in splits.items()}
     measured = {name: Protocols() for name in splits}
-    progress = Progress("evaluate", sum(counts.values()), interval=job.progress_interval)
-    for dataset, images, some in measure_splits(roots, counts, model, job.image_size, baselines, _pool(job)):
+    progress = Progress("evaluate", sum(map(len, rows.values())), interval=job.progress_interval)
+    for dataset, images, some in measure_splits(roots, rows, model, job.image_size, baselines, _pool(job)):
         measured[dataset].merge_sums(some.sums())
         progress.add(images)
     progress.close()
     return measured
+
+
+def _some(dataset: str, split: Split, limit: int | None) -> list[int]:
+    """The rows to look at."""
+    rows: list[int] = some_rows(dataset, len(split), len(split) if limit is None else limit).tolist()
+    return rows
 
 
 def _pool(job: EvaluateJob) -> Pool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import orjson
 import pyarrow as pa
@@ -40,17 +40,17 @@ class _Measure:
 
 def measure_splits(
     roots: Mapping[str, str],
-    num_rows: Mapping[str, int],
+    rows: Mapping[str, Sequence[int]],
     model: ModelReference,
     image_size: ImageSize,
     baselines: Mapping[str, Baselines],
     pool: Pool,
 ) -> Iterator[tuple[str, int, Protocols]]:
-    """Measure the first records of every dataset's split with one pool of actors.
+    """Measure these records of every dataset's split with one pool of actors.
 
     Gives (dataset, images, sums of those images) as tasks end, in no fixed order.
     """
-    blocks = _blocks(num_rows, pool)
+    blocks = _blocks(rows, pool)
     arguments = {"roots": dict(roots), "model": model, "image_size": image_size, "baselines": dict(baselines)}
     results = ray.data.from_arrow(blocks).map_batches(
         _Measure,
@@ -67,10 +67,10 @@ def measure_splits(
 
 
 def fit_baselines_on(
-    roots: Mapping[str, str], num_rows: Mapping[str, int], levels: int, pool: Pool
+    roots: Mapping[str, str], rows: Mapping[str, Sequence[int]], levels: int, pool: Pool
 ) -> dict[str, Baselines]:
-    """Tune the blind baselines on the first records of every dataset's train split."""
-    results = ray.data.from_arrow(_blocks(num_rows, pool)).map_batches(
+    """Tune the blind baselines on these records of every dataset's train split."""
+    results = ray.data.from_arrow(_blocks(rows, pool)).map_batches(
         _fit_batch, fn_kwargs={"roots": dict(roots)}, batch_format="pyarrow", batch_size=None
     )
     fits = {dataset: BaselineFit() for dataset in roots}
@@ -87,16 +87,11 @@ def _fit_batch(rows: pa.Table, roots: Mapping[str, str]) -> pa.Table:
     return pa.table({"dataset": [dataset], "fit": [fit.to_json()]})
 
 
-def _blocks(num_rows: Mapping[str, int], pool: Pool) -> list[pa.Table]:
+def _blocks(rows: Mapping[str, Sequence[int]], pool: Pool) -> list[pa.Table]:
     """Row numbers, one table per task and each of one dataset.
 
     Blocks made here need no task of their own, which might wait for the very processors that the actors hold.
     """
     step = pool.rows_per_task
-    return [
-        pa.table(
-            {"dataset": [dataset] * (min(start + step, count) - start), "row": range(start, min(start + step, count))}
-        )
-        for dataset, count in num_rows.items()
-        for start in range(0, count, step)
-    ]
+    some = ((dataset, own[start : start + step]) for dataset, own in rows.items() for start in range(0, len(own), step))
+    return [pa.table({"dataset": [dataset] * len(block), "row": list(block)}) for dataset, block in some]

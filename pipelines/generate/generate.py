@@ -149,7 +149,7 @@ class _Generate:
         def make() -> tuple[Part[MaskReport], bool]:
             return write_masks(self._generator, task.options, task.files, images, task.output, position, task.redo)
 
-        return answer(part_name(position), {"position": position}, make)
+        return answer(f"{part_name(position)}.{task.options.file_format}", {"position": position}, make)
 
 
 def _finish(task: Task, folder: Folder, parts: Sequence[Part[MaskReport]], num_photos: int) -> Generated:

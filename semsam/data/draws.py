@@ -24,11 +24,18 @@ def rows_in_use(dataset: str, num_rows: int, fraction: float) -> Int64[np.ndarra
     Keyed by the dataset alone, so that runs with other seeds see the same data, and nested: a larger fraction holds all
     rows of a smaller one.
     """
-    if fraction == 1:
-        return None
-    count = max(1, round(fraction * num_rows))
+    return None if fraction == 1 else some_rows(dataset, num_rows, max(1, round(fraction * num_rows)))
+
+
+def some_rows(dataset: str, num_rows: int, count: int) -> Int64[np.ndarray, " r"]:
+    """So many row numbers of a dataset, in order: the same in every run, and a larger count holds all of a smaller one.
+
+    The first rows would often be of one scene, or of one part of the world.
+    """
+    if count >= num_rows:
+        return np.arange(num_rows)
     ranks = generator(0, _key(dataset), "plan").bit_generator.random_raw(num_rows)
-    return np.sort(np.argpartition(ranks, count - 1)[:count])
+    return np.sort(np.argpartition(ranks, count - 1)[:count]) if count else np.arange(0)
 
 
 def repeated(

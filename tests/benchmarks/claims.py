@@ -176,7 +176,7 @@ def make_world(folder: Path) -> None:
         prepare.run(replace(job.prepare, datasets=datasets, output=str(folder / "shards")))
         roots = {dataset: f"{folder}/shards/{dataset}/train" for dataset in SEVEN}
         levels = job.train.model.resolve().num_levels
-        baselines = fit_baselines_on(roots, dict.fromkeys(roots, BASELINE_IMAGES), levels, Pool())
+        baselines = fit_baselines_on(roots, dict.fromkeys(roots, range(BASELINE_IMAGES)), levels, Pool())
     (folder / "baselines.json").write_bytes(orjson.dumps(baselines))
     marker.write_bytes(wanted)
 

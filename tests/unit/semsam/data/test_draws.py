@@ -147,3 +147,14 @@ def test_without_the_names_of_its_rows_a_dataset_is_refused(categories: pa.Table
     settings = PlanSettings(stages=(Stage({"paco": 1.0}),), repeat={"paco": 0.1})
     with pytest.raises(ValueError, match="repeat.paco: the plan was not given"):
         Plan(0, {"paco": SIZES}, settings, 1, 1)
+
+
+def test_some_rows_are_spread_and_nested() -> None:
+    few, many = some_rows("paco", 10_000, 50), some_rows("paco", 10_000, 500)
+    assert len(few) == 50
+    assert set(few.tolist()) < set(many.tolist())
+    assert few.max() > 9_000
+    assert few.tolist() == sorted(few.tolist()) == some_rows("paco", 10_000, 50).tolist()
+    assert few.tolist() != some_rows("ade20k", 10_000, 50).tolist()
+    assert some_rows("paco", 3, 9).tolist() == [0, 1, 2]
+    assert some_rows("paco", 3, 0).tolist() == []
