@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from semsam.data.draws import some_rows
 from semsam.data.plan import Plan, PlanSettings, Row, Stage
 from semsam.data.reader import worker_slices
 from semsam.data.row_categories import Names, from_bytes, repeat_factors, to_batch, to_bytes
