@@ -58,7 +58,7 @@ def whole_number(value: Any) -> int:
         number = value.ravel()[0]
         if value.dtype.kind == "U" and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", str(number)):
             return int(number)
-        if value.dtype.kind in "iuf" and np.isfinite(number) and number == int(number):
+        if value.dtype.kind in "iuf" and -(2**53) < number < 2**53 and number == int(number):
             return int(number)
     raise ValueError(f"no whole number but {shown(value)}")
 
@@ -71,11 +71,12 @@ def text(value: Any) -> str:
 
 
 def mask(value: Any) -> Bool[np.ndarray, "h w"]:
-    """A mask whose pixels are 0 and one larger number."""
+    """A mask whose pixels are 0 and, inside, all one larger number."""
     if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf" or value.ndim != 2 or not value.size:
         raise ValueError(f"no mask but {shown(value)}")
     inside: Bool[np.ndarray, "h w"] = value != 0
-    if inside.any() and not (value[inside] == max(value.max(), 0)).all():  # NaN equals nothing.
+    largest = value.max()
+    if not 0 <= largest < np.inf or (value[inside] != largest).any():
         raise ValueError(f"no mask but {shown(value)} with values from {value.min()} to {value.max()}")
     return inside
 
