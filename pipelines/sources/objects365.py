@@ -16,6 +16,7 @@ from pipelines.sources.coco_json import Document, index_document, known_rows, po
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import Entry, Index, Read
 from pipelines.sources.stored_image import check_size, read_image
+from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
@@ -38,6 +39,7 @@ class Objects365:
     version: int = 1
     train_long_side: int = 0
     allow_absent: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -51,7 +53,7 @@ class Objects365:
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
         paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
-        regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id))
+        regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         for row, annotation_id, category in known_rows(regions, rows["annotations"], load_categories(self.dataset)):
             is_crowd = bool(row.get("iscrowd", 0))

@@ -24,6 +24,7 @@ from pipelines.sources.coco_json import (
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import Entry, Index, Read
 from pipelines.sources.stored_image import check_size, read_image
+from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
@@ -44,6 +45,7 @@ class Paco:
     version: int = 1
     train_long_side: int = 0
     allow_absent: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -60,7 +62,7 @@ class Paco:
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
         paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
-        regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id))
+        regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         known = list(known_rows(regions, rows["annotations"], load_categories(self.dataset)))
         index_of_object: dict[Any, int | None] = {}
