@@ -99,8 +99,8 @@ def test_a_segment_without_pixels_and_pixels_without_a_segment_are_counted(write
     native = write_native("coco_panoptic")
     native.edit(PANOPTIC, lambda document: document["annotations"][0]["segments_info"][0].update(id=262))
     assert [(r.reason, r.detail) for r in native.read().dropped] == [
-        ("empty mask", "segment 262 has no pixel"),
-        ("segment not in json", "segment 261: 60 pixels"),
+        ("empty mask", f"{native.root}/{PANOPTIC}: segment 262 has no pixel"),
+        ("segment not in json", f"{native.root}/{PANOPTIC}: segment 261: 60 pixels"),
     ]
 
 

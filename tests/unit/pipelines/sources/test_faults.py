@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from pipelines.files import open_root
 from pipelines.sources import SOURCES
-from pipelines.sources.source import BadSample
+from pipelines.sources.source import BadSample, Rejected
 from semsam.data import rle
 from semsam.data.schema import DATASETS, Kind, from_row, to_row
 
@@ -123,17 +124,33 @@ def test_a_json_without_one_of_its_lists_is_refused(write_native: Any, dataset: 
 @pytest.mark.parametrize("dataset", JSON_FILES)
 def test_a_missing_json_is_an_error_that_names_it(write_native: Any, dataset: str) -> None:
     native = write_native(dataset)
-    native.path(JSON_FILES[dataset]).unlink()
-    with pytest.raises(ValueError, match=JSON_FILES[dataset]):
+    name = JSON_FILES[dataset].replace("instances", "panoptic")
+    native.path(name).unlink()
+    with pytest.raises(ValueError, match=name):
         native.index()
 
 
 @pytest.mark.parametrize("dataset", JSON_FILES)
-def test_an_image_row_without_its_size_is_refused(write_native: Any, dataset: str) -> None:
+def test_an_image_row_without_its_size_is_counted(write_native: Any, dataset: str) -> None:
     native = write_native(dataset)
-    native.edit(JSON_FILES[dataset], lambda document: document["images"][1].pop("height"))
-    with pytest.raises(ValueError, match=r"images\[1\] has no 'height'"):
+    name = JSON_FILES[dataset].replace("instances", "panoptic")
+    native.edit(name, lambda document: document["images"][0].pop("height"))
+    index = native.index()
+    assert index.rejected[0] == Rejected(
+        "images: unusable height", "000000000007", f"{native.root}/{name}: images[0]: height: missing"
+    )
+    assert [entry.sample_id for entry in index.entries] == ["000000000003"]
+
+
+@pytest.mark.parametrize("dataset", ["objects365", "paco", "partimagenet"])
+def test_an_empty_list_of_annotations_is_refused_unless_it_is_asked_for(write_native: Any, dataset: str) -> None:
+    native = write_native(dataset)
+    native.edit(JSON_FILES[dataset], lambda document: document["annotations"].clear())
+    with pytest.raises(ValueError, match=f"{JSON_FILES[dataset]}: the list 'annotations' is empty"):
         native.index()
+    native.source = replace(native.source, allow_absent=("annotations",))
+    index = native.index()
+    assert (len(index.entries), index.absent) == (2, ("annotations",))
 
 
 @pytest.mark.parametrize("dataset", JSON_FILES)
@@ -152,7 +169,9 @@ def test_a_region_of_an_unknown_category_is_dropped(write_native: Any, dataset: 
     native = write_native(dataset)
     native.edit(JSON_FILES[dataset], lambda document: document["annotations"][0].update(category_id=9999))
     read = native.read()
-    assert [(r.reason, r.detail) for r in read.dropped] == [("unknown category", "annotation 100: category id 9999")]
+    assert [(r.reason, r.detail) for r in read.dropped] == [
+        ("unknown category", f"{native.root}/{JSON_FILES[dataset]}: annotation 100: category id 9999")
+    ]
 
 
 @pytest.mark.parametrize("dataset", JSON_FILES)
@@ -232,7 +251,8 @@ def test_annotations_of_an_unlisted_image_are_counted(write_native: Any, dataset
     name = JSON_FILES[dataset].replace("instances", "panoptic")
     native.edit(name, lambda document: document["annotations"].append(document["annotations"][0] | {"image_id": 9}))
     index = native.index()
-    assert [(r.reason, r.sample_id) for r in index.rejected] == [
-        ("annotations of an image that is not listed", "000000000009")
+    rejected = index.rejected if dataset == "coco_panoptic" else index.rejected_regions
+    assert [(r.reason, r.sample_id) for r in rejected] == [
+        ("annotation of an image that is not listed", "000000000009")
     ]
     assert len(index.entries) == 2
