@@ -37,19 +37,21 @@ class Sa1b:
 
     def index(self, files: Files, split: str) -> Index:
         has_folders = bool(files.glob("val/*"))
-        paths = files.glob(f"{split}/**/sa_*.json" if has_folders else "**/sa_*.json")
-        if not paths:
+        paths = files.glob(f"{split}/**/sa_*" if has_folders else "**/sa_*")  # One walk through 22 million files.
+        annotated = {path.removesuffix(".json") for path in paths if path.endswith(".json")}
+        if not annotated:
             raise ValueError(f"{files.root}: found no sa_*.json")
         entries: dict[str, Entry] = {}
         rejected = []
         for path in paths:
-            name = path.rpartition("/")[2].removeprefix("sa_").removesuffix(".json")
-            key = sample_id(int(name) if name.isdecimal() else name)
-            if not has_folders and self._is_val(key) != (split == "val"):
+            stem, _, ending = path.rpartition(".")
+            key = _key(stem)
+            if ending not in ("json", "jpg") or (not has_folders and self._is_val(key) != (split == "val")):
                 continue
-            if key in entries:
+            if ending == "json" and entries.setdefault(key, Entry(key, f"{stem}.jpg")).image != f"{stem}.jpg":
                 rejected.append(Rejected("duplicate image id", key, f"{files.root}/{path}"))
-            entries.setdefault(key, Entry(key, path.removesuffix(".json") + ".jpg"))
+            if ending == "jpg" and stem not in annotated:
+                rejected.append(Rejected("missing annotation file", key, f"{files.root}/{stem}.json"))
         return Index([entries[key] for key in sorted(entries)], rejected)
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
@@ -73,6 +75,11 @@ class Sa1b:
 
 
 SOURCE = Sa1b()
+
+
+def _key(stem: str) -> str:
+    name = stem.rpartition("/")[2].removeprefix("sa_")
+    return sample_id(int(name) if name.isdecimal() else name)
 
 
 def _add_mask(regions: Regions, position: int, row: object, seen: set[int]) -> None:

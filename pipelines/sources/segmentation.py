@@ -9,7 +9,7 @@ from pycocotools import mask as coco_mask
 
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import BadSample
-from pipelines.sources.values import as_coordinates, as_ints, as_list, shown
+from pipelines.sources.values import as_coordinates, as_ints, as_list, as_size, shown
 from semsam.data import rle
 
 
@@ -31,11 +31,13 @@ def read_segmentation(segmentation: object, annotation_id: str, regions: Regions
 
 
 def _run_lengths(segmentation: Any, annotation_id: str, regions: Regions) -> bytes | None:
-    size = as_ints(segmentation.get("size"))
+    size = [as_size(number) for number in as_list(segmentation.get("size"))]
     height, width = regions.image.height, regions.image.width
-    if list(size) != [height, width]:
-        detail = f"annotation {annotation_id}: RLE {shown(size)}, image [{height}, {width}]"
+    if len(size) == 2 and size != [height, width]:
+        detail = f"{regions.file}: annotation {annotation_id}: RLE {size}, image [{height}, {width}]"
         raise BadSample("RLE size differs from image", regions.sample_id, detail)
+    if len(size) != 2:
+        raise ValueError(f"size {shown(size)} is not height and width")
     counts = segmentation.get("counts")
     if isinstance(counts, str):
         return counts.encode("ascii")

@@ -55,6 +55,8 @@ def as_is(value: object) -> object:
 
 def as_int(value: object) -> int:
     """A whole number, also as text or as a float without a fraction."""
+    if type(value) is int and -_LARGEST_ID <= value <= _LARGEST_ID:
+        return value  # Objects365 has a hundred million of them.
     number = _number(value)
     largest = _LARGEST_ID if isinstance(number, int) else _LARGEST_EXACT
     if not -largest <= number <= largest or number != int(number):
@@ -82,12 +84,15 @@ def as_size(value: object) -> int:
 
 def as_flag(value: object) -> bool:
     """True or false: as such, as 1 or 0, or as the text of either."""
-    text = value.strip().lower() if isinstance(value, str) else ""
-    flag = value if isinstance(value, bool) else {"true": 1, "false": 0}.get(text)
-    number = _number(value) if flag is None else flag
+    if isinstance(value, bool):
+        return value
+    text = value.strip().lower() if isinstance(value, str) else value
+    if text in ("true", "false"):
+        return text == "true"
+    number = _number(value)
     if number not in (0, 1):
         raise ValueError(f"{shown(value)} is neither 0 nor 1")
-    return bool(number)
+    return number == 1
 
 
 def as_text(value: object) -> str:
@@ -124,13 +129,15 @@ def as_row(value: object) -> Row:
 def as_ints(value: object) -> Sequence[int]:
     """A list of whole numbers."""
     values = as_list(value)
-    # Run lengths come by the thousand.
     return values if set(map(type, values)) <= {int} else [as_int(one) for one in values]
 
 
 def as_coordinates(value: object) -> list[float]:
     """A list of numbers of pixels."""
-    return [as_coordinate(one) for one in as_list(value)]
+    values = as_list(value)
+    if values and set(map(type, values)) <= {int, float} and min(values) >= -FARTHEST and max(values) <= FARTHEST:
+        return values  # As nearly always, and there are very many.
+    return [as_coordinate(one) for one in values]
 
 
 def as_box(value: object) -> list[float]:
@@ -149,8 +156,8 @@ def _within(value: object, lowest: float, highest: float) -> float:
 
 
 def _number(value: object) -> int | float:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return value
+    if type(value) in (int, float):  # A bool is an int by inheritance alone.
+        return value  # type: ignore[return-value]
     text = value.strip() if isinstance(value, str) else ""
     if _WHOLE.fullmatch(text):
         return int(text)
