@@ -6,6 +6,7 @@ Numbers and flags written as text are what they say; any other wrong type is a f
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections.abc import Callable, Sequence
@@ -135,9 +136,11 @@ def as_ints(value: object) -> Sequence[int]:
 def as_coordinates(value: object) -> list[float]:
     """A list of numbers of pixels."""
     values = as_list(value)
-    if values and set(map(type, values)) <= {int, float} and min(values) >= -FARTHEST and max(values) <= FARTHEST:
-        return values  # As nearly always, and there are very many.
-    return [as_coordinate(one) for one in values]
+    if not values or not set(map(type, values)) <= {int, float} or math.isnan(sum(values)):
+        return [as_coordinate(one) for one in values]
+    for one in (min(values), max(values)):  # There are very many: the others lie between.
+        as_coordinate(one)
+    return values
 
 
 def as_box(value: object) -> list[float]:
