@@ -60,7 +60,10 @@ bench: $(DEV_READY)  ## measure the hot paths; prints ratios taken in one run
 claims: $(READY)  ## three claims of the paper at toy scale, as tables; over an hour; a second call goes on
 	$(BIN)/python tests/benchmarks/claims.py
 
+chaos: $(READY)  ## kill jobs at seeded moments and see whether they end as if undisturbed; a quarter of an hour
+	$(BIN)/python tests/chaos/killed_jobs.py
+
 clean:  ## remove what the targets made, the virtual environment excepted
 	rm -rf .quickstart outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
 
-.PHONY: help install quickstart unit test test-all check format bench claims clean
+.PHONY: help install quickstart unit test test-all check format bench claims chaos clean

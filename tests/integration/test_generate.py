@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -165,46 +161,3 @@ def test_a_photo_that_kills_every_worker_is_left_out_and_named(tmp_path: Path) -
 def generate_from(files: Files, output: Path, **changes: Any) -> Generated:
     task = generate.generate_task(job(files.root, output, **changes))
     return generate_masks(replace(task, files=files), Pool(1), 10.0)
-
-
-@pytest.mark.slow
-def test_a_killed_job_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    photos = write_photos(tmp_path / "photos", 40, (300, 400))
-    output = tmp_path / "out"
-    config = tmp_path / "generate.json"  # JSON is YAML, too.
-    config.write_bytes(orjson.dumps(SETTINGS | {"images": str(photos), "output": str(output), "num_actors": 2}))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.generate", str(config)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 180
-        while len(finished := sorted(output.glob("masks-*.json"))) < 3:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        _kill_session(process)
-    assert not (output / "manifest.json").exists()
-    names = {path.stem for path in finished}
-    before = {name: value for name, value in identities(output).items() if name.split(".")[0] in names}
-    generate.run(job(photos, output))
-    after = identities(output)
-    assert len(before) == 2 * len(finished)
-    assert {name: after[name] for name in before} == before
-    generate.run(job(photos, tmp_path / "calm"))
-    assert files_of(output) == files_of(tmp_path / "calm")
-    assert not list(output.glob(".*"))
-
-
-def _kill_session(process: subprocess.Popen[bytes]) -> None:
-    """End a job and the cluster it has started: no more than the processes of its own session."""
-    process.kill()
-    process.wait()
-    listed = subprocess.run(["ps", "-o", "pid=", "-s", str(process.pid)], capture_output=True, text=True, check=False)
-    for pid in listed.stdout.split():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)

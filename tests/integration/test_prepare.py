@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -323,51 +321,6 @@ def test_an_image_that_kills_every_worker_is_left_out_and_named(tmp_path: Path) 
         _prepare_train(Kills(), root, tmp_path / "strict")
 
 
-@pytest.mark.slow
-def test_a_killed_job_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    root = write_sa1b(tmp_path / "sa1b", train=40, val=1, size=(900, 1200))
-    output = tmp_path / "out"
-    command = [sys.executable, "-m", "jobs.prepare", f"datasets.sa1b.root={root}", f"output={output}"]
-    process = subprocess.Popen(
-        [*command, "rows_per_shard=2", "datasets.sa1b.splits=[train]"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while len(finished := sorted(output.glob("sa1b/train/*.json"))) < 3:
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-    finally:
-        _kill_session(process)
-    assert not (output / "sa1b" / "train" / "manifest.json").exists()
-    names = {path.stem for path in finished}
-    before = {k: v for k, v in identities(output).items() if Path(k).stem in names}
-    options = {"rows_per_shard": 2}
-    again = prepare.run(job(root, output, dataset={"splits": ["train"]}, **options))
-    after = identities(output)
-    assert len(before) == 3 * len(finished)
-    assert {k: after[k] for k in before} == before
-    assert (
-        again[0].digest()
-        == prepare.run(job(root, tmp_path / "calm", dataset={"splits": ["train"]}, **options))[0].digest()
-    )
-    assert not list(output.glob("**/.*"))
-
-
 def _prepare_train(source: Sa1b, root: Path, output: Path, max_rejected: float = 0.01) -> Manifest:
     task = SplitTask(source, open_root(str(root)), "train", str(output), Options(4, 0, 92), "1", max_rejected)
     return prepare_splits([task], 10.0)[0]
-
-
-def _kill_session(process: subprocess.Popen[bytes]) -> None:
-    """End a job and the cluster it has started: no more than the processes of its own session."""
-    process.kill()
-    process.wait()
-    listed = subprocess.run(["ps", "-o", "pid=", "-s", str(process.pid)], capture_output=True, text=True, check=False)
-    for pid in listed.stdout.split():
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(int(pid), signal.SIGKILL)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.sources.source import BadSample, Read, Rejected, Source
-from pipelines.validate import validate
+from pipelines.prepare.validate import validate
 
 
 @dataclass(frozen=True)

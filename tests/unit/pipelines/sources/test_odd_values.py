@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from pipelines.files import open_root
-from pipelines.shard_writer import Options, SplitTask, make_record
+from pipelines.prepare.shard_writer import Options, SplitTask, make_record
 from semsam.data import rle
 from tests.unit.pipelines.sources.memory import MemoryFiles, Outcome, load_folder, outcome_of
 

@@ -18,7 +18,7 @@ from semsam.data.training_sample import SampleSettings, empty_sample, regions_to
 
 HEIGHT, WIDTH, SIZE = 48, 64, 64
 PROMPTS = PromptSettings(num_prompts=12)
-STILL = SampleSettings(AugmentationSettings(SIZE, 1.0, 1.0, 1.0, 1.0, flip_probability=0.0), PROMPTS)
+STILL = SampleSettings(AugmentationSettings(SIZE, 1.0, 1.0, {}, flip_probability=0.0), PROMPTS)
 JITTER = SampleSettings(AugmentationSettings(SIZE), PROMPTS)
 
 
