@@ -6,7 +6,7 @@ where the dataset spells it another way.  A source may keep more keys there and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -37,14 +37,14 @@ class Categories:
     position_of_name: Mapping[str, int]  # Into `all`, by lower-case native or corrected name.
     document: Mapping[str, Any]
 
-    def positions_of_ids(self, rows: Iterable[Mapping[str, Any]]) -> dict[int, int]:
-        """The position in `all` for each id of a json's own `categories`.
+    def positions_of_ids(self, names: Mapping[int, str]) -> dict[int, int]:
+        """The position in `all` for each id of a json's own `categories`, given its name there.
 
         Releases number their categories differently (Objects365 v1 and v2), so the names decide; an id whose name is
         not in the vocabulary is left out.
         """
-        names = {row["id"]: str(row["name"]).strip().lower() for row in rows}
-        return {i: self.position_of_name[name] for i, name in names.items() if name in self.position_of_name}
+        found = {i: self.position_of_name.get(name.strip().lower()) for i, name in names.items()}
+        return {i: position for i, position in found.items() if position is not None}
 
     def objects_by(self, key: str) -> dict[Any, Category]:
         """The object categories by a key of their rows, such as `id`; rows without it are left out."""

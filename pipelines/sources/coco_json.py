@@ -1,82 +1,172 @@
-"""What the datasets with one big COCO-like json share: parsing it, cutting it up by image, and its masks.
+"""What the datasets with one big COCO-like json share: parsing it, and cutting it up by image.
 
-An `Entry` made here carries the rows of its image as compact JSON: `file_name`, `height`, `width`, and `annotations`
-whose `category` is a position in `Categories.all` (null for an unknown id) beside the keys that the source asked for.
+An `Entry` made here carries the rows of its image as compact JSON: `file` (the json), `file_name`, `height`, `width`,
+and `annotations` whose `category` is a position in `Categories.all` (null for an unknown id) beside `id`, `area`
+(null: as the mask or box has it), `iscrowd` and the fields that the source asked for.  Rows are read into values of
+known type here, once; only a `segmentation` is left to `pipelines.sources.segmentation`.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import orjson
-from pycocotools import mask as coco_mask
 
 from pipelines.files import Files, find_file
 from pipelines.sources.categories import Categories, Category
-from pipelines.sources.json_lists import JsonLists, Row
-from pipelines.sources.regions import Regions, finite
-from pipelines.sources.source import BadSample, Entry, Index, Rejected
-from semsam.data import rle
+from pipelines.sources.json_lists import JsonLists
+from pipelines.sources.regions import Regions
+from pipelines.sources.segmentation import read_segmentation
+from pipelines.sources.source import Entry, Index, Rejected
+from pipelines.sources.values import (
+    OddValue,
+    Row,
+    as_area,
+    as_flag,
+    as_int,
+    as_path,
+    as_row,
+    as_size,
+    as_text,
+    take,
+)
 from semsam.data.schema import Kind
 
-_FARTHEST = 1e5  # No image is as large; the rasteriser's memory grows with the length of an edge.
+NOT_LISTED = "annotation of an image that is not listed"
+
+Fields = Mapping[str, Callable[[Any], Any]]  # Names and readers.
+
+
+@dataclass(frozen=True, slots=True)
+class ListedImage:
+    """A row of the list `images`; `more` are fields that one source alone reads."""
+
+    id: int
+    file_name: str
+    height: int
+    width: int
+    more: Row
+
+    @property
+    def key(self) -> str:
+        return sample_id(self.id)
+
+    def to_row(self) -> Row:
+        """What an entry keeps of it."""
+        return {"file_name": self.file_name, "height": self.height, "width": self.width} | self.more
 
 
 class Document:
-    """A COCO-like json at one of several places: its images, its annotations, and what its category ids mean."""
+    """A COCO-like json at one of several places: its images, its annotations, and what its category ids mean.
+
+    Rows that cannot be used are counted in `rejected` (images) and `rejected_regions` (all others).
+    """
 
     def __init__(self, files: Files, places: Sequence[str], categories: Categories) -> None:
-        path = find_file(files, places)
-        self.path = f"{files.root}/{path}"
-        self._lists = JsonLists(files.read_bytes(path), self.path)
-        self._positions = categories.positions_of_ids(self._rows("categories", ("id", "name")))
-        self.images = list(self._rows("images", ("id", "file_name", "height", "width")))
+        self.file = find_file(files, places)
+        self.path = f"{files.root}/{self.file}"
+        self.rejected: list[Rejected] = []
+        self.rejected_regions: list[Rejected] = []
+        self._lists = JsonLists(files.read_bytes(self.file), self.path)
+        self._positions = categories.positions_of_ids(self._category_names())
 
-    def first_images(self) -> tuple[list[Row], list[Rejected]]:
-        """The image rows without those whose id has come before."""
-        first: dict[Any, Row] = {}
-        rejected = []
-        for row in self.images:
-            if row["id"] in first:
-                rejected.append(
-                    Rejected("duplicate image id", sample_id(row["id"]), f"{self.path}: {row['file_name']}")
-                )
-            first.setdefault(row["id"], row)
-        return list(first.values()), rejected
+    def rows(self, name: str) -> Iterator[tuple[int, object]]:
+        """The rows of one list with their positions, whatever they are."""
+        return enumerate(self._lists.rows(name))
 
-    def annotations(self, keep: Sequence[str], inner: str | None = None) -> dict[Any, bytearray]:
-        """The annotations of each image id, with the keys `keep` and `category`: JSON rows separated by commas.
+    def images(self, more: Callable[[Row], Row] = lambda row: {}) -> list[ListedImage]:
+        """The usable rows of `images`, without those whose id has come before."""
+        first: dict[int, ListedImage] = {}
+        for i, row in self.rows("images"):
+            where = f"{self.path}: images[{i}]"
+            try:
+                image = _listed_image(row, more)
+            except OddValue as fault:
+                self.rejected.append(Rejected(f"images: unusable {fault.field}", _id_shown(row), f"{where}: {fault}"))
+                continue
+            if first.setdefault(image.id, image) is not image:
+                self.rejected.append(Rejected("duplicate image id", image.key, f"{where}: {image.file_name}"))
+        return list(first.values())
 
-        With `inner`, the rows lie in a list of that name in each annotation (panoptic `segments_info`).  JSON, because
-        27 million rows as dicts do not fit into many a machine's memory.
+    def image_ids(self) -> set[int]:
+        """The usable ids of `images`, for a json whose images are listed elsewhere too."""
+        ids = set()
+        for _, row in self.rows("images"):
+            try:
+                ids.add(take(row, "id", as_int))
+            except OddValue:  # An image that is missing here is counted by whoever looks for it.
+                continue
+        return ids
+
+    def annotations(self, fields: Fields) -> dict[int, bytearray]:
+        """The annotations of each image id as JSON rows separated by commas.
+
+        JSON, because 27 million rows as dicts do not fit into many a machine's memory.
         """
-        by_image: dict[Any, bytearray] = {}
-        for annotation in self._rows("annotations", ("image_id", inner) if inner else ("image_id",)):
-            rows = by_image.setdefault(annotation["image_id"], bytearray())
-            for row in annotation[inner] if inner else [annotation]:
-                rows += b"," if rows else b""
-                rows += orjson.dumps({key: row[key] for key in keep if key in row} | self._category(row))
+        by_image: dict[int, bytearray] = {}
+        for i, row in self.rows("annotations"):
+            image = None
+            try:
+                image = take(row, "image_id", as_int)
+                self.append_row(by_image.setdefault(image, bytearray()), row, fields)
+            except OddValue as fault:
+                self.reject("annotations", f"annotations[{i}]", fault, image)
         return by_image
+
+    def append_row(self, rows: bytearray, row: object, fields: Fields) -> None:
+        """Append an annotation to the JSON rows of its image.  Raises `OddValue`."""
+        native = take(row, "category_id", as_int)
+        position = self._positions.get(native)
+        category = {"category": position} if position is not None else {"category": None, "category_id": native}
+        try:
+            data = orjson.dumps(annotation_values(row, fields) | category)
+        except orjson.JSONEncodeError as error:  # It writes less deeply nested lists than it reads.
+            raise OddValue("row", str(error)) from None
+        rows += b"," + data if rows else data
 
     def positions(self, native_ids: Iterable[int]) -> list[int]:
         """Where in `Categories.all` the known ones among these category ids are."""
-        return sorted(self._positions[i] for i in native_ids if i in self._positions)
+        return sorted({self._positions[i] for i in native_ids if i in self._positions})
 
-    def _category(self, row: Row) -> Row:
-        native = row.get("category_id")
-        if native in self._positions:
-            return {"category": self._positions[native]}
-        return {"category": None, "category_id": native}
+    def unknown(self, native_ids: Iterable[int]) -> list[int]:
+        """The other ones."""
+        return sorted(set(native_ids) - self._positions.keys())
 
-    def _rows(self, name: str, required: Sequence[str]) -> Iterator[Row]:
-        for i, row in enumerate(self._lists.rows(name)):
-            for key in required:
-                if key not in row:
-                    raise ValueError(f"{self.path}: {name}[{i}] has no {key!r}")
-            yield row
+    def reject(self, name: str, where: str, fault: OddValue, image: int | None = None) -> None:
+        """Count a row that cannot be used: `name` is its list, `where` its place."""
+        key = "" if image is None else sample_id(image)
+        self.rejected_regions.append(Rejected(f"{name}: unusable {fault.field}", key, f"{self.path}: {where}: {fault}"))
+
+    def reject_orphans(self, annotations: Mapping[int, bytearray], reason: str = NOT_LISTED) -> None:
+        """Count the annotations of images that are not there."""
+        for image, rows in annotations.items():
+            details = (f"{self.path}: annotation {row['id']}" for row in orjson.loads(b"[" + rows + b"]"))
+            self.rejected_regions += [Rejected(reason, sample_id(image), detail) for detail in details]
+
+    def _category_names(self) -> dict[int, str]:
+        names: dict[int, str] = {}
+        for i, row in self.rows("categories"):
+            try:
+                native, name = take(row, "id", as_int), take(row, "name", as_text)
+                if names.setdefault(native, name) != name:
+                    raise OddValue("id", f"{native} is {names[native]!r} already")
+            except OddValue as fault:
+                self.reject("categories", f"categories[{i}]", fault)
+        return names
+
+
+def annotation_values(row: object, fields: Fields) -> Row:
+    """What is read of an annotation, in values of known type.  Raises `OddValue`."""
+    values: Row = {
+        "id": take(row, "id", as_int),
+        "area": take(row, "area", as_area, None),
+        "iscrowd": take(row, "iscrowd", as_flag, False),
+    }
+    for key, read in fields.items():
+        values[key] = take(row, key, read)
+    return values
 
 
 def pack(values: Row, **lists: bytearray) -> bytes:
@@ -90,26 +180,29 @@ def index_document(
     document: Document,
     split: str,
     layouts: Sequence[str],
-    keep: Sequence[str],
-    keep_image: Sequence[str] = (),
+    fields: Fields,
+    allow_absent: Sequence[str],
+    more: Callable[[Row], Row] = lambda row: {},
 ) -> Index:
-    """One entry per image of the document; `layouts` are the places where its images may lie (see `image_paths`)."""
-    rows, rejected = document.first_images()
-    annotations = document.annotations(keep)
-    layouts = _order_layouts(files, layouts, split, rows)
+    """One entry per image of the document; `layouts` are the places where its images may lie (see `image_paths`).
+
+    Raises `ValueError` where the list `annotations` is empty, unless `allow_absent` has it.
+    """
+    images = document.images(more)
+    annotations = document.annotations(fields)
+    is_empty = bool(images) and not annotations and not document.rejected_regions
+    if is_empty and "annotations" not in allow_absent:
+        raise ValueError(f"{document.path}: the list 'annotations' is empty, so that nothing can be learnt")
+    layouts = _order_layouts(files, layouts, split, images)
     entries = []
-    for row in rows:
-        short = {key: row[key] for key in ("file_name", "height", "width", *keep_image) if key in row}
-        path = image_paths(layouts, split, row["file_name"])[0]
-        packed = pack(short, annotations=annotations.pop(row["id"], bytearray()))
-        entries.append(Entry(sample_id(row["id"]), path, packed))
-    rejected += orphans(annotations, document.path)
-    return Index(sorted(entries, key=lambda entry: entry.sample_id), rejected)
-
-
-def orphans(image_ids: Iterable[Any], path: str) -> list[Rejected]:
-    """The images that have annotations but are not listed."""
-    return [Rejected("annotations of an image that is not listed", sample_id(i), path) for i in image_ids]
+    for image in images:
+        path = image_paths(layouts, split, image.file_name)[0]
+        rows = annotations.pop(image.id, bytearray())
+        packed = pack({"file": document.file} | image.to_row(), annotations=rows)
+        entries.append(Entry(image.key, path, packed))
+    document.reject_orphans(annotations)
+    entries.sort(key=lambda entry: entry.sample_id)
+    return Index(entries, document.rejected, document.rejected_regions, ("annotations",) if is_empty else ())
 
 
 def image_paths(layouts: Sequence[str], split: str, file_name: str) -> list[str]:
@@ -138,72 +231,53 @@ def sample_id(native: int | str) -> str:
 
 
 def known_rows(regions: Regions, rows: Sequence[Row], categories: Categories) -> Iterator[tuple[Row, str, Category]]:
-    """Each row with its annotation id and category; the others are dropped as "unknown category"."""
+    """Each row with its annotation id and category; drops "duplicate annotation id" and "unknown category"."""
+    seen: set[int] = set()
     for row in rows:
-        if row["category"] is None:
-            regions.drop("unknown category", f"annotation {row.get('id')}: category id {row.get('category_id')}")
+        if row["id"] in seen:
+            regions.drop("duplicate annotation id", f"annotation {row['id']}")
+        elif row["category"] is None:
+            regions.drop("unknown category", f"annotation {row['id']}: category id {row['category_id']}")
         else:
-            yield row, str(row.get("id")), categories.all[row["category"]]
+            yield row, str(row["id"]), categories.all[row["category"]]
+        seen.add(row["id"])
 
 
 def add_segmentation(
-    regions: Regions, row: Row, annotation_id: str, kind: Kind, category: Category, parent: int | None = None
+    regions: Regions,
+    row: Row,
+    annotation_id: str,
+    kind: Kind,
+    category: Category | None = None,
+    parent: int | None = None,
 ) -> int | None:
-    """Add a row's `segmentation` (polygons, run lengths, or RLE string) with its native area and crowd flag.
-
-    Raises `BadSample` "RLE size differs from image"; drops "empty mask", "broken polygon" and "broken RLE".
-    """
-    try:
-        counts = _counts(row.get("segmentation"), regions)
-    except ValueError as error:
-        regions.drop(str(error), f"annotation {annotation_id}")
+    """Add a row's `segmentation` with its native area and crowd flag; drops and raises as `read_segmentation` does."""
+    counts = read_segmentation(row["segmentation"], annotation_id, regions)
+    if not counts:
         return None
-    is_crowd = bool(row.get("iscrowd", 0))
     return regions.add_rle(
-        counts, annotation_id, kind, category, area=row.get("area"), parent=parent, is_crowd=is_crowd
+        counts, annotation_id, kind, category, area=row["area"], parent=parent, is_crowd=row["iscrowd"]
     )
 
 
-def rle_counts(segmentation: Mapping[str, Any], regions: Regions) -> bytes:
-    """The counts of an RLE object, strings unchanged.
+def _listed_image(row: object, more: Callable[[Row], Row]) -> ListedImage:
+    key, name = take(row, "id", as_int), take(row, "file_name", as_path)
+    size = take(row, "height", as_size), take(row, "width", as_size)
+    return ListedImage(key, name, *size, more(as_row(row)))
 
-    Raises `BadSample` when it is of another size than the image, and `ValueError` ("broken RLE").
-    """
-    height, width = regions.image.height, regions.image.width
-    if list(segmentation.get("size", ())) != [height, width]:
-        detail = f"RLE {segmentation.get('size')}, image [{height}, {width}]"
-        raise BadSample("RLE size differs from image", regions.sample_id, detail)
-    counts = segmentation.get("counts")
+
+def _id_shown(row: object) -> str:
+    """The id of a row that cannot be used, as far as it has one."""
     try:
-        if isinstance(counts, str):
-            return counts.encode("ascii")
-        return rle.encode_counts(np.array(counts, np.int64))
-    except (TypeError, ValueError, OverflowError):
-        raise ValueError("broken RLE") from None
+        return sample_id(take(row, "id", as_int))
+    except OddValue:
+        return ""
 
 
-def _counts(segmentation: Any, regions: Regions) -> bytes:
-    """COCO counts of one mask.  Raises `ValueError` with the reason to drop it by."""
-    if isinstance(segmentation, dict):
-        return rle_counts(segmentation, regions)
-    if not isinstance(segmentation, list):
-        raise ValueError("empty mask")
-    # Two points or fewer enclose nothing; and pycocotools would take four numbers for a box.
-    polygons = [p for p in segmentation if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0]
-    if not polygons:
-        raise ValueError("empty mask")
-    for value in itertools.chain.from_iterable(polygons):
-        if finite(value) is None or abs(value) > _FARTHEST:
-            raise ValueError("broken polygon")
-    pieces = coco_mask.frPyObjects(polygons, regions.image.height, regions.image.width)
-    counts: bytes = coco_mask.merge(pieces)["counts"]
-    return counts
-
-
-def _order_layouts(files: Files, layouts: Sequence[str], split: str, rows: Sequence[Row]) -> list[str]:
+def _order_layouts(files: Files, layouts: Sequence[str], split: str, images: Sequence[ListedImage]) -> list[str]:
     """The layouts with the one in use first, as far as a few images can tell."""
-    for row in rows[:8]:
+    for image in images[:8]:
         for layout in layouts:
-            if files.exists(image_paths([layout], split, row["file_name"])[0]):
+            if files.exists(image_paths([layout], split, image.file_name)[0]):
                 return [layout, *(other for other in layouts if other != layout)]
     return list(layouts)

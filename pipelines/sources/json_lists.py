@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 import orjson
 
-Row = dict[str, Any]
-
 _PIECE = 1 << 23  # Bytes.
 # What a character does to the depth of nesting (255 is -1), 2 for a quote, 0 for all others.
 _CODES = bytes({"[": 1, "{": 1, "]": 255, "}": 255, '"': 2}.get(chr(i), 0) for i in range(256))
@@ -31,7 +29,7 @@ def parse_json(data: bytes, path: str) -> Any:
 
 
 class JsonLists:
-    """The lists of objects at the top level of a JSON file; whatever else is there is passed over."""
+    """The lists at the top level of a JSON file; whatever else is there is passed over."""
 
     def __init__(self, data: bytes, path: str, piece: int = _PIECE) -> None:
         self._data = data
@@ -41,8 +39,11 @@ class JsonLists:
             parse_json(data, path)  # Raises for a file that is cut short, with the place.
             raise ValueError(f"{path}: expected an object")
 
-    def rows(self, name: str) -> Iterator[Row]:
-        """The rows of one list.  Raises `ValueError` naming the file when there is none, or where it is unreadable."""
+    def rows(self, name: str) -> Iterator[object]:
+        """The rows of one list, objects as a rule.
+
+        Raises `ValueError` naming the file when there is none, or where it is unreadable.
+        """
         if name not in self._cuts:
             parse_json(self._data, self._path)
             raise ValueError(f"{self._path}: no list {name!r}")

@@ -16,6 +16,7 @@ from pipelines.sources.coco_json import Document, index_document, known_rows, po
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import Entry, Index, Read
 from pipelines.sources.stored_image import check_size, read_image
+from pipelines.sources.values import as_box
 from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
@@ -48,17 +49,17 @@ class Objects365:
         name = f"zhiyuan_objv2_{split}.json"
         places = [f"annotations/{name}", name, f"{split}/{name}"]
         document = Document(files, places, load_categories(self.dataset))
-        return index_document(files, document, split, _LAYOUTS, keep=("id", "bbox", "area", "iscrowd"))
+        return index_document(files, document, split, _LAYOUTS, {"bbox": as_box}, self.allow_absent)
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
         paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
         regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
+        regions.file = f"{files.root}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         for row, annotation_id, category in known_rows(regions, rows["annotations"], load_categories(self.dataset)):
-            is_crowd = bool(row.get("iscrowd", 0))
             regions.add_box(
-                row.get("bbox"), annotation_id, Kind.INSTANCE, category, area=row.get("area"), is_crowd=is_crowd
+                row["bbox"], annotation_id, Kind.INSTANCE, category, area=row["area"], is_crowd=row["iscrowd"]
             )
         return regions.read(self.dataset, split)
 

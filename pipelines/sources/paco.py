@@ -7,7 +7,9 @@ not found; all others are unknown there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import orjson
@@ -24,6 +26,7 @@ from pipelines.sources.coco_json import (
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import Entry, Index, Read
 from pipelines.sources.stored_image import check_size, read_image
+from pipelines.sources.values import Row, as_int, as_ints, as_is, take
 from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
@@ -53,31 +56,46 @@ class Paco:
     def index(self, files: Files, split: str) -> Index:
         name = f"paco_lvis_v1_{split}.json"
         document = Document(files, [f"annotations/{name}", name], load_categories(self.dataset))
-        for row in document.images:
-            row["absent"] = document.positions(row.get("neg_category_ids", ()))
-            row["not_exhaustive"] = document.positions(row.get("not_exhaustive_category_ids", ()))
-        keep = ("id", "segmentation", "area", "iscrowd", "obj_ann_id")
-        return index_document(files, document, split, _LAYOUTS, keep, ("absent", "not_exhaustive"))
+        fields = {"segmentation": as_is, "obj_ann_id": as_int}
+        more = partial(_listed_names, document)
+        return index_document(files, document, split, _LAYOUTS, fields, self.allow_absent, more)
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
         paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
         regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
+        regions.file = f"{files.root}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
+        for native in rows["unknown"]:
+            regions.drop("listed name outside the vocabulary", f"category id {native}")
         known = list(known_rows(regions, rows["annotations"], load_categories(self.dataset)))
-        index_of_object: dict[Any, int | None] = {}
+        ids = {row["id"] for row in rows["annotations"]}
+        index_of_object: dict[int, int | None] = {}
         for row, annotation_id, category in known:
             if category.part is None:
                 index_of_object[row["id"]] = add_segmentation(regions, row, annotation_id, Kind.INSTANCE, category)
         for row, annotation_id, category in known:
             if category.part is not None:
                 # The object's row may be unusable; the part's own category still says what object it is of.
-                parent = index_of_object.get(row.get("obj_ann_id"))
+                parent = index_of_object.get(row["obj_ann_id"])
                 add_segmentation(regions, row, annotation_id, Kind.PART, category, parent)
+                if row["obj_ann_id"] not in ids:
+                    regions.drop("part without its object", f"annotation {annotation_id}: no {row['obj_ann_id']}")
         return regions.read(self.dataset, split, **_checked(rows, [category for _, _, category in known]))
 
 
 SOURCE = Paco()
+
+
+def _listed_names(document: Document, row: Row) -> Row:
+    """What an image's row says of names, as positions in `Categories.all`, and the ids of names that are not there."""
+    absent: Sequence[int] = take(row, "neg_category_ids", as_ints, [])
+    not_exhaustive: Sequence[int] = take(row, "not_exhaustive_category_ids", as_ints, [])
+    return {
+        "absent": document.positions(absent),
+        "not_exhaustive": document.positions(not_exhaustive),
+        "unknown": document.unknown([*absent, *not_exhaustive]),
+    }
 
 
 def _checked(rows: dict[str, Any], present: list[Category]) -> dict[str, tuple[int, ...]]:

@@ -19,10 +19,10 @@ from pipelines.sources.coco_json import (
     known_rows,
     possible_paths,
 )
-from pipelines.sources.json_lists import Row
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import Entry, Index, Read
 from pipelines.sources.stored_image import check_size, read_image
+from pipelines.sources.values import Row, as_is
 from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
@@ -53,12 +53,13 @@ class PartImageNet:
     def index(self, files: Files, split: str) -> Index:
         places = [f"{split}.json", f"annotations/{split}.json", f"annotations/{split}/{split}.json"]
         document = Document(files, places, load_categories(self.dataset))
-        return index_document(files, document, split, _LAYOUTS, keep=("id", "segmentation", "area", "iscrowd"))
+        return index_document(files, document, split, _LAYOUTS, {"segmentation": as_is}, self.allow_absent)
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
         paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
         regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
+        regions.file = f"{files.root}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         by_object: dict[int, list[tuple[Row, str, Category]]] = {}
         for known in known_rows(regions, rows["annotations"], load_categories(self.dataset)):
@@ -74,6 +75,7 @@ SOURCE = PartImageNet()
 def _add_object(regions: Regions, rows: list[tuple[Row, str, Category]]) -> None:
     """Add the union of the parts of one kind of object, and after it the parts."""
     found = Regions(regions.sample_id, regions.image)
+    found.file = regions.file
     for row, annotation_id, category in rows:
         add_segmentation(found, row, annotation_id, Kind.PART, category)
     regions.dropped += found.dropped

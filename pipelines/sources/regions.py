@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Integer
@@ -26,12 +24,13 @@ class Regions:
     def __init__(self, sample_id: str, image: StoredImage) -> None:
         self.sample_id = sample_id
         self.image = image
+        self.file = ""  # The annotation file that is being read, for messages.
         self.regions: list[Region] = []
         self.dropped: list[Rejected] = []
 
     def drop(self, reason: str, detail: str) -> None:
-        """Count a region that the record will not hold."""
-        self.dropped.append(Rejected(reason, self.sample_id, detail))
+        """Count a region that the record will not hold, or not with all that it says."""
+        self.dropped.append(Rejected(reason, self.sample_id, f"{self.file}: {detail}" if self.file else detail))
 
     def add_rle(
         self,
@@ -40,7 +39,7 @@ class Regions:
         kind: Kind,
         category: Category | None = None,
         *,
-        area: object = None,
+        area: float | None = None,
         parent: int | None = None,
         is_crowd: bool = False,
     ) -> int | None:
@@ -53,13 +52,12 @@ class Regions:
         if box[2] == 0:
             self.drop("empty mask", f"annotation {annotation_id}")
             return None
-        native_area = finite(area)
         return self._add(
             Region(
                 annotation_id=annotation_id,
                 rle=counts,
                 box_xyxy=box,
-                area=float(rle.area(counts)) if native_area is None else native_area,
+                area=float(rle.area(counts)) if area is None else area,
                 kind=kind,
                 object_category=category.object if category else None,
                 part_category=category.part if category else None,
@@ -84,27 +82,29 @@ class Regions:
         return self.add_rle(counts, annotation_id, kind, category, parent=parent, is_crowd=is_crowd)
 
     def add_box(
-        self, xywh: object, annotation_id: str, kind: Kind, category: Category, *, area: object, is_crowd: bool
+        self,
+        xywh: Sequence[float],
+        annotation_id: str,
+        kind: Kind,
+        category: Category,
+        *,
+        area: float | None,
+        is_crowd: bool,
     ) -> int | None:
-        """Add a box without a mask, clipped to the image; drops "broken box" and "empty box" (or wholly outside)."""
-        numbers = [finite(value) for value in xywh] if isinstance(xywh, Sequence) else []
-        if len(numbers) != 4 or None in numbers:
-            self.drop("broken box", f"annotation {annotation_id}: {xywh!r}")
-            return None
-        x, y, w, h = (value for value in numbers if value is not None)
+        """Add a box without a mask, clipped to the image; drops "empty box" (or wholly outside)."""
+        x, y, w, h = xywh
         # Rounded as the record stores them, so that a sliver cannot become empty later.
         corners = np.array([max(x, 0), max(y, 0), min(x + w, self.image.width), min(y + h, self.image.height)], "f4")
         x1, y1, x2, y2 = corners.tolist()
         if x2 <= x1 or y2 <= y1:
             self.drop("empty box", f"annotation {annotation_id}: {xywh!r}")
             return None
-        native_area = finite(area)
         return self._add(
             Region(
                 annotation_id=annotation_id,
                 rle=None,
                 box_xyxy=(x1, y1, x2, y2),
-                area=w * h if native_area is None else native_area,
+                area=w * h if area is None else area,
                 kind=kind,
                 object_category=category.object,
                 part_category=category.part,
@@ -143,10 +143,3 @@ def masks_of(ids: Integer[np.ndarray, "h w"]) -> Iterator[tuple[int, Bool[np.nda
     for value in np.unique(flat[run_starts]).tolist():
         if value:
             yield value, ids == value
-
-
-def finite(value: Any) -> float | None:
-    """The value as a float, or None when it is no finite number."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None

@@ -12,11 +12,12 @@ from typing import Any
 
 from pipelines.files import Files
 from pipelines.sources.categories import load_categories
-from pipelines.sources.coco_json import rle_counts, sample_id
+from pipelines.sources.coco_json import add_segmentation, annotation_values, sample_id
 from pipelines.sources.json_lists import parse_json
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
 from pipelines.sources.stored_image import check_size, read_image
+from pipelines.sources.values import OddValue, as_is, as_list, as_row, as_size, take
 from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
@@ -38,37 +39,36 @@ class Sa1b:
 
     def index(self, files: Files, split: str) -> Index:
         has_folders = bool(files.glob("val/*"))
-        paths = files.glob(f"{split}/**/sa_*.json" if has_folders else "**/sa_*.json")
-        if not paths:
+        paths = files.glob(f"{split}/**/sa_*" if has_folders else "**/sa_*")  # One walk through 22 million files.
+        annotated = {path.removesuffix(".json") for path in paths if path.endswith(".json")}
+        if not annotated:
             raise ValueError(f"{files.root}: found no sa_*.json")
         entries: dict[str, Entry] = {}
         rejected = []
         for path in paths:
-            name = path.rpartition("/")[2].removeprefix("sa_").removesuffix(".json")
-            key = sample_id(int(name) if name.isdecimal() else name)
-            if not has_folders and self._is_val(key) != (split == "val"):
+            stem, _, ending = path.rpartition(".")
+            key = _key(stem)
+            if ending not in ("json", "jpg") or (not has_folders and self._is_val(key) != (split == "val")):
                 continue
-            if key in entries:
+            if ending == "json" and entries.setdefault(key, Entry(key, f"{stem}.jpg")).image != f"{stem}.jpg":
                 rejected.append(Rejected("duplicate image id", key, f"{files.root}/{path}"))
-            entries.setdefault(key, Entry(key, path.removesuffix(".json") + ".jpg"))
+            if ending == "jpg" and stem not in annotated:
+                rejected.append(Rejected("missing annotation file", key, f"{files.root}/{stem}.json"))
         return Index([entries[key] for key in sorted(entries)], rejected)
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
         document = _annotation_file(files, entry)
+        regions.file = f"{files.root}/{_json_of(entry)}"
         try:
-            height, width = document["image"]["height"], document["image"]["width"]
-            rows = [(str(row["id"]), row["segmentation"], row.get("area")) for row in document["annotations"]]
-        except (KeyError, TypeError) as error:
-            raise BadSample("broken annotation file", entry.sample_id, f"no {error}") from None
-        check_size(regions.image, (height, width), entry.sample_id)
-        for annotation_id, segmentation, area in rows:
-            try:
-                counts = rle_counts(segmentation, regions)
-            except ValueError as error:
-                regions.drop(str(error), f"annotation {annotation_id}")
-                continue
-            regions.add_rle(counts, annotation_id, Kind.CLASS_AGNOSTIC, area=area)
+            image, rows = take(document, "image", as_row), take(document, "annotations", as_list)
+            size = take(image, "height", as_size), take(image, "width", as_size)
+        except OddValue as fault:
+            raise BadSample("broken annotation file", entry.sample_id, f"{regions.file}: {fault}") from None
+        check_size(regions.image, size, entry.sample_id)
+        seen: set[int] = set()
+        for position, row in enumerate(rows):
+            _add_mask(regions, position, row, seen)
         return regions.read(self.dataset, split)
 
     def _is_val(self, key: str) -> bool:
@@ -79,10 +79,33 @@ class Sa1b:
 SOURCE = Sa1b()
 
 
+def _key(stem: str) -> str:
+    name = stem.rpartition("/")[2].removeprefix("sa_")
+    return sample_id(int(name) if name.isdecimal() else name)
+
+
+def _add_mask(regions: Regions, position: int, row: object, seen: set[int]) -> None:
+    """Add the mask of an annotation, unless its id is among those `seen` before."""
+    try:
+        values = annotation_values(row, {"segmentation": as_is})
+    except OddValue as fault:
+        regions.drop(f"annotations: unusable {fault.field}", f"annotations[{position}]: {fault}")
+        return
+    if values["id"] in seen:
+        regions.drop("duplicate annotation id", f"annotation {values['id']}")
+        return
+    seen.add(values["id"])
+    add_segmentation(regions, values, str(values["id"]), Kind.CLASS_AGNOSTIC)
+
+
+def _json_of(entry: Entry) -> str:
+    return entry.image.removesuffix(".jpg") + ".json"
+
+
 def _annotation_file(files: Files, entry: Entry) -> Any:
     """The parsed json beside the image: one bad file among millions is a bad sample, not the end of the job."""
-    path = entry.image.removesuffix(".jpg") + ".json"
+    path = _json_of(entry)
     try:
-        return parse_json(files.read_bytes(path), path)
+        return parse_json(files.read_bytes(path), f"{files.root}/{path}")
     except (ValueError, FileNotFoundError) as error:
         raise BadSample("broken annotation file", entry.sample_id, str(error)) from None

@@ -23,7 +23,7 @@ class Entry:
     annotations: bytes = b""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """An image or region that cannot be used: `reason` is a short fixed phrase to count by, `detail` names it."""
 
@@ -32,9 +32,20 @@ class Rejected:
     detail: str
 
 
-# Reasons to leave something out that lie in how a dataset is used, not in a fault of this copy of it: they are counted
-# like all others, but say nothing against the data however often they occur.
-REASONS_BY_DESIGN = frozenset({"part without category", "thing pixels without an instance", "no instance PNG"})
+# Reasons to leave something out that lie in how a dataset is made or used, or by which a region loses only a piece of
+# what it says: they are counted like all others, but say nothing against the data however often they occur.
+REASONS_BY_DESIGN = frozenset(
+    {
+        "part without category",
+        "thing pixels without an instance",
+        "no instance PNG",
+        "part without its object",
+        "polygon of two points or fewer",
+        "listed name outside the vocabulary",
+        "image without instance annotations",
+        "instance of an image without segments",
+    }
+)
 
 
 class BadSample(Exception):  # noqa: N818 - it is an outcome that is counted, not an error.
@@ -55,13 +66,13 @@ class Index:
 
     entries: list[Entry]
     rejected: list[Rejected] = field(default_factory=list)
-    rejected_regions: list[Rejected] = field(default_factory=list)  # Of no image, or unreadable as rows.
+    rejected_regions: list[Rejected] = field(default_factory=list)  # Rows of no image, or unusable as they are.
     absent: tuple[str, ...] = ()  # Kinds of annotation that this copy lacks altogether, such as "instances".
 
 
 @dataclass(frozen=True)
 class Read:
-    """A record in original pixels (no resize), and the regions of it that had to be dropped."""
+    """A record in original pixels (no resize), and what of its regions had to be dropped."""
 
     record: Record
     dropped: tuple[Rejected, ...] = ()

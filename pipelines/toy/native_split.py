@@ -98,9 +98,10 @@ class NativeSplit:
         """Count an image that cannot be used."""
         self.count.dropped_samples[reason] += 1
 
-    def drop_region(self, reason: str) -> None:
-        """Count an annotation that cannot be used."""
-        self.count.dropped_regions[reason] += 1
+    def drop_region(self, reason: str, times: int = 1) -> None:
+        """Count an annotation that cannot be used, or not with all that it says."""
+        if times:
+            self.count.dropped_regions[reason] += times
 
     def note(self, oddity: str, times: int = 1) -> None:
         """Count something odd that can be used all the same."""

@@ -38,7 +38,7 @@ def write(native: NativeSplit) -> None:
         rows = [] if native.has(NO_ANNOTATIONS, number) else _rows(scene, image_id, 1 + len(annotations))
         if native.has(SOME_CROWD, number):
             lost = rows.pop(0)
-            native.note("part without its object", sum(row["obj_ann_id"] == lost["id"] for row in rows))
+            native.drop_region("part without its object", sum(row["obj_ann_id"] == lost["id"] for row in rows))
         images.append(_image(native, image_id, file_name, scene, rows))
         if is_broken:
             native.drop_image("broken image")

@@ -42,9 +42,9 @@ def test_things_and_stuff(dataset: str, things: int) -> None:
 def test_native_names_and_corrected_ones_are_both_understood() -> None:
     categories = load_categories("objects365")
     basket = categories.vocabulary.objects.index("Basket")
-    assert categories.positions_of_ids([{"id": 53, "name": "Bakset"}]) == {53: basket}
-    assert categories.positions_of_ids([{"id": 1, "name": "basket "}]) == {1: basket}
-    assert categories.positions_of_ids([{"id": 1, "name": "no such thing"}]) == {}
+    assert categories.positions_of_ids({53: "Bakset"}) == {53: basket}
+    assert categories.positions_of_ids({1: "basket "}) == {1: basket}
+    assert categories.positions_of_ids({1: "no such thing"}) == {}
 
 
 def test_partimagenet_s_tier_is_a_tire() -> None:

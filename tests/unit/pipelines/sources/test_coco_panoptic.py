@@ -17,7 +17,7 @@ from pipelines.sources.source import BadSample, Read
 from semsam.data import rle
 from semsam.data.schema import Kind
 
-PANOPTIC = "annotations/panoptic_val2017.json"
+PANOPTIC, INSTANCES = "annotations/panoptic_val2017.json", "annotations/instances_val2017.json"
 
 
 def read_real(samples_dir: Path, image_id: int) -> Read:
@@ -99,8 +99,8 @@ def test_a_segment_without_pixels_and_pixels_without_a_segment_are_counted(write
     native = write_native("coco_panoptic")
     native.edit(PANOPTIC, lambda document: document["annotations"][0]["segments_info"][0].update(id=262))
     assert [(r.reason, r.detail) for r in native.read().dropped] == [
-        ("empty mask", "segment 262 has no pixel"),
-        ("segment not in json", "segment 261: 60 pixels"),
+        ("empty mask", f"{native.root}/{PANOPTIC}: segment 262 has no pixel"),
+        ("segment not in json", f"{native.root}/{PANOPTIC}: segment 261: 60 pixels"),
     ]
 
 
@@ -116,6 +116,115 @@ def test_an_unusable_png_is_a_bad_sample(write_native: Any, fault: str) -> None:
         native.read()
     reasons = {"broken": "broken panoptic PNG", "other size": "image size differs from annotation"}
     assert caught.value.rejected.reason == reasons[fault]
+
+
+@pytest.mark.samples
+@pytest.mark.parametrize(("split", "images", "segments"), [("train", 100, 1111), ("val", 60, 631)])
+def test_a_real_copy_without_instances_is_read_and_says_so(
+    samples_dir: Path, split: str, images: int, segments: int
+) -> None:
+    source, files = SOURCES["coco_panoptic"], open_root(str(samples_dir / "coco128"))
+    index = source.index(files, split)
+    assert (len(index.entries), index.absent) == (images, ("instances",))
+    assert index.rejected == index.rejected_regions == []
+    assert sum(len(json.loads(entry.annotations)["segments"]) for entry in index.entries) == segments
+
+
+def test_the_panoptic_half_alone_gives_the_same_segments(write_native: Any) -> None:
+    native = write_native("coco_panoptic")
+    both = native.read().record
+    assert native.index().absent == ()
+    native.path(INSTANCES).unlink()
+    assert native.index().absent == ("instances",)
+    assert native.read().record.regions == both.regions[:1]
+
+
+def test_the_other_half_alone_is_an_error_that_names_both_files(write_native: Any) -> None:
+    native = write_native("coco_panoptic")
+    native.path(PANOPTIC).unlink()
+    with pytest.raises(ValueError, match=f"found no {PANOPTIC}, only {INSTANCES}; training needs the panoptic half"):
+        native.index()
+
+
+@pytest.mark.parametrize("key", ["3", " 3 ", "3.0", 3.0])
+def test_instances_with_ids_in_text_find_their_image(write_native: Any, key: Any) -> None:
+    native = write_native("coco_panoptic")
+    expected = native.read()
+    native.edit(INSTANCES, lambda document: document["annotations"][0].update(image_id=key))
+    assert native.read() == expected
+    assert native.index().rejected_regions == []
+
+
+def test_numbers_and_flags_in_text_are_what_they_say(write_native: Any) -> None:
+    native = write_native("coco_panoptic")
+    expected = native.read()
+
+    def in_text(document: Any) -> None:
+        for row in [*document["annotations"], *document["categories"], *document["images"]]:
+            row |= {key: str(value) for key, value in row.items() if isinstance(value, int | float)}
+            for segment in row.get("segments_info", ()):
+                segment |= {key: str(value) for key, value in segment.items()}
+
+    native.edit(PANOPTIC, in_text)
+    native.edit(INSTANCES, in_text)
+    assert native.read() == expected
+    native.edit(INSTANCES, lambda document: document["annotations"][0].update(iscrowd="true"))
+    assert [region.is_crowd for region in native.read().record.regions] == [False, True]
+
+
+def test_instances_of_other_images_are_counted(write_native: Any) -> None:
+    native = write_native("coco_panoptic")
+
+    def change(document: Any) -> None:
+        first = document["annotations"][0]
+        document["annotations"] += [first | {"image_id": 9, "id": 9}, first | {"image_id": "cat", "id": 10}]
+        document["annotations"] += [first | {"image_id": 11, "id": 11}]
+        document["images"][0]["id"] = 11
+
+    native.edit(INSTANCES, change)
+    index = native.index()
+    assert index.rejected == []
+    assert [(r.reason, r.sample_id, r.detail) for r in index.rejected_regions] == [
+        (
+            "annotations: unusable image_id",
+            "",
+            f"{native.root}/{INSTANCES}: annotations[2]: image_id: 'cat' is no number",
+        ),
+        ("image without instance annotations", "000000000007", f"{native.root}/{INSTANCES}"),
+        ("annotation of an image that is not listed", "000000000009", f"{native.root}/{INSTANCES}: annotation 9"),
+        ("instance of an image without segments", "000000000011", f"{native.root}/{INSTANCES}: annotation 11"),
+    ]
+
+
+def test_segment_0_is_void_and_counted(write_native: Any) -> None:
+    native = write_native("coco_panoptic")
+    void = {"id": 0, "category_id": 1, "iscrowd": 0, "area": 708}
+    native.edit(PANOPTIC, lambda document: document["annotations"][0]["segments_info"].append(void))
+    read = native.read()
+    assert len(read.record.regions) == 2
+    assert [r.reason for r in read.dropped] == ["segment id 0 is void"]
+
+
+def test_the_annotation_names_its_png(write_native: Any) -> None:
+    native = write_native("coco_panoptic")
+    expected = native.read()
+    folder = native.root / "panoptic_val2017"
+    (folder / "000000000003.png").rename(folder / "segments of 3.png")
+    native.edit(PANOPTIC, lambda document: document["annotations"][0].update(file_name="segments of 3.png"))
+    assert native.read() == expected
+
+
+def test_a_second_annotation_of_an_image_is_counted(write_native: Any) -> None:
+    native = write_native("coco_panoptic")
+    expected = native.read()
+    native.edit(PANOPTIC, lambda document: document["annotations"].append(document["annotations"][0]))
+    assert native.read() == expected
+    assert [(r.reason, r.detail) for r in native.index().rejected_regions] == [
+        (
+            "annotations: unusable image_id",
+            f"{native.root}/{PANOPTIC}: annotations[2]: image_id: 3 has an annotation already",
+        )
+    ]
 
 
 def test_a_crowd_segment_is_kept_and_flagged(write_native: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 
 from pipelines.files import open_root
 from pipelines.sources import SOURCES
-from pipelines.sources.source import BadSample
+from pipelines.sources.source import REASONS_BY_DESIGN, BadSample, Rejected
 from semsam.data import rle
 from semsam.data.schema import DATASETS, Kind, from_row, to_row
 
@@ -123,17 +125,33 @@ def test_a_json_without_one_of_its_lists_is_refused(write_native: Any, dataset: 
 @pytest.mark.parametrize("dataset", JSON_FILES)
 def test_a_missing_json_is_an_error_that_names_it(write_native: Any, dataset: str) -> None:
     native = write_native(dataset)
-    native.path(JSON_FILES[dataset]).unlink()
-    with pytest.raises(ValueError, match=JSON_FILES[dataset]):
+    name = JSON_FILES[dataset].replace("instances", "panoptic")
+    native.path(name).unlink()
+    with pytest.raises(ValueError, match=name):
         native.index()
 
 
 @pytest.mark.parametrize("dataset", JSON_FILES)
-def test_an_image_row_without_its_size_is_refused(write_native: Any, dataset: str) -> None:
+def test_an_image_row_without_its_size_is_counted(write_native: Any, dataset: str) -> None:
     native = write_native(dataset)
-    native.edit(JSON_FILES[dataset], lambda document: document["images"][1].pop("height"))
-    with pytest.raises(ValueError, match=r"images\[1\] has no 'height'"):
+    name = JSON_FILES[dataset].replace("instances", "panoptic")
+    native.edit(name, lambda document: document["images"][0].pop("height"))
+    index = native.index()
+    assert index.rejected[0] == Rejected(
+        "images: unusable height", "000000000007", f"{native.root}/{name}: images[0]: height: missing"
+    )
+    assert [entry.sample_id for entry in index.entries] == ["000000000003"]
+
+
+@pytest.mark.parametrize("dataset", ["objects365", "paco", "partimagenet"])
+def test_an_empty_list_of_annotations_is_refused_unless_it_is_asked_for(write_native: Any, dataset: str) -> None:
+    native = write_native(dataset)
+    native.edit(JSON_FILES[dataset], lambda document: document["annotations"].clear())
+    with pytest.raises(ValueError, match=f"{JSON_FILES[dataset]}: the list 'annotations' is empty"):
         native.index()
+    native.source = replace(native.source, allow_absent=("annotations",))
+    index = native.index()
+    assert (len(index.entries), index.absent) == (2, ("annotations",))
 
 
 @pytest.mark.parametrize("dataset", JSON_FILES)
@@ -152,7 +170,9 @@ def test_a_region_of_an_unknown_category_is_dropped(write_native: Any, dataset: 
     native = write_native(dataset)
     native.edit(JSON_FILES[dataset], lambda document: document["annotations"][0].update(category_id=9999))
     read = native.read()
-    assert [(r.reason, r.detail) for r in read.dropped] == [("unknown category", "annotation 100: category id 9999")]
+    assert [(r.reason, r.detail) for r in read.dropped] == [
+        ("unknown category", f"{native.root}/{JSON_FILES[dataset]}: annotation 100: category id 9999")
+    ]
 
 
 @pytest.mark.parametrize("dataset", JSON_FILES)
@@ -197,6 +217,13 @@ UNUSABLE = {
     "a line of two points": ([[3, 4, 9, 9]], "empty mask"),
     "a polygon outside": ([[50, 50, 60, 50, 60, 60]], "empty mask"),
     "a polygon to infinity": ([[0, 0, 1e300, 0, 10, 10]], "broken polygon"),
+    "an odd number of coordinates": ([[4, 2, 20, 2, 20, 11, 4]], "broken polygon"),
+    "a word among coordinates": ([[4, 2, "x", 2, 20, 11]], "broken polygon"),
+    "points in lists of their own": ([[[4, 2], [20, 2], [20, 11]]], "broken polygon"),
+    "a word": ("word", "broken polygon"),
+    "a fraction of a run": ({"size": [24, 32], "counts": [0.5, 767.5]}, "broken RLE"),
+    "runs that wrap around": ({"size": [24, 32], "counts": [2**63 - 1, 2**63 - 1, 2, 768]}, "broken RLE"),
+    "a size of one number": ({"size": [24], "counts": [768]}, "broken RLE"),
     "runs that end early": ({"size": [24, 32], "counts": [5, 5]}, "broken RLE"),
     "runs of text": ({"size": [24, 32], "counts": ["x"]}, "broken RLE"),
     "a cut string": ({"size": [24, 32], "counts": "oX"}, "broken RLE"),
@@ -211,7 +238,78 @@ def test_an_unusable_mask_is_dropped(write_native: Any, fault: str) -> None:
     native.edit("val.json", lambda document: document["annotations"][0].update(segmentation=segmentation))
     read = native.read()
     assert [r.reason for r in read.dropped] == [reason]
-    assert "annotation 100" in read.dropped[0].detail
+    assert read.dropped[0].detail.startswith(f"{native.root}/val.json: annotation 100")
+
+
+def test_what_encloses_nothing_beside_a_polygon_is_counted_and_the_region_kept(write_native: Any) -> None:
+    native = write_native("partimagenet")
+    expected = native.read().record
+    native.edit("val.json", lambda document: document["annotations"][0]["segmentation"].extend([[4, 5], [4, 5, 9, 7]]))
+    read = native.read()
+    assert read.record == expected
+    assert [r.reason for r in read.dropped] == ["polygon of two points or fewer"] * 2
+    assert {r.reason for r in read.dropped} <= REASONS_BY_DESIGN
+
+
+def deep(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("row", [None, 5, "word", [], {}, {"image_id": {}}, {"image_id": 3, "segmentation": deep(300)}])
+@pytest.mark.parametrize("dataset", JSON_FILES)
+def test_a_row_that_cannot_be_used_is_counted_with_its_place(write_native: Any, dataset: str, row: Any) -> None:
+    native = write_native(dataset)
+    expected = native.read().record
+    first = json.loads(native.path(JSON_FILES[dataset]).read_text())["annotations"][0]
+    deep_row = first | row | {"id": 999, "bbox": deep(300)} if isinstance(row, dict) and len(row) > 1 else row
+    native.edit(JSON_FILES[dataset], lambda document: document["annotations"].append(deep_row))
+    place = f"{native.root}/{JSON_FILES[dataset]}: annotations[{2 if dataset == 'paco' else 1}]: "
+    assert [r.detail.startswith(place) for r in native.index().rejected_regions] == [True]
+    assert native.read().record == expected
+
+
+@pytest.mark.parametrize("dataset", JSON_FILES)
+def test_the_second_of_two_annotations_with_one_id_is_dropped(write_native: Any, dataset: str) -> None:
+    native = write_native(dataset)
+    expected = native.read().record
+    native.edit(JSON_FILES[dataset], lambda document: document["annotations"].append(document["annotations"][0]))
+    read = native.read()
+    assert read.record == expected
+    assert [r.reason for r in read.dropped] == ["duplicate annotation id"]
+
+
+@pytest.mark.parametrize("dataset", JSON_FILES)
+def test_categories_that_cannot_be_used_or_contradict_others_are_counted(write_native: Any, dataset: str) -> None:
+    native = write_native(dataset)
+    expected = native.read().record
+    used = json.loads(native.path(JSON_FILES[dataset]).read_text())["annotations"][0]["category_id"]
+    rows = [5, {"id": None, "name": "x"}, {"id": 7000, "name": 3}, {"id": used, "name": "another"}]
+    native.edit(JSON_FILES[dataset], lambda document: document["categories"].extend(rows))
+    assert [(r.reason, r.detail.partition("]: ")[2]) for r in native.index().rejected_regions] == [
+        ("categories: unusable row", "row: 5 is no object"),
+        ("categories: unusable id", "id: None is no number"),
+        ("categories: unusable name", "name: 3 is no text"),
+        ("categories: unusable id", native.index().rejected_regions[3].detail.partition("]: ")[2]),
+    ]
+    assert native.read().record == expected
+
+
+@pytest.mark.parametrize(
+    "file_name", ["../x.jpg", "/etc/passwd", "a/../../x.jpg", "x\0.jpg", "x" * 300, "patch8/", "."]
+)
+@pytest.mark.parametrize("dataset", JSON_FILES)
+def test_an_image_whose_name_is_no_file_s_below_the_root_is_counted(
+    write_native: Any, dataset: str, file_name: str
+) -> None:
+    native = write_native(dataset)
+    name = JSON_FILES[dataset].replace("instances", "panoptic")
+    native.edit(name, lambda document: document["images"][0].update(file_name=file_name))
+    index = native.index()
+    assert index.rejected[0].reason == "images: unusable file_name"
+    assert [entry.sample_id for entry in index.entries] == ["000000000003"]
 
 
 @pytest.mark.parametrize("dataset", MASKS)
@@ -220,7 +318,8 @@ def test_polygons_run_lengths_and_strings_give_the_same_mask(write_native: Any, 
     mask = native.rectangle(4, 2, 20, 11)
     polygon = [[4, 2, 20, 2, 20, 11, 4, 11], [7, 7]]
     runs = rle.decode_counts(rle.encode(mask)).tolist()
-    for segmentation in (polygon, {"size": [24, 32], "counts": runs}, native.rle_object(mask)):
+    texts = {"size": ["24", "32"], "counts": [str(run) for run in runs]}
+    for segmentation in (polygon, polygon[0], {"size": [24, 32], "counts": runs}, texts, native.rle_object(mask)):
         native.edit(JSON_FILES[dataset], lambda d, new=segmentation: d["annotations"][0].update(segmentation=new))
         masks = [r.rle for r in native.read().record.regions if r.annotation_id == "100"]
         assert masks == [rle.encode(mask)]
@@ -232,7 +331,8 @@ def test_annotations_of_an_unlisted_image_are_counted(write_native: Any, dataset
     name = JSON_FILES[dataset].replace("instances", "panoptic")
     native.edit(name, lambda document: document["annotations"].append(document["annotations"][0] | {"image_id": 9}))
     index = native.index()
-    assert [(r.reason, r.sample_id) for r in index.rejected] == [
-        ("annotations of an image that is not listed", "000000000009")
+    rejected = index.rejected if dataset == "coco_panoptic" else index.rejected_regions
+    assert [(r.reason, r.sample_id) for r in rejected] == [
+        ("annotation of an image that is not listed", "000000000009")
     ]
     assert len(index.entries) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,22 @@ def test_an_empty_box_or_one_wholly_outside_is_dropped(write_native: Any, box: A
     assert read.record.regions == ()
 
 
-@pytest.mark.parametrize("box", [None, [], [1, 2, 3], [1, 2, 3, None], [1, 2, 3, "4"], 5, [1, 2, 3, True]])
-def test_a_malformed_box_is_dropped(write_native: Any, box: Any) -> None:
-    assert [r.reason for r in read_with_box(write_native("objects365"), box).dropped] == ["broken box"]
+@pytest.mark.parametrize(
+    "box", [None, [], [1, 2, 3], [1, 2, 3, None], [1, 2, 3, "x"], 5, [1, 2, 3, True], [1, 2, 3, 1e9]]
+)
+def test_a_malformed_box_is_counted(write_native: Any, box: Any) -> None:
+    native = write_native("objects365")
+    assert read_with_box(native, box).record.regions == ()
+    (rejected,) = native.index().rejected_regions
+    assert (rejected.reason, rejected.sample_id) == ("annotations: unusable bbox", "000000000003")
+    assert rejected.detail.startswith(f"{native.root}/{JSON}: annotations[0]: bbox: ")
+    assert reprlib.repr(box) in rejected.detail or any(repr(value) in rejected.detail for value in box)
+
+
+def test_a_box_of_numbers_in_text_is_a_box(write_native: Any) -> None:
+    native = write_native("objects365")
+    expected = native.read()
+    assert read_with_box(native, ["2", "3.0", 10, "6"]) == expected
 
 
 def test_regions_are_named_boxes_without_masks(write_native: Any) -> None:

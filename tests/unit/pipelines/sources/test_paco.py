@@ -38,7 +38,9 @@ def test_a_part_whose_object_is_missing_is_kept_without_a_parent(write_native: A
         native.edit(JSON, lambda document: document["annotations"].pop(0))
     else:
         native.edit(JSON, lambda document: document["annotations"][0].update(segmentation=[]))
-    (handle,) = native.read().record.regions
+    read = native.read()
+    (handle,) = read.record.regions
+    assert [r.reason for r in read.dropped] == ["part without its object" if fault == "no such row" else "empty mask"]
     assert (handle.kind, handle.parent) == (Kind.PART, None)
     assert VOCABULARY.objects[handle.object_category] == "mug"
 
@@ -52,6 +54,8 @@ def test_checked_names_are_those_present_and_those_looked_for(write_native: Any)
 
     native.edit(JSON, change)
     record, empty = native.read(0).record, native.read(1).record
+    assert [r.reason for r in native.read(0).dropped] == ["listed name outside the vocabulary"]
+    assert "category id 424242" in native.read(0).dropped[0].detail
     assert {VOCABULARY.objects[i] for i in record.checked_objects} == {"mug", "dog", "car"}
     assert {VOCABULARY.parts[i] for i in record.checked_parts} == {"handle", "arm"}
     assert {VOCABULARY.objects[i] for i in record.not_exhaustive_objects} == {"mug"}

@@ -11,7 +11,8 @@ import pytest
 
 from pipelines.files import open_root
 from pipelines.sources.sa1b import Sa1b
-from pipelines.sources.source import BadSample
+from pipelines.sources.source import BadSample, Rejected
+from semsam.data import rle
 from semsam.data.images import encode_jpeg
 from semsam.data.schema import Kind
 
@@ -75,6 +76,13 @@ def test_the_same_id_in_two_folders_is_counted(tmp_path: Path) -> None:
     assert [(r.reason, r.detail) for r in index.rejected] == [("duplicate image id", f"{tmp_path}/train/b/sa_2.json")]
 
 
+def test_an_image_without_a_json_is_counted(tmp_path: Path) -> None:
+    write_names(tmp_path, ["train/sa_2.json", "train/sa_2.jpg", "train/a/sa_5.jpg", "train/sa_6.txt", "val/sa_3.json"])
+    index = Sa1b().index(open_root(str(tmp_path)), "train")
+    assert [entry.image for entry in index.entries] == ["train/sa_2.jpg"]
+    assert index.rejected == [Rejected("missing annotation file", "000000000005", f"{tmp_path}/train/a/sa_5.json")]
+
+
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found no sa_\*\.json"):
         Sa1b().index(open_root(str(tmp_path)), "train")
@@ -97,6 +105,27 @@ def test_an_rle_of_another_size_is_a_bad_sample(write_native: Any) -> None:
     with pytest.raises(BadSample) as caught:
         native.read()
     assert caught.value.rejected.reason == "RLE size differs from image"
+
+
+def test_a_polygon_and_run_lengths_are_masks_too_and_unusable_ones_leave_the_others(write_native: Any) -> None:
+    native = write_native("sa1b")
+    expected = native.read().record.regions[0]
+    polygon, runs = [2, 3, 12, 3, 12, 9, 2, 9], rle.decode_counts(expected.rle).tolist()
+
+    def change(document: Any) -> None:
+        first = document["annotations"][0]
+        masks = [[polygon], polygon, {"size": ["24", 32.0], "counts": runs}, "word", 5, {"size": [24, 32], "counts": 7}]
+        document["annotations"] += [first | {"id": 200 + i, "segmentation": mask} for i, mask in enumerate(masks)]
+
+    native.edit("val/sa_3.json", change)
+    read = native.read()
+    assert [r._replace(annotation_id="100") for r in read.record.regions] == [expected] * 4
+    file = f"{native.root}/val/sa_3.json"
+    assert [(r.reason, r.detail) for r in read.dropped] == [
+        ("broken polygon", f"{file}: annotation 203: 'word' is no list"),
+        ("broken polygon", f"{file}: annotation 204: 5 is no list"),
+        ("broken RLE", f"{file}: annotation 205: 7 is no list"),
+    ]
 
 
 def test_an_empty_mask_is_dropped(write_native: Any) -> None:
