@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from semsam.config import settings
 from semsam.data.augmentation import PADDING_GREY
-from semsam.data.images import Photo, read_photo
+from semsam.data.images import MAX_PIXELS, Photo, read_photo
 from semsam.encoded_image import EncodedImage, Prompts, prompt_boxes
 from semsam.model.pixel_decoder import ImageFeatures
 from semsam.model.semantic_sam import SemanticSam
@@ -125,15 +125,21 @@ class Predictor:
 
     Prompts do not influence each other, unless `prompt_style` says so.  `object_names` and `part_names` are any
     strings; `set_vocabulary` replaces them without encoding the image again, and a name that was there before is not
-    embedded again: the model's weights must not change meanwhile.
+    embedded again: the model's weights must not change meanwhile.  Images of more than `max_pixels` are refused by
+    their header, before they are decoded.
     """
 
     def __init__(
-        self, model: SemanticSam, image_size: ImageSize | None = None, prompt_style: PromptStyle | None = None
+        self,
+        model: SemanticSam,
+        image_size: ImageSize | None = None,
+        prompt_style: PromptStyle | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.model = model.eval()
         self.image_size = image_size or ImageSize()
         self.prompt_style = prompt_style or PromptStyle()
+        self.max_pixels = max_pixels
         self.device = next(model.parameters()).device
         self.image: EncodedImage | None = None
         self._embedded: dict[str, Float[Tensor, " d"]] = {}
@@ -145,20 +151,18 @@ class Predictor:
         device: str | torch.device | None = None,
         image_size: ImageSize | None = None,
         prompt_style: PromptStyle | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> Predictor:
         """A predictor of the model in a checkpoint folder, local or `s3://`; on the GPU if there is one.
 
         Raises `ValueError` as `SemanticSam.load` does.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return Predictor(SemanticSam.load(path_or_uri).to(device), image_size, prompt_style)
+        return Predictor(SemanticSam.load(path_or_uri).to(device), image_size, prompt_style, max_pixels)
 
-    def set_vocabulary(self, object_names: Sequence[str], part_names: Sequence[str] = ()) -> None:
+    def set_vocabulary(self, object_names: Iterable[str], part_names: Iterable[str] = ()) -> None:
         """Use these names from now on.  Empty lists are legal: there are no scores then."""
-        for names in (object_names, part_names):
-            if isinstance(names, str) or not all(isinstance(name, str) and name.strip() for name in names):
-                raise ValueError(f"a vocabulary is a list of names, none of them empty, not {names!r}")
-        self.object_names, self.part_names = tuple(object_names), tuple(part_names)
+        self.object_names, self.part_names = _checked_names(object_names), _checked_names(part_names)
         self._objects, self._parts = self._embed(self.object_names), self._embed(self.part_names)
 
     def set_image(self, image: Photo | EncodedImage) -> None:
@@ -166,9 +170,9 @@ class Predictor:
         self.image = image if isinstance(image, EncodedImage) else self.encode([image])[0]
 
     @torch.no_grad()
-    def encode(self, photos: Sequence[Photo]) -> list[EncodedImage]:
+    def encode(self, photos: Iterable[Photo]) -> list[EncodedImage]:
         """The images' features; images that have the same size for the network are encoded together."""
-        images = [read_photo(photo) for photo in photos]
+        images = [read_photo(photo, self.max_pixels) for photo in photos]
         by_size: dict[tuple[int, int], list[int]] = {}
         for index, image in enumerate(images):
             by_size.setdefault(self.image_size.resized(*image.shape[:2]), []).append(index)
@@ -289,6 +293,17 @@ class Predictor:
         if self.image is None:
             raise ValueError("no image yet: call set_image before asking about it")
         return self.image
+
+
+def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
+    """The names of a list, or of whatever else gives them one after the other, perhaps only once."""
+    is_list = isinstance(names, Iterable) and not isinstance(names, str | bytes | Mapping)
+    found = tuple(names) if is_list else None
+    if found is None or not all(isinstance(name, str) and name.strip() for name in found):
+        raise ValueError(
+            f"a vocabulary is a list of names, none of them empty, not {names if found is None else found!r}"
+        )
+    return found
 
 
 def best_name(names: Sequence[str], scores: Float[np.ndarray, " x"]) -> tuple[str, float] | None:

@@ -6,27 +6,31 @@
 
 Made into a panoptic map as usual: instances lie over the stuff classes, and pixels of a thing class without an instance
 are void.  Where an image has no instance PNG its things cannot be told apart: each thing class becomes one crowd
-segment, which nobody trains on and panoptic quality ignores, and the image is counted as "no instance PNG".
+segment, which nobody trains on and panoptic quality ignores, and the image is counted as "missing instance PNG".  A
+split without any is refused, unless `allow_absent` says that it may lack its "instances".
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 import orjson
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Integer
 
 from pipelines.files import Files
 from pipelines.sources.categories import load_categories
 from pipelines.sources.regions import Regions, masks_of
-from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
-from pipelines.sources.stored_image import check_size, read_image
-from semsam.data.images import read_image_any
+from pipelines.sources.source import Entry, Index, Read, Rejected
+from pipelines.sources.stored_image import read_image, read_map
+from semsam.data.images import MAX_PIXELS, decode_label_map, decode_rgb_map
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
 _FOLDERS = {"train": "training", "val": "validation"}
+_BROKEN = "broken annotation PNG"
 
 
 @dataclass(frozen=True)
@@ -37,41 +41,52 @@ class Ade20k:
     version: int = 1
     train_long_side: int = 0
     allow_absent: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
         folder = _FOLDERS[split]
-        images = files.glob(f"images/{folder}/*.jpg")
+        images = _by_name(files.glob(f"images/{folder}/*.jpg"))
         if not images:
             raise ValueError(f"{files.root}: found no images/{folder}/*.jpg")
-        class_maps = set(files.glob(f"annotations/{folder}/*.png"))
-        instance_maps = set(files.glob(f"annotations_instance/{folder}/*.png"))
-        index = Index([])
-        for image in images:
-            name = image.rpartition("/")[2].removesuffix(".jpg")
-            class_map = f"annotations/{folder}/{name}.png"
-            if class_map not in class_maps:
-                index.rejected.append(Rejected("missing class PNG", name, f"{files.root}/{class_map}"))
-                continue
-            instance_map = f"annotations_instance/{folder}/{name}.png"
-            has_instances = instance_map in instance_maps
-            paths = {"classes": class_map, "instances": instance_map if has_instances else None}
-            index.entries.append(Entry(name, image, orjson.dumps(paths)))
+        class_maps = _by_name(files.glob(f"annotations/{folder}/*.png"))
+        instance_maps = _by_name(files.glob(f"annotations_instance/{folder}/*.png"))
+        index = Index([], absent=() if instance_maps else ("instances",))
+        if not instance_maps and "instances" not in self.allow_absent:
+            raise ValueError(
+                f"{files.root}: found no annotations_instance/{folder}/*.png, without which all things are crowds that "
+                "nobody trains on; `allow_absent: [instances]` takes the split all the same"
+            )
+        for name, image in sorted(images.items()):
+            if name in class_maps:
+                paths = {"classes": class_maps[name], "instances": instance_maps.get(name)}
+                index.entries.append(Entry(name, image, orjson.dumps(paths)))
+            else:
+                missing = f"{files.root}/annotations/{folder}/{name}.png"
+                index.rejected.append(Rejected("missing class PNG", name, missing))
+        for name, path in sorted((instance_maps | class_maps).items()):
+            if name not in images:
+                detail = f"{files.root}/images/{folder}/{name}.jpg, of {path}"
+                index.rejected.append(Rejected("missing image", name, detail))
         return index
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         paths = orjson.loads(entry.annotations)
-        regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id))
-        classes = _pixels(files, paths["classes"], regions)[..., 0]
-        if paths["instances"] is None:
-            regions.drop("no instance PNG", f"{files.root}: things of {paths['classes']} are kept as crowds")
+        regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
+        regions.file = f"{files.root}/{paths['classes']}"
+        image, instances_path = regions.image, paths["instances"]
+        classes = read_map(files, paths["classes"], decode_label_map, image, entry.sample_id, _BROKEN)
+        if instances_path is None:
+            reason = "no instance PNG" if "instances" in self.allow_absent else "missing instance PNG"
+            regions.drop(reason, "its things are kept as crowds")
             instances = np.zeros(classes.shape, np.int64)
         else:
-            channels = _pixels(files, paths["instances"], regions).astype(np.int64)
+            channels = read_map(files, instances_path, decode_rgb_map, image, entry.sample_id, _BROKEN).astype(np.int64)
             instances = channels[..., 0] * 256 + channels[..., 1]
-        _add_classes(regions, classes, instances, things_are_told_apart=paths["instances"] is not None)
+        _add_classes(regions, classes, instances, things_are_told_apart=instances_path is not None)
+        regions.file = f"{files.root}/{instances_path}"
         _add_instances(regions, instances)
         return regions.read(self.dataset, split)
 
@@ -79,9 +94,13 @@ class Ade20k:
 SOURCE = Ade20k()
 
 
+def _by_name(paths: Iterable[str]) -> dict[str, str]:
+    return {PurePosixPath(path).stem: path for path in paths}
+
+
 def _add_classes(
     regions: Regions,
-    classes: UInt8[np.ndarray, "h w"],
+    classes: Integer[np.ndarray, "h w"],
     instances: Int64[np.ndarray, "h w"],
     things_are_told_apart: bool,
 ) -> None:
@@ -108,12 +127,3 @@ def _add_instances(regions: Regions, instances: Int64[np.ndarray, "h w"]) -> Non
         else:
             regions.drop("unknown category", f"instance class {red}: {mask.sum()} pixels")
     regions.regions += [regions.regions[i]._replace(kind=Kind.INSTANCE) for i in segments if i is not None]
-
-
-def _pixels(files: Files, path: str, regions: Regions) -> UInt8[np.ndarray, "h w 3"]:
-    try:
-        pixels = read_image_any(files.read_bytes(path))
-    except (ValueError, FileNotFoundError) as error:
-        raise BadSample("broken annotation PNG", regions.sample_id, f"{files.root}/{path}: {error}") from None
-    check_size(regions.image, pixels.shape[:2], regions.sample_id)
-    return pixels

@@ -29,10 +29,10 @@ from pipelines.sources.coco_json import (
     sample_id,
 )
 from pipelines.sources.regions import Regions, masks_of
-from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
-from pipelines.sources.stored_image import check_size, read_image
+from pipelines.sources.source import Entry, Index, Read, Rejected
+from pipelines.sources.stored_image import check_size, read_image, read_map
 from pipelines.sources.values import OddValue, as_int, as_is, as_list, as_path, take
-from semsam.data.images import read_image_any
+from semsam.data.images import MAX_PIXELS, decode_rgb_map
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
@@ -47,6 +47,7 @@ class CocoPanoptic:
     version: int = 1
     train_long_side: int = 0
     allow_absent: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -75,7 +76,7 @@ class CocoPanoptic:
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
-        regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id))
+        regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
         regions.file = f"{files.root}/{_PANOPTIC.format(split=split)}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         self._add_segments(regions, rows["segments"], _segment_ids(files, rows["png"], regions))
@@ -163,10 +164,6 @@ def _annotations(panoptic: Document) -> dict[int, tuple[bytearray, str]]:
 
 def _segment_ids(files: Files, path: str, regions: Regions) -> Int64[np.ndarray, "h w"]:
     """The segment of each pixel: red + 256 green + 65536 blue; 0 is void."""
-    try:
-        pixels = read_image_any(files.read_bytes(path)).astype(np.int64)
-    except (ValueError, FileNotFoundError) as error:
-        raise BadSample("broken panoptic PNG", regions.sample_id, f"{files.root}/{path}: {error}") from None
-    check_size(regions.image, pixels.shape[:2], regions.sample_id)
-    ids: Int64[np.ndarray, "h w"] = pixels @ np.array([1, 256, 65536])
+    pixels = read_map(files, path, decode_rgb_map, regions.image, regions.sample_id, "broken panoptic PNG")
+    ids: Int64[np.ndarray, "h w"] = pixels.astype(np.int64) @ np.array([1, 256, 65536])
     return ids

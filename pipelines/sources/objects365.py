@@ -17,6 +17,7 @@ from pipelines.sources.regions import Regions
 from pipelines.sources.source import Entry, Index, Read
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import as_box
+from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
@@ -39,6 +40,7 @@ class Objects365:
     version: int = 1
     train_long_side: int = 0
     allow_absent: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -52,7 +54,7 @@ class Objects365:
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
         paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
-        regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id))
+        regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
         regions.file = f"{files.root}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         for row, annotation_id, category in known_rows(regions, rows["annotations"], load_categories(self.dataset)):

@@ -27,6 +27,7 @@ from pipelines.sources.regions import Regions
 from pipelines.sources.source import Entry, Index, Read
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import Row, as_int, as_ints, as_is, take
+from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
@@ -47,6 +48,7 @@ class Paco:
     version: int = 1
     train_long_side: int = 0
     allow_absent: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -61,7 +63,7 @@ class Paco:
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
         paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
-        regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id))
+        regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
         regions.file = f"{files.root}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         for native in rows["unknown"]:

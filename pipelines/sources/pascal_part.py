@@ -7,20 +7,18 @@ frontside, a chainwheel) is dropped and counted; `raw_parts` in the vocabulary f
 
 from __future__ import annotations
 
-import io
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from jaxtyping import Bool
-from scipy.io import loadmat
-
 from pipelines.files import Files, find_file
+from pipelines.sources import mat_files
 from pipelines.sources.categories import Category, load_categories
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
 from pipelines.sources.stored_image import check_size, read_image
+from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
@@ -35,6 +33,7 @@ class PascalPart:
     version: int = 1
     train_long_side: int = 0
     allow_absent: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
 
     def vocabulary(self) -> Vocabulary:
         return load_categories(self.dataset).vocabulary
@@ -42,11 +41,12 @@ class PascalPart:
     def index(self, files: Files, split: str) -> Index:
         path = find_file(files, [f"{folder}ImageSets/Main/{split}.txt" for folder in _VOC_FOLDERS])
         folder = path.removesuffix(f"ImageSets/Main/{split}.txt")
-        lines = files.read_bytes(path).decode().splitlines()
-        names = [line.split()[0] for line in lines if line.strip()]
+        names = _names(files, path)
         mats = set(files.glob("Annotations_Part/*.mat"))
         index = Index([])
-        for name in sorted(set(names)):
+        for name in sorted(names):
+            again = Rejected("duplicate image id", name, f"{files.root}/{path}: {names[name]} lines")
+            index.rejected += [again] * (names[name] - 1)
             mat = f"Annotations_Part/{name}.mat"
             if mat in mats:
                 index.entries.append(Entry(name, f"{folder}JPEGImages/{name}.jpg"))
@@ -55,8 +55,9 @@ class PascalPart:
         return index
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
-        regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id))
+        regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
         path = f"Annotations_Part/{entry.sample_id}.mat"
+        regions.file = f"{files.root}/{path}"
         for position, thing in enumerate(_objects(files, path, entry.sample_id)):
             _add_object(regions, thing, position)
         return regions.read(self.dataset, split)
@@ -65,32 +66,79 @@ class PascalPart:
 SOURCE = PascalPart()
 
 
+def _names(files: Files, path: str) -> Counter[str]:
+    """How often each image is in the list of a split."""
+    try:
+        lines = files.read_bytes(path).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{files.root}/{path}: {error}") from None
+    return Counter(line.split()[0] for line in lines if line.strip())
+
+
 def _objects(files: Files, path: str, sample_id: str) -> list[Any]:
     """The objects of a .mat file: records of class_ind, mask, and parts (part_name, mask)."""
     try:
-        anno = loadmat(io.BytesIO(files.read_bytes(path)), variable_names=["anno"])["anno"]
-        return list(anno[0, 0]["objects"].ravel())
-    except Exception as error:  # scipy raises whatever its parser runs into: ValueError, TypeError, zlib.error, ...
-        raise BadSample("broken .mat", sample_id, f"{files.root}/{path}: {error!r}") from None
+        annotated = mat_files.struct_rows(mat_files.load_variable(files.read_bytes(path), "anno"), ("objects",))
+        if len(annotated) != 1:
+            raise ValueError(f"{len(annotated)} rows of anno instead of one")
+        return mat_files.struct_rows(annotated[0]["objects"], ("class_ind", "mask", "parts"))
+    except (ValueError, FileNotFoundError) as error:
+        raise BadSample("broken .mat", sample_id, f"{files.root}/{path}: {error}") from None
 
 
 def _add_object(regions: Regions, thing: Any, position: int) -> None:
     """Add an object and its parts; their annotation ids are `position` and `position/part_name`."""
-    class_ind = int(thing["class_ind"].item())
-    category = load_categories(PascalPart.dataset).objects_by("id").get(class_ind)
-    parts = list(thing["parts"].ravel())  # An object without parts has an empty array of another shape.
+    parts = _parts(regions, thing["parts"], position)
+    category, class_ind = _object_category(thing["class_ind"])
     if category is None:
         for _ in [thing, *parts]:
             regions.drop("unknown category", f"object {position}: class_ind {class_ind}")
         return
-    parent = regions.add_mask(_mask(thing, regions), str(position), Kind.INSTANCE, category)
+    parent = _add_mask(regions, thing["mask"], str(position), Kind.INSTANCE, category)
     for part in parts:
-        raw_name = str(part["part_name"].item())
-        part_category = _part_category(category, raw_name)
-        if part_category is None:
-            regions.drop("part without category", f"{_object_name(category)}: {raw_name}")
-        else:
-            regions.add_mask(_mask(part, regions), f"{position}/{raw_name}", Kind.PART, part_category, parent=parent)
+        _add_part(regions, part, position, category, parent)
+
+
+def _add_part(regions: Regions, part: Any, position: int, category: Category, parent: int | None) -> None:
+    try:
+        raw_name = mat_files.text(part["part_name"])
+    except ValueError as error:
+        regions.drop("broken part name", f"object {position}: {error}")
+        return
+    part_category = _part_category(category, raw_name)
+    if part_category is None:
+        regions.drop("part without category", f"{_object_name(category)}: {raw_name}")
+    else:
+        _add_mask(regions, part["mask"], f"{position}/{raw_name}", Kind.PART, part_category, parent)
+
+
+def _add_mask(
+    regions: Regions, value: Any, annotation_id: str, kind: Kind, category: Category, parent: int | None = None
+) -> int | None:
+    try:
+        mask = mat_files.mask(value)
+    except ValueError as error:
+        regions.drop("broken mask", f"annotation {annotation_id}: {error}")
+        return None
+    check_size(regions.image, mask.shape, regions.sample_id)
+    return regions.add_mask(mask, annotation_id, kind, category, parent=parent)
+
+
+def _parts(regions: Regions, value: Any, position: int) -> list[Any]:
+    try:
+        return [] if mat_files.is_empty(value) else mat_files.struct_rows(value, ("part_name", "mask"))
+    except ValueError as error:
+        regions.drop("broken parts", f"object {position}: {error}")
+        return []
+
+
+def _object_category(value: Any) -> tuple[Category | None, int | str]:
+    """The category of a class_ind, None for an unknown one, and the number or what is there instead."""
+    try:
+        class_ind = mat_files.whole_number(value)
+    except ValueError as error:
+        return None, str(error)
+    return load_categories(PascalPart.dataset).objects_by("id").get(class_ind), class_ind
 
 
 def _part_category(category: Category, raw_name: str) -> Category | None:
@@ -104,9 +152,3 @@ def _part_category(category: Category, raw_name: str) -> Category | None:
 
 def _object_name(category: Category) -> str:
     return load_categories(PascalPart.dataset).vocabulary.objects[category.object]
-
-
-def _mask(row: Any, regions: Regions) -> Bool[np.ndarray, "h w"]:
-    mask: Bool[np.ndarray, "h w"] = row["mask"] > 0
-    check_size(regions.image, (mask.shape[0], mask.shape[-1]), regions.sample_id)
-    return mask

@@ -18,6 +18,7 @@ from pipelines.sources.regions import Regions
 from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import OddValue, as_is, as_list, as_row, as_size, take
+from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
@@ -30,6 +31,7 @@ class Sa1b:
     version: int = 1
     train_long_side: int = 1024
     allow_absent: tuple[str, ...] = ()
+    max_pixels: int = MAX_PIXELS
     val_share: float = 0.001
 
     def vocabulary(self) -> Vocabulary:
@@ -55,7 +57,7 @@ class Sa1b:
         return Index([entries[key] for key in sorted(entries)], rejected)
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
-        regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id))
+        regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
         document = _annotation_file(files, entry)
         regions.file = f"{files.root}/{_json_of(entry)}"
         try:

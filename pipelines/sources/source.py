@@ -102,6 +102,11 @@ class Source(Protocol):
         """Kinds of annotation that a copy may lack altogether though less is learnt from it without them."""
         ...
 
+    @property
+    def max_pixels(self) -> int:
+        """Larger images are rejected by their header as "image too large"."""
+        ...
+
     def vocabulary(self) -> Vocabulary: ...
 
     def index(self, files: Files, split: str) -> Index:

@@ -1,13 +1,16 @@
-"""The image of a record: the file's own JPEG bytes, checked to be whole."""
+"""The image of a record: the file's own JPEG bytes, checked to be whole; and PNGs that annotate it pixel by pixel."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Integer
 
 from pipelines.files import Files
 from pipelines.sources.source import BadSample
-from semsam.data.images import decode_jpeg, encode_jpeg, read_image_any
+from semsam.data.images import MAX_PIXELS, ImageTooLarge, encode_jpeg, is_plain_jpeg, read_image_any
 
 
 @dataclass(frozen=True)
@@ -19,23 +22,38 @@ class StoredImage:
     width: int
 
 
-def read_image(files: Files, paths: Sequence[str], sample_id: str) -> StoredImage:
+def read_image(files: Files, paths: Sequence[str], sample_id: str, max_pixels: int = MAX_PIXELS) -> StoredImage:
     """The image at the first of `paths` that exists; a JPEG stays byte for byte as it is, anything else becomes one.
 
-    Raises `BadSample`: "missing image", or "broken image" for a file that is cut short or no image.
+    Raises `BadSample`: "missing image", "image too large" for more than `max_pixels` and for what no JPEG can hold, or
+    "broken image" for a file that is cut short or no image.
     """
-    data = _first(files, paths, sample_id)
+    path, data = _first(files, paths, sample_id)
     try:
-        if data[:2] == b"\xff\xd8":
-            try:
-                return StoredImage(data, *decode_jpeg(data).shape[:2])
-            except ValueError as error:
-                if "subsampling" not in str(error):  # A whole JPEG, only of a kind that the fast decoder refuses.
-                    raise
-        pixels = read_image_any(data)
+        pixels = read_image_any(data, max_pixels)
+        return StoredImage(data if is_plain_jpeg(data) else encode_jpeg(pixels), *pixels.shape[:2])
     except ValueError as error:
-        raise BadSample("broken image", sample_id, f"{paths[0]}: {error}") from None
-    return StoredImage(encode_jpeg(pixels), *pixels.shape[:2])
+        raise BadSample(_reason(error, "broken image"), sample_id, f"{files.root}/{path}: {error}") from None
+
+
+def read_map(
+    files: Files,
+    path: str,
+    decode: Callable[[bytes, int], Integer[np.ndarray, "h w *c"]],
+    image: StoredImage,
+    sample_id: str,
+    reason: str,
+) -> Integer[np.ndarray, "h w *c"]:
+    """The annotation of each of the image's pixels.
+
+    Raises `BadSample`: "image too large", `reason` for what `decode` refuses, or that the image has another size.
+    """
+    try:
+        found = decode(files.read_bytes(path), max(MAX_PIXELS, image.height * image.width))
+    except (ValueError, FileNotFoundError) as error:
+        raise BadSample(_reason(error, reason), sample_id, f"{files.root}/{path}: {error}") from None
+    check_size(image, found.shape[:2], sample_id)
+    return found
 
 
 def check_size(image: StoredImage, size: tuple[int, ...], sample_id: str) -> None:
@@ -45,10 +63,14 @@ def check_size(image: StoredImage, size: tuple[int, ...], sample_id: str) -> Non
         raise BadSample("image size differs from annotation", sample_id, detail)
 
 
-def _first(files: Files, paths: Sequence[str], sample_id: str) -> bytes:
+def _reason(error: Exception, otherwise: str) -> str:
+    return "image too large" if isinstance(error, ImageTooLarge) else otherwise
+
+
+def _first(files: Files, paths: Sequence[str], sample_id: str) -> tuple[str, bytes]:
     for path in paths:
         try:
-            return files.read_bytes(path)
+            return path, files.read_bytes(path)
         except FileNotFoundError:
             continue
     others = f" (nor in {len(paths) - 1} other places)" if len(paths) > 1 else ""

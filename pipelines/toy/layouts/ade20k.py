@@ -8,7 +8,7 @@ from pipelines.sources.categories import load_categories
 from pipelines.toy.names import OBJECTS, STUFF, native_categories
 from pipelines.toy.native_split import ALL_CROWD, BROKEN, NO_ANNOTATIONS, SPOILED, NativeSplit
 from pipelines.toy.scenes import Scene
-from semsam.data.images import read_image_any
+from semsam.data.images import decode_label_map
 
 _DATASET = "ade20k"
 _FOLDERS = {"train": "training", "val": "validation"}
@@ -25,7 +25,7 @@ def write(native: NativeSplit) -> None:
         native.write_png(f"annotations/{name}.png", classes)
         if native.has(ALL_CROWD, number):
             # Without instances, things of one class cannot be told apart.
-            native.drop_region("no instance PNG")
+            native.drop_region("missing instance PNG")
             native.note("image of crowds alone")
             native.keep(len(np.unique(classes[classes > 0])))
         else:
@@ -67,7 +67,7 @@ def _write_object_info(native: NativeSplit) -> None:
     images = np.zeros((2, 256), np.int64)
     for i, folder in enumerate(_FOLDERS.values()):
         for path in sorted(native.root.glob(f"annotations/{folder}/*.png")):
-            classes = read_image_any(path.read_bytes())[..., 0]
+            classes = decode_label_map(path.read_bytes())
             counts = np.bincount(classes.reshape(-1), minlength=256)
             pixels[i] += counts
             images[i] += counts > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from PIL import ExifTags, Image
 
 from semsam.data.augmentation import Geometry
-from semsam.data.images import Photo
+from semsam.data.images import ImageTooLarge, Photo
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import PROMPTS_AT_ONCE, RELEASED, WHOLE_TO_PART, Answer, ImageSize, Predictor, PromptStyle
 
@@ -276,10 +277,44 @@ def test_names_are_embedded_once(image: np.ndarray) -> None:
     assert_same(predictor.predict(POINTS), fresh.predict(POINTS))
 
 
-@pytest.mark.parametrize("names", ["car", ["car", ""], ["car", 3]])
+@pytest.mark.parametrize(
+    "names", [(name for name in ("car", "dog")), {"car": 1, "dog": 2}.keys(), np.array(["car", "dog"])]
+)
+def test_names_that_can_be_read_only_once_are_all_taken(image: np.ndarray, names: Iterable[str]) -> None:
+    predictor = new_predictor()
+    predictor.set_vocabulary(names, iter(["wheel"]))
+    assert (predictor.object_names, predictor.part_names) == (("car", "dog"), ("wheel",))
+    predictor.set_image(image)
+    assert predictor.predict(POINTS[:1]).object_scores.shape == (1, 6, 2)
+
+
+@pytest.mark.parametrize(
+    "names", ["car", ["car", ""], ["car", 3], b"car", [b"car"], {"car": 1}, None, 3, (name for name in ("car", " "))]
+)
 def test_what_is_no_list_of_names_is_refused(predictor: Predictor, names: object) -> None:
     with pytest.raises(ValueError, match="a vocabulary is a list of names"):
         predictor.set_vocabulary(names)  # type: ignore[arg-type]
+
+
+def test_a_refused_vocabulary_leaves_the_old_one(predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match="a vocabulary is a list of names"):
+        predictor.set_vocabulary(["cat"], [""])
+    assert (predictor.object_names, predictor.part_names) == (("car", "dog"), ("wheel",))
+
+
+def test_a_tensor_is_refused_with_what_to_pass_instead(predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match=r"torch tensor.*permute\(1, 2, 0\)\.cpu\(\)\.numpy\(\)"):
+        predictor.set_image(torch.zeros(3, 50, 70, dtype=torch.uint8))  # type: ignore[arg-type]
+
+
+def test_an_image_beyond_the_limit_is_refused_before_it_is_decoded(image: np.ndarray) -> None:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    small = Predictor(MODEL, ImageSize(64, 96), max_pixels=HEIGHT * WIDTH - 1)
+    with pytest.raises(ImageTooLarge, match=f"{HEIGHT} x {WIDTH} pixels"):
+        small.set_image(file.getvalue())
+    small.max_pixels = HEIGHT * WIDTH
+    small.set_image(file.getvalue())
 
 
 def test_model_and_photo_may_lie_on_s3(predictor: Predictor, bucket: str, image: np.ndarray, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,8 @@ def pixels(path: Path) -> np.ndarray:
 
 
 def read_real(samples_dir: Path, split: str, name: str) -> Read:
-    source, files = SOURCES["ade20k"], open_root(str(samples_dir / "ade20k/ADEChallengeData2016"))
+    source = replace(SOURCES["ade20k"], allow_absent=("instances",))
+    files = open_root(str(samples_dir / "ade20k/ADEChallengeData2016"))
     entry = next(entry for entry in source.index(files, split).entries if entry.sample_id == name)
     return source.read(files, split, entry)
 
@@ -100,7 +103,8 @@ def test_thing_pixels_without_an_instance_are_void_and_counted(write_native: Any
     read = native.read()
     assert read.record.regions == ()
     assert {r.reason for r in read.dropped} <= REASONS_BY_DESIGN
-    assert [(r.reason, r.detail) for r in read.dropped] == [("thing pixels without an instance", "class 13: 96 pixels")]
+    detail = f"{native.root}/annotations/validation/ADE_val_00000003.png: class 13: 96 pixels"
+    assert [(r.reason, r.detail) for r in read.dropped] == [("thing pixels without an instance", detail)]
 
 
 def test_unknown_classes_are_dropped(write_native: Any) -> None:
@@ -110,9 +114,10 @@ def test_unknown_classes_are_dropped(write_native: Any) -> None:
     write_maps(native, classes, red, green)
     read = native.read()
     assert read.record.regions == ()
+    name = "validation/ADE_val_00000003.png"
     assert [(r.reason, r.detail) for r in read.dropped] == [
-        ("unknown category", "class 151: 1 pixels"),
-        ("unknown category", "instance class 101: 1 pixels"),
+        ("unknown category", f"{native.root}/annotations/{name}: class 151: 1 pixels"),
+        ("unknown category", f"{native.root}/annotations_instance/{name}: instance class 101: 1 pixels"),
     ]
 
 
@@ -131,6 +136,90 @@ def test_a_broken_png_is_a_bad_sample(write_native: Any, folder: str) -> None:
     with pytest.raises(BadSample) as caught:
         native.read()
     assert caught.value.rejected.reason == "broken annotation PNG"
+
+
+def recoded(labels: np.ndarray, mode: str) -> Image.Image:
+    """The labels of a grey PNG in another coding."""
+    if mode == "I;16":
+        return Image.fromarray(labels.astype(np.uint16))
+    image = Image.new("P", labels.shape[::-1])
+    image.putdata(labels.ravel().tolist())
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).tolist())
+    return image
+
+
+@pytest.mark.parametrize("mode", ["P", "I;16"])
+def test_class_pngs_of_a_palette_or_of_16_bits_hold_the_same_labels(write_native: Any, mode: str) -> None:
+    native = write_native("ade20k")
+    labels = np.arange(24 * 32).reshape(24, 32) % 151
+    write_maps(native, labels, labels * 0, labels * 0)
+    expected = native.read()
+    assert len(expected.record.regions) == 50
+    recoded(labels, mode).save(native.path("annotations/validation/ADE_val_00000003.png"))
+    assert native.read() == expected
+
+
+@pytest.mark.parametrize(
+    ("folder", "mode"), [("annotations", "RGB"), ("annotations", "LA"), ("annotations_instance", "L")]
+)
+def test_pngs_of_another_coding_are_refused_by_name(write_native: Any, folder: str, mode: str) -> None:
+    native = write_native("ade20k")
+    path = native.path(f"{folder}/validation/ADE_val_00000003.png")
+    Image.open(path).convert(mode).save(path)
+    with pytest.raises(BadSample) as caught:
+        native.read()
+    assert caught.value.rejected.reason == "broken annotation PNG"
+    assert f"{folder}/validation/ADE_val_00000003.png: " in caught.value.rejected.detail
+    assert {"RGB": "this is RGB", "LA": "greyscale with alpha", "L": "this is greyscale"}[
+        mode
+    ] in caught.value.rejected.detail
+
+
+def test_labels_beyond_a_byte_are_unknown_classes(write_native: Any) -> None:
+    native = write_native("ade20k")
+    path = native.path("annotations/validation/ADE_val_00000003.png")
+    Image.fromarray(np.full((24, 32), 256 + 3, np.uint16)).save(path)
+    dropped = native.read().dropped
+    assert [r.reason for r in dropped] == ["unknown category"]
+    assert dropped[0].detail.endswith("ADE_val_00000003.png: class 259: 708 pixels")
+
+
+def remove_instances(native: Any, *numbers: int) -> None:
+    for number in numbers:
+        native.path(f"annotations_instance/validation/ADE_val_{number:08d}.png").unlink()
+
+
+def test_a_split_without_any_instance_png_is_refused_unless_that_is_allowed(write_native: Any) -> None:
+    native = write_native("ade20k")
+    assert native.index().absent == ()
+    remove_instances(native, 3, 7)
+    with pytest.raises(ValueError, match=r"no annotations_instance/validation/\*\.png.*allow_absent: \[instances\]"):
+        native.index()
+    native.source = replace(native.source, allow_absent=("instances",))
+    assert native.index().absent == ("instances",)
+    read = native.read()
+    assert [(r.is_thing, r.is_crowd) for r in read.record.regions] == [(True, True)]
+    assert {r.reason for r in read.dropped} == {"no instance PNG"} <= REASONS_BY_DESIGN
+
+
+def test_a_single_missing_instance_png_is_a_fault(write_native: Any) -> None:
+    native = write_native("ade20k")
+    remove_instances(native, 3)
+    assert (len(native.index().entries), native.index().rejected, native.index().absent) == (2, [], ())
+    assert [r.reason for r in native.read().dropped] == ["missing instance PNG"]
+    assert "missing instance PNG" not in REASONS_BY_DESIGN
+
+
+@pytest.mark.parametrize("kept", ["annotations", "annotations_instance"])
+def test_pngs_without_an_image_are_counted(write_native: Any, kept: str) -> None:
+    native = write_native("ade20k")
+    for folder in ("images", "annotations", "annotations_instance"):
+        path = native.path(f"{folder}/validation/ADE_val_00000003.{'jpg' if folder == 'images' else 'png'}")
+        if folder != kept:
+            os.remove(path)
+    [rejected] = native.index().rejected
+    assert (rejected.reason, rejected.sample_id) == ("missing image", "ADE_val_00000003")
+    assert f"{kept}/validation/ADE_val_00000003.png" in rejected.detail
 
 
 def test_a_folder_without_images_is_an_error(write_native: Any) -> None:
