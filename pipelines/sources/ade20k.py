@@ -75,16 +75,18 @@ class Ade20k:
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         paths = orjson.loads(entry.annotations)
         regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
+        regions.file = f"{files.root}/{paths['classes']}"
         image, instances_path = regions.image, paths["instances"]
         classes = read_map(files, paths["classes"], decode_label_map, image, entry.sample_id, _BROKEN)
         if instances_path is None:
             reason = "no instance PNG" if "instances" in self.allow_absent else "missing instance PNG"
-            regions.drop(reason, f"{files.root}: things of {paths['classes']} are kept as crowds")
+            regions.drop(reason, "its things are kept as crowds")
             instances = np.zeros(classes.shape, np.int64)
         else:
             channels = read_map(files, instances_path, decode_rgb_map, image, entry.sample_id, _BROKEN).astype(np.int64)
             instances = channels[..., 0] * 256 + channels[..., 1]
         _add_classes(regions, classes, instances, things_are_told_apart=instances_path is not None)
+        regions.file = f"{files.root}/{instances_path}"
         _add_instances(regions, instances)
         return regions.read(self.dataset, split)
 

@@ -57,6 +57,7 @@ class PascalPart:
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
         path = f"Annotations_Part/{entry.sample_id}.mat"
+        regions.file = f"{files.root}/{path}"
         for position, thing in enumerate(_objects(files, path, entry.sample_id)):
             _add_object(regions, thing, position)
         return regions.read(self.dataset, split)

@@ -40,7 +40,8 @@ def _will_lose_bits(image: ImageFile.ImageFile) -> bool:
 
 def _colour(image: ImageFile.ImageFile) -> UInt16[np.ndarray, "h w 3"]:
     """The page of the file that the image stands at, read by OpenCV, which turns TIFFs as Pillow does."""
-    assert image.fp is not None  # An image that is still to be loaded has its file.
+    if image.fp is None:
+        raise ValueError("the image was closed before its pixels were read")
     place, page = image.fp.tell(), image.tell()
     image.fp.seek(0)
     data = np.frombuffer(image.fp.read(), np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 from tests.chaos.killed_jobs import JOBS, Chaos, World
