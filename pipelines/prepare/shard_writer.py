@@ -35,6 +35,7 @@ class Options:
     rows_per_shard: int
     max_long_side: int  # 0: images keep their pixels.
     jpeg_quality: int  # Of images that are resized; the others keep their bytes.
+    exclude: tuple[str, ...] = ()  # Ids of images that are left out.
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class SplitTask:
     def fingerprint(self, vocabulary: Vocabulary) -> str:
         """SHA-256 of everything but the entries that a shard is made from."""
         parts = [
-            dataclasses.asdict(self.source),  # type: ignore[call-overload]  # Every source is a dataclass.
+            dataclasses.asdict(self.source),
             self.split,
             self.files.root,
             dataclasses.asdict(self.options),

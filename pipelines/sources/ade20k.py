@@ -23,10 +23,9 @@ from jaxtyping import Int64, Integer
 from pipelines.files import Files
 from pipelines.sources.categories import load_categories
 from pipelines.sources.regions import Regions, masks_of
-from pipelines.sources.source import Entry, Index, Read, Rejected
+from pipelines.sources.source import Entry, Index, Read, Rejected, Source
 from pipelines.sources.stored_image import read_image, read_map
-from semsam.data.images import MAX_PIXELS, decode_label_map, decode_rgb_map
-from semsam.data.manifest import Vocabulary
+from semsam.data.images import decode_label_map, decode_rgb_map
 from semsam.data.schema import Kind
 
 _FOLDERS = {"train": "training", "val": "validation"}
@@ -34,17 +33,10 @@ _BROKEN = "broken annotation PNG"
 
 
 @dataclass(frozen=True)
-class Ade20k:
+class Ade20k(Source):
     """Panoptic segments, and the thing segments once more as instances, on which AP is measured."""
 
     dataset: str = "ade20k"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
         folder = _FOLDERS[split]

@@ -29,28 +29,21 @@ from pipelines.sources.coco_json import (
     sample_id,
 )
 from pipelines.sources.regions import Regions, masks_of
-from pipelines.sources.source import Entry, Index, Read, Rejected
+from pipelines.sources.source import Entry, Index, Read, Rejected, Source
 from pipelines.sources.stored_image import check_size, read_image, read_map
 from pipelines.sources.values import OddValue, as_int, as_is, as_list, as_path, take
-from semsam.data.images import MAX_PIXELS, decode_rgb_map
-from semsam.data.manifest import Vocabulary
+from semsam.data.images import decode_rgb_map
 from semsam.data.schema import Kind
 
 _PANOPTIC, _INSTANCES = "annotations/panoptic_{split}2017.json", "annotations/instances_{split}2017.json"
 
 
 @dataclass(frozen=True)
-class CocoPanoptic:
+class CocoPanoptic(Source):
     """Segments with the exact pixels of the PNGs, and instances from polygons or run lengths."""
 
     dataset: str = "coco_panoptic"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
+    image_ids: str = "coco"
 
     def index(self, files: Files, split: str) -> Index:
         panoptic = self._panoptic(files, split)

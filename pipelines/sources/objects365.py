@@ -14,11 +14,9 @@ from pipelines.files import Files
 from pipelines.sources.categories import load_categories
 from pipelines.sources.coco_json import Document, index_document, known_rows, possible_paths
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Index, Read
+from pipelines.sources.source import Entry, Index, Read, Source
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import as_box
-from semsam.data.images import MAX_PIXELS
-from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
 _LAYOUTS = (
@@ -33,17 +31,10 @@ _LAYOUTS = (
 
 
 @dataclass(frozen=True)
-class Objects365:
+class Objects365(Source):
     """Boxes clipped to the image."""
 
     dataset: str = "objects365"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
         name = f"zhiyuan_objv2_{split}.json"

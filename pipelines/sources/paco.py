@@ -24,11 +24,9 @@ from pipelines.sources.coco_json import (
     possible_paths,
 )
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Index, Read
+from pipelines.sources.source import Entry, Index, Read, Source
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import Row, as_int, as_ints, as_is, take
-from semsam.data.images import MAX_PIXELS
-from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
 _LAYOUTS = (
@@ -41,17 +39,11 @@ _LAYOUTS = (
 
 
 @dataclass(frozen=True)
-class Paco:
+class Paco(Source):
     """Objects, and parts that know their object."""
 
     dataset: str = "paco"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
+    image_ids: str = "coco"
 
     def index(self, files: Files, split: str) -> Index:
         name = f"paco_lvis_v1_{split}.json"

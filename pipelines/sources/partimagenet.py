@@ -20,11 +20,9 @@ from pipelines.sources.coco_json import (
     possible_paths,
 )
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Index, Read
+from pipelines.sources.source import Entry, Index, Read, Source
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import Row, as_is
-from semsam.data.images import MAX_PIXELS
-from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
 _LAYOUTS = (
@@ -38,17 +36,10 @@ _LAYOUTS = (
 
 
 @dataclass(frozen=True)
-class PartImageNet:
+class PartImageNet(Source):
     """Derived object regions, and after each the parts that it is made of."""
 
     dataset: str = "partimagenet"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
         places = [f"{split}.json", f"annotations/{split}.json", f"annotations/{split}/{split}.json"]

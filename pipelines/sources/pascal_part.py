@@ -16,27 +16,18 @@ from pipelines.files import Files, find_file
 from pipelines.sources import mat_files
 from pipelines.sources.categories import Category, load_categories
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
+from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected, Source
 from pipelines.sources.stored_image import check_size, read_image
-from semsam.data.images import MAX_PIXELS
-from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
 _VOC_FOLDERS = ("VOCdevkit/VOC2010/", "VOC2010/", "")
 
 
 @dataclass(frozen=True)
-class PascalPart:
+class PascalPart(Source):
     """Objects with the parts that each is made of."""
 
     dataset: str = "pascal_part"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
         path = find_file(files, [f"{folder}ImageSets/Main/{split}.txt" for folder in _VOC_FOLDERS])

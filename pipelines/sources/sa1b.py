@@ -11,31 +11,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.files import Files
-from pipelines.sources.categories import load_categories
 from pipelines.sources.coco_json import add_segmentation, annotation_values, sample_id
 from pipelines.sources.json_lists import parse_json
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
+from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected, Source
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import OddValue, as_is, as_list, as_row, as_size, take
-from semsam.data.images import MAX_PIXELS
-from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
 
 @dataclass(frozen=True)
-class Sa1b:
+class Sa1b(Source):
     """Class-agnostic masks, about a hundred per image; the RLE strings are stored as they are."""
 
     dataset: str = "sa1b"
-    version: int = 1
     train_long_side: int = 1024
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
     val_share: float = 0.001
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
         has_folders = bool(files.glob("val/*"))
