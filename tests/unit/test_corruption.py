@@ -61,9 +61,7 @@ def splits() -> list[Stored]:
         Stored("shard", f"{split}/shard-00000.arrow", f"{split}/shard-00001.arrow", other_bytes, rows_of),
         Stored("rows of a shard", f"{split}/shard-00000.rows", f"{split}/shard-00001.rows", other_bytes, rows_of),
         Stored("manifest", f"{split}/manifest.json", f"{other}/manifest.json", older_json, rows_of),
-        Stored(
-            "row categories", f"{split}/row_categories.arrow", f"{other}/row_categories.arrow", other_bytes, names_of
-        ),
+        Stored("row names", f"{split}/row_categories.arrow", f"{other}/row_categories.arrow", other_bytes, names_of),
     ]
 
 
