@@ -22,6 +22,7 @@ from pipelines.sources import SOURCES
 from pipelines.sources.categories import load_categories
 from semsam.automatic_masks import AutomaticMaskSettings
 from semsam.config import load_config, settings
+from semsam.data.images import MAX_PIXELS
 from semsam.data.vocabularies import clean_name
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, PromptStyle
@@ -47,6 +48,7 @@ class GenerateJob:
     # Write the results json of COCO's tools beside the files.  Like all masks, these are of the photos as their EXIF
     # turns them.
     coco_results: bool = False
+    max_pixels: int = MAX_PIXELS  # Of a photo; larger ones are rejected by their header, and never decoded.
     images_per_file: int = 64  # What a task does, and what is lost of the work when it is killed.
     max_rejected: float = 0.01  # The share of images that may be unusable; beyond it the job fails.
     redo: bool = False  # Make finished files again: for photos that changed in place.
@@ -63,8 +65,8 @@ class GenerateJob:
         for names in (self.objects, self.parts):
             if not all(name.strip() for name in names) or len(set(names)) < len(names):
                 raise ValueError(f"objects and parts are lists of different names, none of them empty, not {names}")
-        if self.images_per_file < 1 or self.num_actors < 1:
-            raise ValueError("images_per_file and num_actors must be at least 1")
+        if self.images_per_file < 1 or self.num_actors < 1 or self.max_pixels < 1:
+            raise ValueError("images_per_file, num_actors and max_pixels must be at least 1")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected must lie in [0, 1], not {self.max_rejected}")
 
@@ -108,6 +110,7 @@ def generate_task(job: GenerateJob) -> Task:
         parts=parts,
         file_format=job.file_format,
         images_per_file=job.images_per_file,
+        max_pixels=job.max_pixels,
     )
     categories = dict(zip(objects, ids, strict=True)) if job.coco_results else None
     return Task(files, _output(job), options, job.max_rejected, job.redo, job.verify, categories)

@@ -219,6 +219,14 @@ def test_a_folder_without_photos_is_an_error(tmp_path: Path) -> None:
         generate(new_task(tmp_path, tmp_path / "out"), Pool(), 10.0)
 
 
+def test_a_photo_that_is_too_large_is_counted_by_that_reason(photos: Path, tmp_path: Path) -> None:
+    part = write(new_task(photos, tmp_path / "out", max_pixels=1000), ["000003.png", "deeper/000012.PNG"])
+    [rejected] = part.report.rejected
+    assert (rejected.reason, rejected.sample_id) == ("image too large", "000003.png")
+    assert "40 x 60 pixels" in rejected.detail
+    assert part.report.num_images == 1
+
+
 def test_a_photo_that_is_gone_or_closed_is_rejected(task: Task, photos: Path) -> None:
     sidecar = write(task, ["gone.png", "000003.png"])
     assert [(one.reason, one.sample_id) for one in sidecar.report.rejected] == [
