@@ -14,13 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pipelines.files import open_root
 from pipelines.shard_writer import Options, SplitTask, make_record
-from semsam.data import rle
-from tests.unit.pipelines.sources.memory import MemoryFiles, Outcome, load_folder, outcome_of
+from tests.unit.pipelines.sources.memory import MemoryFiles, Outcome, enrich, load_folder, outcome_of
 
 REMOVED, DOUBLED = object(), object()
 VALUES: dict[str, Any] = {
@@ -125,50 +123,6 @@ def fault_of(change: Change, before: Outcome, after: Outcome, file: str) -> str:
     is_told = after.reads == before.reads or len(after.counted) > len(before.counted) or after.absent != before.absent
     is_meant = is_another_value(change) or (change.field, change.value) in RULES
     return "" if is_told or is_meant else "the records changed and nothing was counted"
-
-
-def rectangle(*corners: int) -> np.ndarray:
-    x1, y1, x2, y2 = corners
-    mask = np.zeros((24, 32), bool)
-    mask[y1:y2, x1:x2] = True
-    return mask
-
-
-def run_lengths(*corners: int) -> dict[str, Any]:
-    return {"size": [24, 32], "counts": rle.decode_counts(rle.encode(rectangle(*corners))).tolist()}
-
-
-def enrich(dataset: str, name: str, document: Any) -> Any:
-    """A document with every field that the real format has, all forms of masks, and no more categories than needed."""
-    rows = document["annotations"]
-    for row in rows:
-        row |= {"bbox": [2.0, 3.0, 10.0, 6.0], "area": 59.5} if "segments_info" not in row else {}
-    if dataset == "sa1b":
-        for row in rows:
-            row |= {
-                "predicted_iou": 0.9,
-                "stability_score": 0.9,
-                "point_coords": [[4.0, 5.0]],
-                "crop_box": [0, 0, 32, 24],
-            }
-    if "instances" in name or dataset == "partimagenet":
-        two = [[2.5, 3.0, 12.0, 3.0, 12.0, 9.0], [20.0, 3.0, 25.0, 3.0, 25.0, 9.0]]
-        rows[0]["segmentation"] = [[float(one) for one in rows[0]["segmentation"][0]]]
-        rows.append(rows[0] | {"id": 200, "segmentation": two, "iscrowd": 0})
-        rows.append(rows[0] | {"id": 201, "segmentation": run_lengths(4, 4, 6, 9), "iscrowd": 1})
-    if dataset == "paco":
-        ids = {row["name"]: row["id"] for row in document["categories"] if ":" not in row["name"]}
-        for image in document["images"]:
-            image |= {"neg_category_ids": [ids["dog"]], "not_exhaustive_category_ids": [ids["mug"]]}
-    if dataset != "sa1b":
-        segments = [segment for row in rows for segment in row.get("segments_info", ())]
-        for segment in segments:
-            segment |= {"iscrowd": 1, "area": 59.5}
-        used = {row.get("category_id") for row in [*rows, *segments]} | {ids["dog"] if dataset == "paco" else 0}
-        document["categories"] = [
-            row | {"supercategory": "thing", "isthing": 1} for row in document["categories"] if row["id"] in used
-        ]
-    return document
 
 
 SWEEPS = [
