@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from pipelines.files import Files
@@ -16,7 +17,7 @@ from pipelines.sources.json_lists import parse_json
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected, Source
 from pipelines.sources.stored_image import check_size, read_image
-from pipelines.sources.values import OddValue, as_is, as_list, as_row, as_size, take
+from pipelines.sources.values import OddValue, as_is, as_list, as_row, as_size, as_text, shown, take
 from semsam.data.schema import Kind
 
 
@@ -54,8 +55,12 @@ class Sa1b(Source):
         try:
             image, rows = take(document, "image", as_row), take(document, "annotations", as_list)
             size = take(image, "height", as_size), take(image, "width", as_size)
+            name, own_name = PurePosixPath(entry.image).name, take(image, "file_name", as_text, "")
         except OddValue as fault:
             raise BadSample("broken annotation file", entry.sample_id, f"{regions.file}: {fault}") from None
+        if own_name not in ("", name):
+            detail = f"{regions.file}: it is of {shown(own_name)}"
+            raise BadSample("annotation file of another image", entry.sample_id, detail)
         check_size(regions.image, size, entry.sample_id)
         seen: set[int] = set()
         for position, row in enumerate(rows):

@@ -128,6 +128,17 @@ def test_a_polygon_and_run_lengths_are_masks_too_and_unusable_ones_leave_the_oth
     ]
 
 
+def test_a_json_of_another_image_is_a_bad_sample(write_native: Any) -> None:
+    native = write_native("sa1b")
+    first, second = native.path("val/sa_3.json"), native.path("val/sa_7.json")
+    first_data, second_data = first.read_bytes(), second.read_bytes()
+    first.write_bytes(second_data)
+    second.write_bytes(first_data)
+    for position, other in ((0, "sa_7.jpg"), (1, "sa_3.jpg")):
+        with pytest.raises(BadSample, match=f"annotation file of another image: .*it is of '{other}'"):
+            native.read(position)
+
+
 def test_an_empty_mask_is_dropped(write_native: Any) -> None:
     native = write_native("sa1b")
     empty = native.rle_object(np.zeros((24, 32), bool))
