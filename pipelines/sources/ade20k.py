@@ -6,8 +6,8 @@
 
 Made into a panoptic map as usual: instances lie over the stuff classes, and pixels of a thing class without an instance
 are void.  Where an image has no instance PNG its things cannot be told apart: each thing class becomes one crowd
-segment, which nobody trains on and panoptic quality ignores, and the image is counted as "missing instance PNG".  A
-split without any is refused, unless `allow_absent` says that it may lack its "instances".
+segment, which nobody trains on and panoptic quality ignores, and the image is counted as "no instance PNG".  A split
+that lacks more than a few is refused, unless `allow_absent` says that it may lack its "instances".
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ from semsam.data.schema import Kind
 
 _FOLDERS = {"train": "training", "val": "validation"}
 _BROKEN = "broken annotation PNG"
+# So many images may lack their instance PNG; a copy that lacks more was not unpacked whole.
+SHARE_WITHOUT_INSTANCES = 0.1
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,9 @@ class Ade20k(Source):
         class_maps = _by_name(files.glob(f"annotations/{folder}/*.png"))
         instance_maps = _by_name(files.glob(f"annotations_instance/{folder}/*.png"))
         index = Index([], absent=() if instance_maps else ("instances",))
-        if not instance_maps and "instances" not in self.allow_absent:
-            raise ValueError(
-                f"{files.root}: found no annotations_instance/{folder}/*.png, without which all things are crowds that "
-                "nobody trains on; `allow_absent: [instances]` takes the split all the same"
-            )
+        missing = len(images.keys() - instance_maps.keys())
+        if missing > max(1, SHARE_WITHOUT_INSTANCES * len(images)) or not instance_maps:
+            self._refuse(f"{files.root}: {missing} of {len(images)} images have no annotations_instance/{folder}/*.png")
         for name, image in sorted(images.items()):
             if name in class_maps:
                 paths = {"classes": class_maps[name], "instances": instance_maps.get(name)}
@@ -71,8 +71,7 @@ class Ade20k(Source):
         image, instances_path = regions.image, paths["instances"]
         classes = read_map(files, paths["classes"], decode_label_map, image, entry.sample_id, _BROKEN)
         if instances_path is None:
-            reason = "no instance PNG" if "instances" in self.allow_absent else "missing instance PNG"
-            regions.drop(reason, "its things are kept as crowds")
+            regions.drop("no instance PNG", "its things are kept as crowds")
             instances = np.zeros(classes.shape, np.int64)
         else:
             channels = read_map(files, instances_path, decode_rgb_map, image, entry.sample_id, _BROKEN).astype(np.int64)
@@ -81,6 +80,13 @@ class Ade20k(Source):
         regions.file = f"{files.root}/{instances_path}"
         _add_instances(regions, instances)
         return regions.read(self.dataset, split)
+
+    def _refuse(self, what: str) -> None:
+        if "instances" not in self.allow_absent:
+            raise ValueError(
+                f"{what}, without which their things are crowds that nobody trains on; "
+                "`allow_absent: [instances]` takes the split all the same"
+            )
 
 
 SOURCE = Ade20k()
