@@ -17,7 +17,7 @@ from pipelines.sources.json_lists import parse_json
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected, Source
 from pipelines.sources.stored_image import check_size, read_image
-from pipelines.sources.values import OddValue, as_is, as_list, as_row, as_size, as_text, shown, take
+from pipelines.sources.values import OddValue, as_is, as_list, as_row, as_size, as_text, take
 from semsam.data.schema import Kind
 
 
@@ -55,12 +55,11 @@ class Sa1b(Source):
         try:
             image, rows = take(document, "image", as_row), take(document, "annotations", as_list)
             size = take(image, "height", as_size), take(image, "width", as_size)
-            name, own_name = PurePosixPath(entry.image).name, take(image, "file_name", as_text, "")
+            name = PurePosixPath(take(image, "file_name", as_text, entry.image)).name
         except OddValue as fault:
             raise BadSample("broken annotation file", entry.sample_id, f"{regions.file}: {fault}") from None
-        if own_name not in ("", name):
-            detail = f"{regions.file}: it is of {shown(own_name)}"
-            raise BadSample("annotation file of another image", entry.sample_id, detail)
+        if name != PurePosixPath(entry.image).name:
+            raise BadSample("annotation file of another image", entry.sample_id, f"{regions.file}: it is of {name!r}")
         check_size(regions.image, size, entry.sample_id)
         seen: set[int] = set()
         for position, row in enumerate(rows):
