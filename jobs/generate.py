@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 
 from jobs.cluster import connect, main_exit, stable_path
-from pipelines.files import open_root
 from pipelines.generate.generate import Generated, Task, generate
 from pipelines.generate.mask_files import Options
 from pipelines.model_pool import ModelReference, Pool
@@ -26,6 +25,7 @@ from semsam.data.images import MAX_PIXELS
 from semsam.data.vocabularies import clean_name
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, PromptStyle
+from semsam.storage import existing_folder
 
 
 @settings
@@ -90,7 +90,7 @@ def run(job: GenerateJob) -> Generated:
 def generate_task(job: GenerateJob) -> Task:
     """The task that a configuration describes; folder, model and levels are looked at."""
     try:
-        files = open_root(stable_path(job.images).rstrip("/"))
+        files = existing_folder(stable_path(job.images))
     except ValueError as error:
         raise ValueError(f"images: {error}") from None
     checkpoint = None if job.checkpoint is None else stable_path(job.checkpoint)

@@ -11,7 +11,6 @@ from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 
 from jobs.cluster import connect, main_exit, stable_path
-from pipelines.files import open_root
 from pipelines.prepare.prepare import prepare
 from pipelines.prepare.shard_writer import Options, SplitTask
 from pipelines.sources import SOURCES
@@ -21,7 +20,7 @@ from semsam.config import load_config, settings
 from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Manifest
 from semsam.data.schema import SPLITS
-from semsam.storage import read_file
+from semsam.storage import existing_folder, read_file
 
 
 @settings
@@ -33,7 +32,7 @@ class DatasetSettings:
     # The share of a split's images, and of its regions, that may be unusable; beyond it the job fails.
     max_rejected: float = 0.01
     # Larger train images are made smaller, with their masks; evaluation splits keep their pixels.  0: none are.
-    # Other folders that its annotations may name images in, such as COCO's for PACO.
+    # Other folders that its images may lie in, absolute or as seen from the root: PACO's are COCO's (`../coco`).
     neighbours: tuple[str, ...] = ()
     # Kinds of annotation that this copy may lack altogether, though less is learnt from it without ("instances").
     allow_absent: tuple[str, ...] = ()
@@ -120,7 +119,7 @@ def split_tasks(job: PrepareJob) -> list[SplitTask]:
     tasks = []
     for dataset, one in job.datasets.items():
         try:
-            files = open_root(stable_path(one.root).rstrip("/"))
+            files = existing_folder(stable_path(one.root), one.neighbours)
         except ValueError as error:
             raise ValueError(f"datasets.{dataset}.root: {error}") from None
         try:

@@ -14,10 +14,9 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
-from pipelines.files import Files
 from pipelines.model_pool import ModelReference
 from pipelines.parts import KILLS_ITS_WORKER, Attempt, Part, PartFile, make_part
-from pipelines.sources.source import Rejected
+from pipelines.sources.source import Files, Rejected
 from semsam.automatic_masks import AutomaticMasks, AutomaticMaskSettings, ImageMasks
 from semsam.data.images import MAX_PIXELS, ImageTooLarge, read_photo
 from semsam.predictor import ImageSize, PromptStyle
@@ -120,7 +119,7 @@ def write_masks(
         num_masks = sum(len(row["masks"]) for row in rows)
         return [PartFile(name, size, digest)], MaskReport(len(rows), num_masks, tuple(rejected))
 
-    made_from = options.fingerprint(files.root, images)
+    made_from = options.fingerprint(files.path, images)
     return make_part(folder, part_name(position), made_from, MaskReport, make, redo=redo)
 
 
@@ -169,18 +168,21 @@ def _photos(
     """The photos that can be read, their paths added to `kept`, and the others to `rejected`."""
     for image in images:
         try:
-            photo = read_photo(files.read_bytes(image), max_pixels)
-        except ImageTooLarge as error:
-            rejected.append(Rejected("image too large", image, str(error)))
-        except ValueError as error:
-            rejected.append(Rejected("not a readable image", image, str(error)))
+            data = files.read(image)
         except FileNotFoundError:
             rejected.append(Rejected("gone since it was listed", image, "no such file"))
+            continue
         except PermissionError as error:
             rejected.append(Rejected("no permission", image, str(error)))
-        else:
-            kept.append(image)
-            yield photo
+            continue
+        try:
+            photo = read_photo(data, max_pixels)
+        except ValueError as error:
+            reason = "image too large" if isinstance(error, ImageTooLarge) else "not a readable image"
+            rejected.append(Rejected(reason, image, str(error)))
+            continue
+        kept.append(image)
+        yield photo
 
 
 def _write_table(table: pa.Table, path: Path, file_format: str) -> None:

@@ -187,7 +187,7 @@ def _finish(task: SplitTask, summary: IndexSummary, parts: Sequence[Part[ShardRe
     manifest = Manifest(
         dataset=task.source.dataset,
         split=task.split,
-        source_root=task.files.root,
+        source_root=task.files.path,
         shards=tuple(report.shard for report in reports),
         num_samples=sum(report.shard.rows for report in reports),
         num_regions=sum(report.num_regions for report in reports),
@@ -227,7 +227,7 @@ def _publish_row_categories(folder: Folder, reports: Sequence[ShardReport]) -> I
 def _index_fault(task: SplitTask, summary: IndexSummary) -> str:
     total = summary.num_entries + summary.dropped.total()
     if total == 0:
-        return f"{task.name}: no image found in {task.files.root}"
+        return f"{task.name}: no image found in {task.files.path}"
     return _fault(task, "images", summary.dropped, total)
 
 

@@ -20,10 +20,9 @@ import numpy as np
 import orjson
 from jaxtyping import Int64, Integer
 
-from pipelines.files import Files
 from pipelines.sources.categories import load_categories
 from pipelines.sources.regions import Regions, masks_of
-from pipelines.sources.source import Entry, Index, Read, Rejected, Source
+from pipelines.sources.source import Entry, Files, Index, Read, Rejected, Source
 from pipelines.sources.stored_image import read_image, read_map
 from semsam.data.images import decode_label_map, decode_rgb_map
 from semsam.data.schema import Kind
@@ -44,30 +43,30 @@ class Ade20k(Source):
         folder = _FOLDERS[split]
         images = _by_name(files.glob(f"images/{folder}/*.jpg"))
         if not images:
-            raise ValueError(f"{files.root}: found no images/{folder}/*.jpg")
+            raise ValueError(f"{files.path}: found no images/{folder}/*.jpg")
         class_maps = _by_name(files.glob(f"annotations/{folder}/*.png"))
         instance_maps = _by_name(files.glob(f"annotations_instance/{folder}/*.png"))
         index = Index([], absent=() if instance_maps else ("instances",))
-        missing = len(images.keys() - instance_maps.keys())
-        if missing > max(1, SHARE_WITHOUT_INSTANCES * len(images)) or not instance_maps:
-            self._refuse(f"{files.root}: {missing} of {len(images)} images have no annotations_instance/{folder}/*.png")
+        lacking = len(images.keys() - instance_maps.keys())
+        if lacking > max(1, SHARE_WITHOUT_INSTANCES * len(images)) or not instance_maps:
+            self._refuse(f"{files.path}: {lacking} of {len(images)} images have no annotations_instance/{folder}/*.png")
         for name, image in sorted(images.items()):
             if name in class_maps:
                 paths = {"classes": class_maps[name], "instances": instance_maps.get(name)}
                 index.entries.append(Entry(name, image, orjson.dumps(paths)))
             else:
-                missing = f"{files.root}/annotations/{folder}/{name}.png"
+                missing = f"{files.path}/annotations/{folder}/{name}.png"
                 index.rejected.append(Rejected("missing class PNG", name, missing))
         for name, path in sorted((instance_maps | class_maps).items()):
             if name not in images:
-                detail = f"{files.root}/images/{folder}/{name}.jpg, of {path}"
+                detail = f"{files.path}/images/{folder}/{name}.jpg, of {path}"
                 index.rejected.append(Rejected("missing image", name, detail))
         return index
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         paths = orjson.loads(entry.annotations)
         regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
-        regions.file = f"{files.root}/{paths['classes']}"
+        regions.file = f"{files.path}/{paths['classes']}"
         image, instances_path = regions.image, paths["instances"]
         classes = read_map(files, paths["classes"], decode_label_map, image, entry.sample_id, _BROKEN)
         if instances_path is None:
@@ -77,7 +76,7 @@ class Ade20k(Source):
             channels = read_map(files, instances_path, decode_rgb_map, image, entry.sample_id, _BROKEN).astype(np.int64)
             instances = channels[..., 0] * 256 + channels[..., 1]
         _add_classes(regions, classes, instances, things_are_told_apart=instances_path is not None)
-        regions.file = f"{files.root}/{instances_path}"
+        regions.file = f"{files.path}/{instances_path}"
         _add_instances(regions, instances)
         return regions.read(self.dataset, split)
 

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 import orjson
 
-from pipelines.files import Files
 from pipelines.sources.categories import load_categories
 from pipelines.sources.coco_json import Document, index_document, known_rows, possible_paths
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Index, Read, Source
+from pipelines.sources.source import Entry, Files, Index, Read, Source
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import as_box
 from semsam.data.schema import Kind
@@ -44,9 +43,9 @@ class Objects365(Source):
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
-        paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
+        paths = possible_paths(files, entry, _LAYOUTS, split, rows["file_name"])
         regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
-        regions.file = f"{files.root}/{rows['file']}"
+        regions.file = f"{files.path}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         for row, annotation_id, category in known_rows(regions, rows["annotations"], load_categories(self.dataset)):
             regions.add_box(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import orjson
 from pycocotools import mask as coco_mask
 
-from pipelines.files import Files
 from pipelines.sources.categories import Category, load_categories
 from pipelines.sources.coco_json import (
     Document,
@@ -20,7 +19,7 @@ from pipelines.sources.coco_json import (
     possible_paths,
 )
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Index, Read, Source
+from pipelines.sources.source import Entry, Files, Index, Read, Source
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import Row, as_is
 from semsam.data.schema import Kind
@@ -48,9 +47,9 @@ class PartImageNet(Source):
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
-        paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
+        paths = possible_paths(files, entry, _LAYOUTS, split, rows["file_name"])
         regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
-        regions.file = f"{files.root}/{rows['file']}"
+        regions.file = f"{files.path}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         by_object: dict[int, list[tuple[Row, str, Category]]] = {}
         for known in known_rows(regions, rows["annotations"], load_categories(self.dataset)):

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
-from pipelines.files import Files as Files
 from pipelines.sources.categories import load_categories
 from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Record
+
+
+class Files(Protocol):
+    """The files of a dataset: a `semsam.storage.Folder`.  Names are relative, with forward slashes."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def neighbours(self) -> tuple[str, ...]: ...
+
+    def read(self, name: str) -> bytes: ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def glob(self, pattern: str) -> list[str]: ...
+
+
+def find_file(files: Files, candidates: Sequence[str]) -> str:
+    """The first name under which there is a file.  Raises `ValueError` naming all of them."""
+    for name in candidates:
+        if files.exists(name):
+            return name
+    raise ValueError(f"{files.path}: found none of {', '.join(candidates)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,6 @@ from jaxtyping import Bool
 from pycocotools import mask as coco_mask
 from scipy.io import loadmat
 
-from pipelines.files import open_root
 from pipelines.prepare.validate import validate
 from pipelines.sources import SOURCES
 from pipelines.sources.source import REASONS_BY_DESIGN, BadSample
@@ -27,6 +26,7 @@ from semsam.data.schema import SPLITS, Kind, Record
 from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import CANDIDATE_RADII, best_radii, disc_ious
 from semsam.evaluation.one_click import innermost_pixel
+from semsam.storage import existing_folder
 
 SETTINGS = ToySettings(train_images=8, val_images=6)
 
@@ -45,7 +45,7 @@ def found(world: tuple[Path, dict[tuple[str, str], ToySplit]]) -> dict[tuple[str
 
 
 def read_split(folder: Path, dataset: str, split: str) -> tuple[list[Record], ToySplit]:
-    source, files, count = SOURCES[dataset], open_root(f"{folder}/{dataset}"), ToySplit(dataset, split)
+    source, files, count = SOURCES[dataset], existing_folder(f"{folder}/{dataset}"), ToySplit(dataset, split)
     index = source.index(files, split)
     count.dropped_samples.update(rejected.reason for rejected in index.rejected)
     records = []

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.files import open_root
 from pipelines.sources import SOURCES
 from pipelines.sources.source import REASONS_BY_DESIGN, BadSample, Read
 from semsam.data import rle
 from semsam.data.schema import Kind
+from semsam.storage import existing_folder
 
 VOCABULARY = SOURCES["ade20k"].vocabulary()
 
@@ -27,7 +27,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def read_real(samples_dir: Path, split: str, name: str) -> Read:
     source = replace(SOURCES["ade20k"], allow_absent=("instances",))
-    files = open_root(str(samples_dir / "ade20k/ADEChallengeData2016"))
+    files = existing_folder(str(samples_dir / "ade20k/ADEChallengeData2016"))
     entry = next(entry for entry in source.index(files, split).entries if entry.sample_id == name)
     return source.read(files, split, entry)
 
