@@ -6,8 +6,9 @@ another of its kind, is replaced by something foreign, or by what an older versi
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,21 @@ import numpy as np
 import orjson
 import pytest
 
+from jobs.generate import GenerateJob, generate_task
+from pipelines.generate.generate import find_photos, generate
+from pipelines.generate.mask_files import MaskReport, read_masks, write_masks
+from pipelines.generate.verify import verify_masks
+from pipelines.model_pool import Pool, load_predictor
+from pipelines.parts import read_sidecar
+from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
+from pipelines.sources import SOURCES
+from semsam.automatic_masks import AutomaticMasks
+from semsam.config import parse_config
 from semsam.data.sealed import SEAL
 from semsam.data.shards import open_split
+from semsam.storage import Folder, existing_folder
 from tests.painted_shards import VOCABULARIES, write_painted_shards
+from tests.unit.pipelines.conftest import write_image
 
 CASES = 8  # Of each damage to each file.
 
@@ -122,6 +135,64 @@ def answer_faults(stored: Stored, folder: Path, expected: Any) -> Iterator[str]:
     else:
         if found != expected:
             yield "silent"
+
+
+def parts() -> list[Stored]:
+    def sidecar(kind: type[Any], name: str) -> Callable[[Path], Any]:
+        return lambda folder: read_sidecar(Folder(folder).read(name), str(folder / name), kind)
+
+    def masks(folder: Path) -> list[Any]:
+        """As a job reads them: by a sidecar, which is whole here."""
+        part = read_sidecar((folder / "kept.json").read_bytes(), "masks-00000.json", MaskReport)
+        rows: list[Any] = read_masks(Folder(folder), part).to_pylist()
+        return rows
+
+    def manifest(folder: Path) -> str:
+        return verify_masks(Folder(folder))
+
+    def two(kind: str, suffix: str, older: Callable[[bytes], bytes], read: Callable[[Path], Any]) -> Stored:
+        return Stored(kind, suffix.replace("#", "0"), suffix.replace("#", "1"), older, read)
+
+    masks_json, shard_json = sidecar(MaskReport, "masks-00000.json"), sidecar(ShardReport, "shard-00000.json")
+    return [
+        two("masks", "masks-0000#.parquet", other_bytes, masks),
+        two("sidecar of masks", "masks-0000#.json", older_json, masks_json),
+        two("sidecar of a shard", "shard-0000#.json", older_json, shard_json),
+        Stored("manifest of masks", "manifest.json", "masks-00001.json", older_json, manifest),
+    ]
+
+
+@pytest.fixture(scope="module")
+def stored_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files of masks, and beside them two shards, each with its sidecar."""
+    photos, folder = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("parts")
+    for number in (1, 2):
+        write_image(photos / "train" / f"sa_{number}", number, 40, 60)
+    settings = {
+        "images": str(photos),
+        "output": str(folder),
+        "images_per_file": 1,
+        "masks": {"points_per_side": 2, "min_iou": -10, "min_stability": 0, "max_overlap": 1},
+        "image_size": {"short_side": 32, "max_long_side": 64},
+    }
+    task = generate_task(parse_config(GenerateJob, settings, "test"))
+    generator = AutomaticMasks(load_predictor(task.options.model, task.options.image_size), task.options.masks)
+    for position, photo in enumerate(find_photos(task.files)):
+        write_masks(generator, task.options, task.files, [photo], task.output, position)
+    generate(task, Pool(), 10.0)
+    shutil.copy(folder / "masks-00000.json", folder / "kept.json")
+    split = SplitTask(SOURCES["sa1b"], existing_folder(photos), "train", str(folder), Options(1, 0, 92), "1")
+    entries = replace(SOURCES["sa1b"], val_share=0.0).index(split.files, "train").entries
+    for position, entry in enumerate(entries):
+        write_shard(split, position, [entry])
+    return folder
+
+
+@pytest.mark.parametrize("stored", parts(), ids=lambda stored: stored.kind)
+def test_no_damage_to_a_part_is_silent_nameless_or_blamed_on_another(stored: Stored, stored_parts: Path) -> None:
+    tried, faults = sweep(stored, stored_parts)
+    assert tried == 3 * CASES + 3
+    assert faults == []
 
 
 @pytest.mark.parametrize("stored", splits(), ids=lambda stored: stored.kind)
