@@ -21,7 +21,6 @@ from semsam.model.predictions import ModelOutput
 from semsam.model.presets import ModelSettings, preset
 from semsam.model.prompt_encoder import PromptEncoder
 from semsam.model.text_encoder import TextEncoder
-from semsam.model.weight_files import check_finite, check_listed, listed_files, write_listing
 from semsam.storage import Folder, NoSuchFileError
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -128,7 +127,8 @@ class SemanticSam(nn.Module):
         folder = Folder(path_or_uri)
         config = yaml.safe_dump({"model": config_values(self.settings)}, sort_keys=False).encode()
         weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
-        write_listing(folder, {WEIGHTS_FILE: weights, CONFIG_FILE: config})
+        for name, data in ((WEIGHTS_FILE, weights), (CONFIG_FILE, config)):
+            folder.write(name, data)
 
     @staticmethod
     def load(path_or_uri: str | Path) -> SemanticSam:
@@ -139,7 +139,7 @@ class SemanticSam(nn.Module):
         """
         folder = Folder(path_or_uri)
         config = f"{folder.path}/{CONFIG_FILE}"
-        text, weights = _read_config(folder), read_weights(folder)
+        text, weights = _read_file(folder, CONFIG_FILE), _read_weights(folder)
         try:
             sections = yaml.safe_load(text)
         except yaml.YAMLError as error:
@@ -160,43 +160,28 @@ class SemanticSam(nn.Module):
             for name, tensor in own.items()
             if name in weights and weights[name].shape != tensor.shape
         ]
-        faults += [
-            f"{name}: {weights[name].dtype} instead of {tensor.dtype}"
-            for name, tensor in own.items()
-            if name in weights and weights[name].dtype != tensor.dtype
-        ]
         if faults:
             raise ValueError("\n  ".join([f"{where}: {len(faults)} weight(s) do not fit this model", *faults]))
         self.load_state_dict(dict(weights))
 
 
-def read_weights(folder: Folder) -> dict[str, Tensor]:
-    """All weights of a checkpoint or of what `save` wrote, by name.
-
-    Raises `ValueError` for a missing or damaged file, for one that is not the file that was written, and for weights
-    that are not finite, with their names.
-    """
+def _read_weights(folder: Folder) -> dict[str, Tensor]:
     path = f"{folder.path}/{WEIGHTS_FILE}"
     try:
-        check_listed(folder, WEIGHTS_FILE, listed_files(folder))
-        if folder.is_local:
-            weights = safetensors.torch.load_file(path)  # Mapped: the weights are in memory once, not three times.
-        else:
-            weights = safetensors.torch.load(folder.read(WEIGHTS_FILE))
+        if not folder.is_local:
+            return safetensors.torch.load(_read_file(folder, WEIGHTS_FILE))
+        return safetensors.torch.load_file(path)  # Mapped: the weights are in memory once, not three times.
     except FileNotFoundError:
         raise ValueError(f"{folder.path}: not a checkpoint: no {WEIGHTS_FILE}") from None
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path}: cannot be read: {error}") from None
-    check_finite(weights, path)
-    return weights
 
 
-def _read_config(folder: Folder) -> bytes:
+def _read_file(folder: Folder, name: str) -> bytes:
     try:
-        check_listed(folder, CONFIG_FILE, listed_files(folder))
-        return folder.read(CONFIG_FILE)
+        return folder.read(name)
     except NoSuchFileError:
-        raise ValueError(f"{folder.path}: not a checkpoint: no {CONFIG_FILE}") from None
+        raise ValueError(f"{folder.path}: not a checkpoint: no {name}") from None
 
 
 def normalise_and_pad(

@@ -7,34 +7,26 @@
         exp_avg-00000.safetensors       weights and AdamW's moments,
         exp_avg_sq-00000.safetensors
         ema-00000.safetensors           and the weights' average, where one is kept
-        worker-00000.json           a worker's word that its pieces are written, with their digests
-        state.json                  step and identity of the run, digests of all other files, and how far the log went;
-                                    written last, so that without it a checkpoint is none
+        state.json                  step and identity of the run; written last, so that without it a checkpoint is none
 
 `<run>` is a local folder or `s3://`.  Nothing is unpickled.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+import orjson
+import safetensors
+import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
-from semsam.data.sealed import seal, unseal
-from semsam.model.weight_files import STATE_FILE as STATE_FILE
-from semsam.model.weight_files import FileDigest, check_listed
+from semsam.model.semantic_sam import WEIGHTS_FILE
 from semsam.storage import Folder
 
-
-@dataclass(frozen=True)
-class LogMark:
-    """How far a run's log went, and the CRC-32 of it up to there."""
-
-    size: int
-    crc32: int
+STATE_FILE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -51,12 +43,6 @@ class RunState:
     manifest_digests: dict[str, str]  # By dataset.
     schema_version: int
     versions: dict[str, str]  # Of this code and of the packages below it.
-    files: dict[str, FileDigest] = field(default_factory=dict)  # All others of the checkpoint.
-    log: LogMark | None = None
-
-    def to_json(self) -> bytes:
-        """Indented JSON with a digest of its own; `load_state` reads it back."""
-        return seal(dataclasses.asdict(self))
 
 
 def checkpoint_steps(run: Folder) -> list[int]:
@@ -76,54 +62,25 @@ def latest_checkpoint(run: Folder) -> Folder | None:
 
 
 def load_state(folder: Folder) -> RunState:
-    """The run state of a checkpoint; `ValueError` names a file that does not hold one, or that of another step."""
-    path = f"{folder.path}/{STATE_FILE}"
+    """The run state of a checkpoint; `ValueError` names a file that does not hold one."""
     try:
-        state = TypeAdapter(RunState).validate_python(unseal(folder.read(STATE_FILE), path))
-    except ValidationError as error:
-        raise ValueError(f"{path}: not a checkpoint's state: {error}") from None
-    if folder.path.rpartition("-")[2] != str(state.step):
-        raise ValueError(f"{path}: this is the state after step {state.step}; was a folder moved?")
-    return state
+        return TypeAdapter(RunState).validate_python(orjson.loads(folder.read(STATE_FILE)))
+    except (orjson.JSONDecodeError, ValidationError) as error:
+        raise ValueError(f"{folder.path}/{STATE_FILE}: not a checkpoint's state: {error}") from None
 
 
-def advice_without(run: Folder, step: int) -> str:
-    """How to go on without the checkpoint of a step, which is damaged."""
-    before = [one for one in checkpoint_steps(run) if one < step]
-    if not before:
-        return f"{run.path} has no checkpoint before that of step {step}"
-    here, earlier = checkpoint_folder(run, step).path, checkpoint_folder(run, before[-1]).path
-    return f"the checkpoint before it is {earlier}: delete {here}, and the run goes on from there"
-
-
-def verify_checkpoint(folder: Folder) -> str:
-    """Read all bytes of a checkpoint and say what it is; `ValueError` names the first file that is not as written."""
-    state = load_state(folder)
-    for name in state.files:
-        check_listed(folder, name, state.files)
-    return f"step {state.step} of {state.num_steps}, {len(state.files) + 1} files by {state.num_pieces} workers"
-
-
-def is_whole(folder: Folder) -> bool:
-    """Whether a checkpoint's state can be read and all its files are there at their sizes."""
+def load_weights(folder: Folder) -> dict[str, Tensor]:
+    """The weights to use of a checkpoint, by name."""
     try:
-        state = load_state(folder)
-    except ValueError:
-        return False
-    sizes = folder.sizes()
-    return all(sizes.get(name) == digest.size for name, digest in state.files.items())
+        return safetensors.torch.load(folder.read(WEIGHTS_FILE))
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"{folder.path}/{WEIGHTS_FILE}: cannot be read: {error}") from None
 
 
-def keep_last(run: Folder, count: int, is_kept: Callable[[int], bool] = lambda step: False) -> None:
-    """Delete the checkpoints before the last `count` that are whole, but for the steps that are kept in any case.
-
-    One that is damaged does not count, so that the last good one stays however many came after it.
-    """
-    steps = checkpoint_steps(run)
-    whole = [step for step in steps if is_whole(checkpoint_folder(run, step))]
-    for step in steps:
-        if whole and step < whole[-count:][0] and not is_kept(step):
-            checkpoint_folder(run, step).delete(first=STATE_FILE)
+def keep_last(run: Folder, count: int) -> None:
+    """Delete all complete checkpoints but the last `count`."""
+    for step in checkpoint_steps(run)[:-count]:
+        checkpoint_folder(run, step).delete(first=STATE_FILE)
 
 
 def remove_incomplete(run: Folder) -> None:

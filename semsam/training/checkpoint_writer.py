@@ -1,9 +1,8 @@
 """Writes checkpoints while training goes on.
 
-Each worker copies its own part to host memory, which is all that training waits for, and writes it in a thread, and
-last its word for it.  The first worker's thread then waits for the word of the others, puts the model's weights
-together from their files and writes `state.json` with the digests of all files, which makes the checkpoint complete.
-No worker waits for another's data on the way.
+Each worker copies its own part to host memory, which is all that training waits for, and writes it in a thread.  The
+first worker's thread then waits for the files of the others, puts the model's weights together from them and writes
+`state.json`, which makes the checkpoint complete.  No worker waits for another's data on the way.
 """
 
 from __future__ import annotations
@@ -15,13 +14,12 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+import orjson
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from semsam.data.sealed import seal, unseal
 from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
-from semsam.model.weight_files import FileDigest
 from semsam.storage import Folder
 from semsam.training.checkpoint import STATE_FILE, RunState, checkpoint_folder, keep_last
 from semsam.training.fragments import EMA, WEIGHT, Fragment, quantities
@@ -44,20 +42,12 @@ class CheckpointWriter:
     """The checkpoints of one worker, at most one of them in work; `whole` is None on all workers but the first."""
 
     def __init__(
-        self,
-        run: Folder,
-        rank: int,
-        world_size: int,
-        keep: int,
-        with_average: bool,
-        whole: Whole | None,
-        keep_every: int | None = None,
+        self, run: Folder, rank: int, world_size: int, keep: int, with_average: bool, whole: Whole | None
     ) -> None:
         self._run = run
         self._rank = rank
         self._world_size = world_size
         self._keep = keep
-        self._keep_every = keep_every
         self._quantities = quantities(with_average)
         self._whole = whole
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -100,53 +90,30 @@ class CheckpointWriter:
 
     def _write(self, pieces: dict[str, dict[str, Tensor]], state: RunState) -> None:
         folder = checkpoint_folder(self._run, state.step)
-        written = {}
-        for quantity in self._quantities:  # Popped: its memory is no longer needed.
-            name = piece_name(quantity, self._rank)
-            written[name] = write_piece(folder, quantity, self._rank, pieces.pop(quantity))
-        folder.write(_word_name(self._rank), seal({name: dataclasses.asdict(one) for name, one in written.items()}))
-        if self._whole is None or not self._others_are_there(folder):
+        for quantity in self._quantities:
+            write_piece(folder, quantity, self._rank, pieces.pop(quantity))  # Popped: its memory is no longer needed.
+        if self._whole is None or not self._others_are_there(folder, self._quantities[-1]):
             return
-        files = self._words(folder)
-        weights = self._together(folder, EMA if EMA in self._quantities else WEIGHT, self._whole, files)
-        for name, data in (
-            (WEIGHTS_FILE, safetensors.torch.save(weights)),
-            (CONFIG_FILE, self._whole.config.encode()),
-        ):
-            folder.write(name, data)
-            files[name] = FileDigest.of(data)
-        folder.write(STATE_FILE, dataclasses.replace(state, files=files).to_json())
-        keep_last(self._run, self._keep, lambda step: self._keep_every is not None and step % self._keep_every == 0)
+        weights = self._together(folder, EMA if EMA in self._quantities else WEIGHT, self._whole)
+        folder.write(WEIGHTS_FILE, safetensors.torch.save(weights))
+        folder.write(CONFIG_FILE, self._whole.config.encode())
+        folder.write(STATE_FILE, orjson.dumps(dataclasses.asdict(state), option=orjson.OPT_INDENT_2))
+        keep_last(self._run, self._keep)
 
-    def _others_are_there(self, folder: Folder) -> bool:
+    def _others_are_there(self, folder: Folder, last_quantity: str) -> bool:
         """Wait until all workers have written; False if this was abandoned."""
         deadline = time.monotonic() + PATIENCE
         missing = list(range(self._world_size))
-        while missing := [rank for rank in missing if not folder.exists(_word_name(rank))]:
+        while missing := [rank for rank in missing if not folder.exists(piece_name(last_quantity, rank))]:
             if time.monotonic() > deadline:
-                raise OSError(f"{folder.path}: no {_word_name(missing[0])} after {PATIENCE:.0f} s")
+                raise OSError(f"{folder.path}: no {piece_name(last_quantity, missing[0])} after {PATIENCE:.0f} s")
             if self._abandoned.wait(_POLL):
                 return False
         return True
 
-    def _words(self, folder: Folder) -> dict[str, FileDigest]:
-        """The digests of the pieces of all workers, and of the files that they stand in."""
-        files: dict[str, FileDigest] = {}
-        for rank in range(self._world_size):
-            data = folder.read(_word_name(rank))
-            words = unseal(data, f"{folder.path}/{_word_name(rank)}")
-            files |= {name: FileDigest(**one) for name, one in words.items()} | {_word_name(rank): FileDigest.of(data)}
-        return files
-
-    def _together(
-        self, folder: Folder, quantity: str, whole: Whole, files: Mapping[str, FileDigest]
-    ) -> dict[str, Tensor]:
+    def _together(self, folder: Folder, quantity: str, whole: Whole) -> dict[str, Tensor]:
         weights = {name: torch.empty(shape) for name, shape in whole.shapes.items()}
         sizes = {name: shape.numel() for name, shape in whole.shapes.items()}
         wanted = [Wanted(name, 0, weight.view(-1)) for name, weight in weights.items()]
-        load_pieces(folder, quantity, self._world_size, sizes, wanted, files)
+        load_pieces(folder, quantity, self._world_size, sizes, wanted)
         return weights | dict(whole.constants)
-
-
-def _word_name(rank: int) -> str:
-    return f"worker-{rank:05d}.json"

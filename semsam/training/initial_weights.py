@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from semsam.model.semantic_sam import SemanticSam, read_weights
+from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder
+from semsam.training.checkpoint import load_weights
 from semsam.training.recipe import ModelChoice, is_below
 
 
@@ -33,4 +34,4 @@ def start_from(model: SemanticSam, choice: ModelChoice) -> str:
 
 def _read(uri: str) -> dict[str, Tensor]:
     """All weights of a folder by the model's names: the place for other kinds of files."""
-    return read_weights(Folder(uri))
+    return load_weights(Folder(uri))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -75,9 +75,10 @@ class Loop:
 
     def save(self, step: int) -> None:
         """Begin to write the checkpoint after `step` updates."""
-        state = self.material.run_state(self.recipe, step, self.worker.world_size)
-        log = None if self.recorder is None else self.recorder.mark()
-        self.writer.save(model_fragments(self.engine), replace(state, log=log))
+        if self.recorder is not None:
+            self.recorder.flush()  # Before the checkpoint: what it says was done must be in the log.
+        fragments = model_fragments(self.engine)
+        self.writer.save(fragments, self.material.run_state(self.recipe, step, self.worker.world_size))
 
     def _next(self, reader: Reader) -> tuple[list[Batch], Tensor]:
         """This worker's batches of the next step, and the normalisers of all workers' together."""

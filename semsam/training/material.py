@@ -12,7 +12,7 @@ from semsam.data.schema import SCHEMA_VERSION
 from semsam.data.shards import Split
 from semsam.data.vocabularies import JointVocabulary
 from semsam.storage import Folder
-from semsam.training.checkpoint import RunState, advice_without, checkpoint_folder, checkpoint_steps, load_state
+from semsam.training.checkpoint import RunState, latest_checkpoint, load_state
 from semsam.training.recipe import Recipe
 from semsam.training.same_run import check_same_run
 
@@ -55,14 +55,10 @@ class Material:
 
 def find_checkpoint(run: Folder, recipe: Recipe, material: Material) -> tuple[Folder | None, int]:
     """The checkpoint to go on from and its step; `ValueError` if it belongs to another training."""
-    steps = checkpoint_steps(run)
-    if not steps:
+    folder = latest_checkpoint(run)
+    if folder is None:
         return None, 0
-    folder = checkpoint_folder(run, steps[-1])
-    try:
-        state = load_state(folder)
-    except ValueError as error:
-        raise ValueError(f"{error}\n{advice_without(run, steps[-1])}") from None
+    state = load_state(folder)
     check_same_run(folder, state, material.run_state(recipe, state.step, state.num_pieces), recipe)
     return folder, state.step
 

@@ -1,13 +1,11 @@
 """A checkpoint's pieces: for each quantity and worker one safetensors file with the ranges that the worker held.
 
 `<quantity>-<worker>.safetensors` has one-dimensional fp32 tensors called `<parameter>:<start>`.  Together the files of
-a quantity hold every element of every parameter once, however many workers wrote them.  A file's header has the CRC-32
-of each of its tensors, and the checkpoint's state that of the header: what is read is checked where it is read.
+a quantity hold every element of every parameter once, however many workers wrote them.
 """
 
 from __future__ import annotations
 
-import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,13 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from semsam.model.weight_files import FileDigest, check_size
 from semsam.storage import Folder
 from semsam.training.fragments import Fragment
 
 _ITEM = 4  # Bytes of an fp32.
 _MAX_HEADER = 100 * 2**20  # As in the safetensors library.
-CHECKSUMS = "crc32"  # In the header's metadata: by tensor, as JSON.
 
 
 @dataclass(frozen=True)
@@ -56,30 +52,20 @@ def snapshot(fragments: Iterable[Fragment], quantity: str) -> dict[str, Tensor]:
     return copies
 
 
-def write_piece(folder: Folder, quantity: str, worker: int, values: Mapping[str, Tensor]) -> FileDigest:
+def write_piece(folder: Folder, quantity: str, worker: int, values: Mapping[str, Tensor]) -> None:
     """Write one file of `snapshot`."""
-    checksums = {key: zlib.crc32(value.numpy().tobytes()) for key, value in values.items()}
-    data = safetensors.torch.save(dict(values), metadata={CHECKSUMS: orjson.dumps(checksums).decode()})
-    folder.write(piece_name(quantity, worker), data)
-    return FileDigest.of(data, header=data[: 8 + int.from_bytes(data[:8], "little")])
+    folder.write(piece_name(quantity, worker), safetensors.torch.save(dict(values)))
 
 
 def load_pieces(
-    folder: Folder,
-    quantity: str,
-    num_pieces: int,
-    sizes: Mapping[str, int],
-    wanted: Iterable[Wanted],
-    listed: Mapping[str, FileDigest] | None = None,
+    folder: Folder, quantity: str, num_pieces: int, sizes: Mapping[str, int], wanted: Iterable[Wanted]
 ) -> None:
     """Fill `wanted` from the files of a quantity, reading of each file only where something in it is wanted.
 
-    `sizes` has the number of elements of every parameter, `listed` the digests of the checkpoint's state.  Raises
-    `ValueError` naming every parameter that is missing, unexpected or not there once from end to end, and the file and
-    parameter whose numbers are not those that were written, or not finite.
+    `sizes` has the number of elements of every parameter.  Raises `ValueError` naming every parameter that is missing,
+    unexpected or not there once from end to end.
     """
-    names = [piece_name(quantity, worker) for worker in range(num_pieces)]
-    files = [_PieceFile(folder, name, (listed or {}).get(name)) for name in names]
+    files = [_PieceFile(folder, piece_name(quantity, worker)) for worker in range(num_pieces)]
     _check_cover(f"{folder.path}: {quantity}", files, sizes)
     wanted = list(wanted)
     for file in files:
@@ -91,73 +77,51 @@ class _Range:
     start: int
     stop: int
     offset: int  # Of the first byte in the file.
-    crc32: int
-
-    @property
-    def end(self) -> int:
-        """Behind the last byte in the file."""
-        return self.offset + (self.stop - self.start) * _ITEM
 
 
 class _PieceFile:
     """The header of a piece, whose values are read when they are asked for."""
 
-    def __init__(self, folder: Folder, name: str, digest: FileDigest | None) -> None:
+    def __init__(self, folder: Folder, name: str) -> None:
         self.where = f"{folder.path}/{name}"
         self._file = folder.open(name)
         self.ranges: dict[str, list[_Range]] = defaultdict(list)
-        if digest is not None:
-            check_size(self.where, self._file.size, digest.size)
         try:
-            header = self._header(digest)
-            checksums = orjson.loads(header.pop("__metadata__")[CHECKSUMS])
-            for key, entry in header.items():
-                self._add(key, entry, checksums[key])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            for key, entry in self._header().items():
+                if key != "__metadata__":
+                    self._add(key, entry)
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.where}: not a piece of a checkpoint: {error}") from None
 
     def fill(self, wanted: Iterable[Wanted]) -> None:
         """Write what is here of `wanted` to where it is wanted."""
-        parts: list[tuple[_Range, int, int, Wanted]] = []  # What is here of it, from where to where.
+        parts: list[tuple[Tensor, int]] = []  # Where to, and from which byte.
         for one in wanted:
             for here in self.ranges.get(one.name, ()):
                 start, stop = max(here.start, one.start), min(here.stop, one.start + len(one.into))
                 if start < stop:
-                    parts.append((here, start, stop, one))
+                    place = here.offset + (start - here.start) * _ITEM
+                    parts.append((one.into[start - one.start : stop - one.start], place))
         if not parts:
             return
-        first = min(here.offset for here, *_ in parts)
-        data = memoryview(self._read(max(here.end for here, *_ in parts) - first, first))
-        checked: dict[tuple[str, int], np.ndarray] = {}
-        for here, start, stop, one in parts:
-            key = one.name, here.start
-            if key not in checked:
-                checked[key] = self._checked(data[here.offset - first : here.end - first], here, one.name)
-            values = checked[key][start - here.start : stop - here.start]
-            one.into[start - one.start : stop - one.start].copy_(torch.from_numpy(values.copy()))
+        first = min(place for _, place in parts)
+        last = max(place + len(into) * _ITEM for into, place in parts)
+        data = self._read(last - first, first)
+        for into, place in parts:
+            values = np.frombuffer(data, "<f4", len(into), place - first)
+            into.copy_(torch.from_numpy(values.copy()))
 
-    def _checked(self, data: memoryview, here: _Range, name: str) -> np.ndarray:
-        if zlib.crc32(data) != here.crc32:
-            raise ValueError(f"{self.where}: {name}: damaged: its numbers are not those that were written")
-        values = np.frombuffer(data, "<f4")
-        if not np.isfinite(values).all():
-            raise ValueError(f"{self.where}: {name}: not finite")
-        return values
-
-    def _header(self, digest: FileDigest | None) -> dict[str, Any]:
+    def _header(self) -> dict[str, Any]:
         length = int.from_bytes(self._read(8, 0), "little")
         if length > _MAX_HEADER:
             raise ValueError("its header is too long")
         self._data_start = 8 + length
-        data = self._read(8 + length, 0)
-        if digest is not None and zlib.crc32(data) != digest.header_crc32:
-            raise ValueError("damaged, or another file: its header is not the one that was written")
-        header = orjson.loads(data[8:])
+        header = orjson.loads(self._read(length, 8))
         if not isinstance(header, dict):
             raise ValueError("its header is not a table")
         return header
 
-    def _add(self, key: str, entry: dict[str, Any], crc32: int) -> None:
+    def _add(self, key: str, entry: dict[str, Any]) -> None:
         name, _, start = key.rpartition(":")
         (size,), (begin, end) = entry["shape"], entry["data_offsets"]
         offset = self._data_start + begin
@@ -165,7 +129,7 @@ class _PieceFile:
             raise ValueError(f"{key} is not a row of fp32")
         if self._data_start + end > self._file.size:
             raise ValueError("it was cut short")
-        self.ranges[name].append(_Range(int(start), int(start) + size, offset, crc32))
+        self.ranges[name].append(_Range(int(start), int(start) + size, offset))
 
     def _read(self, size: int, offset: int) -> bytes:
         data = self._file.read_at(size, offset)

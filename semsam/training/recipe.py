@@ -104,7 +104,6 @@ class TrainingSettings:
     ema_decay: float | None = None  # Of an average of the weights, which is then what a checkpoint is used with.
     checkpoint_every: int = 1000
     keep_last: int = 3
-    keep_every: int | None = None  # Checkpoints of steps that this divides are kept for ever: ends of stages, say.
     log_every: int = 20
 
     def __post_init__(self) -> None:

@@ -10,7 +10,6 @@ import torch
 from semsam.config import config_values
 from semsam.storage import Folder
 from semsam.tracking import Tracker, TrackingSettings
-from semsam.training.checkpoint import LogMark
 from semsam.training.material import Material
 from semsam.training.recipe import Recipe
 from semsam.training.train_log import TrainLog
@@ -19,20 +18,20 @@ RUN_ID_FILE = "mlflow_run_id"
 
 
 class Recorder:
-    """Records steps; what an interrupted attempt recorded after `mark`, that of the last checkpoint, is dropped."""
+    """Records steps; what an interrupted attempt recorded of steps from `first` on is dropped."""
 
     def __init__(
         self,
         recipe: Recipe,
         material: Material,
         run: Folder,
-        mark: LogMark | None,
+        first: int,
         run_name: str,
         tracking: TrackingSettings | None,
     ) -> None:
         self._training = recipe.training
         self._plan = material.plan
-        self._log = TrainLog(run, mark)
+        self._log = TrainLog(run, first)
         self._interval: list[dict[str, float]] = []
         self._tracker: Tracker | None = None
         if tracking is not None and tracking.enabled:
@@ -63,10 +62,9 @@ class Recorder:
             numbers = {f"train/{name}": value for name, value in mean.items()}
             self._tracker.log_metrics(numbers | {f"samples_seen/{k}": float(v) for k, v in seen.items()}, done)
 
-    def mark(self) -> LogMark:
-        """Store what was recorded, and say how far that goes: for a checkpoint, which vouches for it."""
+    def flush(self) -> None:
+        """Store what was recorded."""
         self._log.flush()
-        return self._log.mark
 
     def close(self, failed: bool) -> None:
         """End the account."""

@@ -11,7 +11,6 @@ import yaml
 from semsam.config import ConfigError, config_values, parse_config
 from semsam.model.presets import ModelSettings
 from semsam.model.semantic_sam import CONFIG_FILE
-from semsam.model.weight_files import check_listed
 from semsam.storage import Folder
 from semsam.training.checkpoint import RunState
 from semsam.training.recipe import ModelChoice, Recipe
@@ -25,7 +24,6 @@ MAY_CHANGE = (
     "training.accumulation",
     "training.checkpoint_every",
     "training.keep_last",
-    "training.keep_every",
     "training.log_every",
 )
 MAX_NAMED = 8
@@ -47,7 +45,6 @@ def check_same_run(folder: Folder, found: RunState, expected: RunState, recipe: 
             f"({found.vocabulary_digest[:12]}, the data has {expected.vocabulary_digest[:12]}); "
             "choose another run.name, or the data that it was trained on"
         )
-    check_listed(folder, CONFIG_FILE, found.files)
     differing = _differences(_deciding_values(folder), _values(recipe, config_values(recipe.model.resolve())))
     states = [{name: getattr(s, name) for name in ("manifest_digests", "schema_version")} for s in (found, expected)]
     differing += _differences(*states)
@@ -62,13 +59,13 @@ def check_same_run(folder: Folder, found: RunState, expected: RunState, recipe: 
 def _deciding_values(folder: Folder) -> dict[str, Any]:
     """The settings that a checkpoint was trained with, those that it does not know yet at their defaults."""
     where = f"{folder.path}/{CONFIG_FILE}"
+    sections = yaml.safe_load(folder.read(CONFIG_FILE))
     try:
-        sections = yaml.safe_load(folder.read(CONFIG_FILE))
         names = {field.name for field in dataclasses.fields(Recipe)} - {"model"}
         job = parse_config(Recipe, {k: v for k, v in sections["job"].items() if k in names}, where)
         choice = parse_config(ModelChoice, sections["job"]["model"], where)
         model = parse_config(ModelSettings, sections["model"], where)
-    except (KeyError, TypeError, AttributeError, ConfigError, yaml.YAMLError) as error:
+    except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise ValueError(f"{where}: not the settings of a training that this version can go on with: {error}") from None
     return _values(dataclasses.replace(job, model=choice), config_values(model))
 

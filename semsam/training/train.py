@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 
 from semsam.data.vocabularies import JointVocabulary
 from semsam.losses.criterion import Criterion
-from semsam.model.semantic_sam import SemanticSam, read_weights
+from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder
 from semsam.tracking import TrackingSettings
-from semsam.training.checkpoint import advice_without, checkpoint_folder, load_state, remove_incomplete
+from semsam.training.checkpoint import checkpoint_folder, load_state, load_weights, remove_incomplete
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Engine, Worker, make_engine
 from semsam.training.fragments import WEIGHT, quantities
@@ -51,8 +50,7 @@ def train(
     step = make_step(recipe, material.vocabulary)
     shapes = {name: p.shape for name, p in step.model.named_parameters() if p.requires_grad}
     if checkpoint is not None:
-        with _agreed(worker, run, first):
-            _load_weights(step.model, checkpoint, shapes)
+        _load_weights(step.model, checkpoint, shapes)
         origin = f"going on after step {first} from {checkpoint.path}"
     else:
         origin = start_from(step.model, recipe.model)
@@ -75,17 +73,12 @@ def train(
         training.ema_decay,
     )
     if checkpoint is not None:
-        with _agreed(worker, run, first):
-            _load_moments(engine, checkpoint, shapes, with_average)
+        _load_moments(engine, checkpoint, shapes, with_average)
     recorder = None
-    with _agreed(worker, run, first):
-        if worker.rank == 0:
-            mark = None if checkpoint is None else load_state(checkpoint).log
-            recorder = Recorder(recipe, material, run, mark, run_name, tracking)
-            print(origin, flush=True)
-    writer = CheckpointWriter(
-        run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
-    )
+    if worker.rank == 0:
+        print(origin, flush=True)
+        recorder = Recorder(recipe, material, run, first, run_name, tracking)
+    writer = CheckpointWriter(run, worker.rank, worker.world_size, training.keep_last, with_average, whole)
     try:
         _to_the_end(Loop(recipe, material, worker, step, engine, writer, recorder), first)
     except BaseException:
@@ -106,19 +99,6 @@ def _first_step(run: Folder, recipe: Recipe, material: Material, worker: Worker)
     return first
 
 
-@contextmanager
-def _agreed(worker: Worker, run: Folder, step: int) -> Iterator[None]:
-    """What no worker can do without a `ValueError`, all give up together: a file is damaged, and stays so."""
-    fault = ""
-    try:
-        yield
-    except ValueError as error:
-        fault = str(error)
-    faults = list(dict.fromkeys(text for text in worker.gather(fault) if text))
-    if faults:
-        raise TrainingFault("\n".join([*faults, advice_without(run, step)]))
-
-
 def _to_the_end(loop: Loop, first: int) -> None:
     try:
         loop.run(first)
@@ -133,11 +113,10 @@ def _to_the_end(loop: Loop, first: int) -> None:
 
 def _load_weights(model: SemanticSam, checkpoint: Folder, shapes: Mapping[str, torch.Size]) -> None:
     """Give a model the weights that a checkpoint's training goes on from."""
-    model.load_weights(read_weights(checkpoint), checkpoint.path)  # Those to use: all names, but maybe averages.
+    model.load_weights(load_weights(checkpoint), checkpoint.path)  # Those to use: all names, but maybe averages.
     trained = {name: parameter for name, parameter in model.named_parameters() if name in shapes}
     wanted = [Wanted(name, 0, parameter.data.view(-1)) for name, parameter in trained.items()]
-    state = load_state(checkpoint)
-    load_pieces(checkpoint, WEIGHT, state.num_pieces, _sizes(shapes), wanted, state.files)
+    load_pieces(checkpoint, WEIGHT, load_state(checkpoint).num_pieces, _sizes(shapes), wanted)
 
 
 def _load_moments(engine: Engine, checkpoint: Folder, shapes: Mapping[str, torch.Size], with_average: bool) -> None:
@@ -147,7 +126,7 @@ def _load_moments(engine: Engine, checkpoint: Folder, shapes: Mapping[str, torch
         if quantity == WEIGHT:
             continue
         wanted = [Wanted(one.name, one.start, one.values[quantity]) for one in fragments]
-        load_pieces(checkpoint, quantity, state.num_pieces, _sizes(shapes), wanted, state.files)
+        load_pieces(checkpoint, quantity, state.num_pieces, _sizes(shapes), wanted)
     engine.set_num_updates(state.step)
 
 

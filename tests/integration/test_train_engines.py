@@ -16,9 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from semsam.model.semantic_sam import read_weights
 from semsam.storage import Folder
-from semsam.training.checkpoint import RunState, checkpoint_folder
+from semsam.training.checkpoint import RunState, checkpoint_folder, load_weights
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Engine, Worker, make_engine
 from semsam.training.fragments import EMA, MOMENTS, WEIGHT
@@ -83,7 +82,7 @@ def test_every_engine_trains_and_goes_on_as_one_worker_does(results: Path, world
 )
 def test_the_average_is_what_a_checkpoint_is_used_with(results: Path, world_size_and_mode: str) -> None:
     expected, found = (
-        read_weights(checkpoint_folder(Folder(str(results / name)), STEPS)) for name in ("1plain", world_size_and_mode)
+        load_weights(checkpoint_folder(Folder(str(results / name)), STEPS)) for name in ("1plain", world_size_and_mode)
     )
     assert set(found) == set(Odd().state_dict())
     for name, value in expected.items():

@@ -14,7 +14,6 @@ from semsam.config import ConfigError
 from semsam.model.generic_queries import NoisedRegions
 from semsam.model.predictions import ModelOutput, Predictions
 from semsam.model.semantic_sam import PIXEL_MEAN, PIXEL_STD, SemanticSam, normalise_and_pad
-from semsam.model.weight_files import LISTING_FILE
 
 LEVELS = 6
 NAMES = ("car", "dog", "wheel")
@@ -282,43 +281,18 @@ def test_weights_that_do_not_fit_are_named(model: SemanticSam, tmp_path: Path) -
     weights = load_file(tmp_path / "model.safetensors")
     weights["stranger"] = weights.pop("mask_decoder.norm.bias")
     weights["prompt_encoder.levels.weight"] = torch.zeros(7, 64)
-    weights["mask_decoder.norm.weight"] = weights["mask_decoder.norm.weight"].bfloat16()
     save_file(weights, tmp_path / "model.safetensors")
-    (tmp_path / LISTING_FILE).unlink()  # As in a folder of other people.
-    with pytest.raises(ValueError, match=r"4 weight\(s\) do not fit") as error:
+    with pytest.raises(ValueError, match=r"3 weight\(s\) do not fit") as error:
         SemanticSam.load(tmp_path)
     assert "missing: mask_decoder.norm.bias" in str(error.value)
     assert "unexpected: stranger" in str(error.value)
     assert "prompt_encoder.levels.weight: [7, 64] instead of [6, 64]" in str(error.value)
-    assert "mask_decoder.norm.weight: torch.bfloat16 instead of torch.float32" in str(error.value)
-
-
-def test_weights_that_are_not_finite_are_named(model: SemanticSam, tmp_path: Path) -> None:
-    weights = dict(model.state_dict())
-    weights["mask_decoder.norm.bias"] = torch.full_like(weights["mask_decoder.norm.bias"], torch.nan)
-    model.load_weights(weights, "here")
-    model.save(tmp_path)
-    with pytest.raises(ValueError, match=r"model\.safetensors: 1 key\(s\).*\n  mask_decoder\.norm\.bias: not finite"):
-        SemanticSam.load(tmp_path)
-
-
-def test_what_was_saved_and_then_changed_is_refused_by_name(model: SemanticSam, tmp_path: Path) -> None:
-    model.save(tmp_path)
-    for name in ("model.safetensors", "config.yaml", LISTING_FILE):
-        data = (tmp_path / name).read_bytes()
-        place = len(data) // 2
-        (tmp_path / name).write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
-        with pytest.raises(ValueError, match=name):
-            SemanticSam.load(tmp_path)
-        (tmp_path / name).write_bytes(data)
-    SemanticSam.load(tmp_path)
 
 
 def test_a_folder_without_a_checkpoint_is_named(model: SemanticSam, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not a checkpoint: no config\.yaml"):
         SemanticSam.load(tmp_path)
     model.save(tmp_path)
-    (tmp_path / LISTING_FILE).unlink()
     (tmp_path / "config.yaml").write_text("training: {}\n")
     with pytest.raises(ConfigError, match="no section `model`"):
         SemanticSam.load(tmp_path)

@@ -11,12 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from semsam.model.semantic_sam import read_weights
 from semsam.storage import Folder
-from semsam.training.checkpoint import checkpoint_steps, keep_last, latest_checkpoint, verify_checkpoint
+from semsam.training.checkpoint import checkpoint_steps, latest_checkpoint, load_weights
 from semsam.training.engine import Worker
 from semsam.training.fragments import Fragment
-from semsam.training.loop import TrainingFault
 from semsam.training.pieces import Wanted, load_pieces, piece_name, snapshot, write_piece
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder
@@ -102,7 +100,7 @@ def test_a_run_that_dies_at_any_write_goes_on_from_the_checkpoint_before(
 ) -> None:
     folder, recipe = Folder(str(tmp_path)), make_recipe(steps=2, checkpoint_every=1)
     write = Folder.write
-    for num_written in range(7):  # Of three pieces, the worker's word, weights, settings and state.
+    for num_written in range(6):  # Of three pieces, weights, settings and state.
         written: list[str] = []
 
         def dying(self: Folder, name: str, data: bytes, written: list[str] = written, last: int = num_written) -> None:
@@ -147,7 +145,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     # And what it holds is what was there at step 2, not what has been learned since.
     monkeypatch.undo()
     run(make_recipe(checkpoint_every=1), tmp_path / "plainly")
-    weights = [read_weights(Folder(str(tmp_path / name))) for name in ("checkpoint-2", "plainly/checkpoint-2")]
+    weights = [load_weights(Folder(str(tmp_path / name))) for name in ("checkpoint-2", "plainly/checkpoint-2")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
@@ -183,7 +181,7 @@ def test_with_an_average_it_is_what_a_checkpoint_is_used_with_and_it_resumes_exa
     for step in (2, 3):
         Folder(str(tmp_path / "parts" / f"checkpoint-{step}")).delete()
     assert run(recipe, tmp_path / "parts") == whole
-    end = [read_weights(Folder(str(tmp_path / name / "checkpoint-3"))) for name in ("whole", "parts")]
+    end = [load_weights(Folder(str(tmp_path / name / "checkpoint-3"))) for name in ("whole", "parts")]
     assert all(torch.equal(end[0][name], end[1][name]) for name in end[0])
 
     # Against the formula, from the weights that each step left.
@@ -192,7 +190,7 @@ def test_with_an_average_it_is_what_a_checkpoint_is_used_with_and_it_resumes_exa
     for step in (1, 2, 3):
         folder = tmp_path / "whole" / f"checkpoint-{step}"
         left.append(safetensors.torch.load_file(folder / piece_name("weight", 0))[f"{name}:0"])
-    used = [read_weights(Folder(str(tmp_path / "whole" / f"checkpoint-{n}")))[name].flatten() for n in (1, 2, 3)]
+    used = [load_weights(Folder(str(tmp_path / "whole" / f"checkpoint-{n}")))[name].flatten() for n in (1, 2, 3)]
     for updates in (2, 3):
         decay = min(0.9, (1 + updates) / (10 + updates))
         expected = decay * used[updates - 2] + (1 - decay) * left[updates - 1]
@@ -210,141 +208,3 @@ def test_only_complete_checkpoints_count_and_others_are_removed(make_recipe: Mak
     assert latest.path.endswith("checkpoint-2")
     run(make_recipe(steps=2), tmp_path)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-2"]
-
-
-def damaged(path: Path, change: Callable[[bytes], bytes]) -> bytes:
-    """Change a file; what it was comes back."""
-    data = path.read_bytes()
-    path.write_bytes(change(data))
-    return data
-
-
-def flip(data: bytes) -> bytes:
-    return data[:-20] + bytes([data[-20] ^ 4]) + data[-19:]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "state.json",
-        "config.yaml",
-        "model.safetensors",
-        "weight-00000.safetensors",
-        "exp_avg-00000.safetensors",
-        "exp_avg_sq-00000.safetensors",
-    ],
-)
-@pytest.mark.parametrize("change", [flip, lambda data: data[:-1], lambda data: data[: len(data) // 2], lambda _: b""])
-def test_a_damaged_checkpoint_is_refused_by_file_with_the_one_before_it(
-    make_recipe: MakeRecipe, finished: Path, name: str, change: Callable[[bytes], bytes]
-) -> None:
-    path = finished / "checkpoint-2" / name
-    data = damaged(path, change)
-    try:
-        with pytest.raises((ValueError, TrainingFault), match=rf"{path}: ") as caught:
-            again(make_recipe, finished)
-        if name != "config.yaml":
-            advice = f"the checkpoint before it is {finished}/checkpoint-1: delete {finished}/checkpoint-2, and"
-            assert advice in str(caught.value)
-        with pytest.raises(ValueError, match=f"{path}: "):
-            verify_checkpoint(Folder(finished / "checkpoint-2"))
-    finally:
-        path.write_bytes(data)
-
-
-def again(make_recipe: MakeRecipe, folder: Path) -> None:
-    """Go on with a run of two steps; not to its end, which would write a checkpoint."""
-    run(make_recipe(steps=2, checkpoint_every=1), folder)
-
-
-@pytest.fixture(scope="module")
-def finished(make_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps with a checkpoint after each."""
-    folder = tmp_path_factory.mktemp("finished")
-    run(make_recipe(steps=2, checkpoint_every=1), folder)
-    return folder
-
-
-def test_what_is_whole_verifies_and_goes_on(make_recipe: MakeRecipe, finished: Path) -> None:
-    assert verify_checkpoint(Folder(finished / "checkpoint-2")) == "step 2 of 2, 7 files by 1 workers"
-    again(make_recipe, finished)
-
-
-def test_files_that_changed_places_are_noticed(make_recipe: MakeRecipe, finished: Path) -> None:
-    one, other = finished / "checkpoint-1", finished / "checkpoint-2"
-    for first, second in (
-        (other / "exp_avg-00000.safetensors", other / "exp_avg_sq-00000.safetensors"),
-        (one / "weight-00000.safetensors", other / "weight-00000.safetensors"),
-        (one / "model.safetensors", other / "model.safetensors"),
-        (one / "state.json", other / "state.json"),
-    ):
-        a, b = first.read_bytes(), second.read_bytes()
-        first.write_bytes(b)
-        second.write_bytes(a)
-        with pytest.raises((ValueError, TrainingFault), match=rf"{second}: |{first}: "):
-            again(make_recipe, finished)
-        first.write_bytes(a)
-        second.write_bytes(b)
-
-
-def test_numbers_that_are_not_finite_are_refused_by_name(tmp_path: Path) -> None:
-    folder = Folder(tmp_path)
-    fragments = [Fragment("a", 0, {"ema": torch.tensor([1.0, torch.inf])})]
-    write_piece(folder, "ema", 0, snapshot(fragments, "ema"))
-    with pytest.raises(ValueError, match=r"ema-00000\.safetensors: a: not finite"):
-        load_pieces(folder, "ema", 1, {"a": 2}, [Wanted("a", 0, torch.zeros(2))])
-
-
-@pytest.mark.parametrize("cuts", [[(0, 5), (3, 8)], [(0, 4), (0, 4)], [(0, 3), (3, 6), (4, 7)]])
-def test_pieces_that_overlap_are_refused_by_name_though_their_sizes_may_add_up(
-    tmp_path: Path, cuts: list[tuple[int, int]]
-) -> None:
-    folder, values = Folder(tmp_path), torch.arange(8.0)
-    for worker, (start, stop) in enumerate(cuts):
-        write_piece(folder, "ema", worker, snapshot([Fragment("a", start, {"ema": values[start:stop]})], "ema"))
-    with pytest.raises(ValueError, match="a: its ranges are not 8 numbers from end to end"):
-        load_pieces(folder, "ema", len(cuts), {"a": 8}, [])
-
-
-def test_the_last_good_checkpoint_is_never_deleted(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    run(make_recipe(steps=3, checkpoint_every=1, keep_last=9), tmp_path)
-    folder = Folder(tmp_path)
-    for step in (2, 3):
-        damaged(tmp_path / f"checkpoint-{step}" / "exp_avg-00000.safetensors", lambda data: data[:-1])
-    keep_last(folder, 1)
-    assert checkpoint_steps(folder) == [1, 2, 3]
-    damaged(tmp_path / "checkpoint-1" / "state.json", flip)
-    keep_last(folder, 1)
-    assert checkpoint_steps(folder) == [1, 2, 3]
-
-
-def test_some_checkpoints_are_kept_for_ever(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    run(make_recipe(steps=5, checkpoint_every=1, keep_last=1, keep_every=2), tmp_path)
-    assert checkpoint_steps(Folder(tmp_path)) == [2, 4, 5]
-
-
-@pytest.mark.parametrize("change", [lambda data: data[:-9], lambda data: data[:50] + b"9" + data[51:], None])
-def test_a_log_that_the_checkpoint_has_not_seen_is_refused_and_an_empty_one_begun_anew(
-    make_recipe: MakeRecipe, tmp_path: Path, change: Callable[[bytes], bytes] | None
-) -> None:
-    run(make_recipe(steps=2, checkpoint_every=1), tmp_path)
-    path = tmp_path / "train_log.jsonl"
-    damaged(path, change) if change else path.unlink()
-    with pytest.raises(TrainingFault, match=rf"{path}: cut short or changed since the checkpoint was written"):
-        again(make_recipe, tmp_path)
-    path.write_bytes(b"")
-    again(make_recipe, tmp_path)
-
-
-def test_what_stands_in_a_log_behind_its_checkpoint_is_dropped(make_recipe: MakeRecipe, tmp_path: Path) -> None:
-    losses = run(make_recipe(steps=2, checkpoint_every=1), tmp_path)
-    with (tmp_path / "train_log.jsonl").open("ab") as file:
-        file.write(b'{"step": 2, "loss": 9}\n{"step": 3')
-    assert run(make_recipe(steps=2, checkpoint_every=1), tmp_path) == losses
-
-
-def test_a_line_that_is_no_account_of_a_step_is_named(tmp_path: Path) -> None:
-    for line in (b"{", b"3", b'{"loss": 1}'):
-        (tmp_path / "train_log.jsonl").write_bytes(b'{"step": 0}\n' + line + b"\n")
-        with pytest.raises(ValueError, match=r"train_log\.jsonl: line 2"):
-            list(read_log(Folder(tmp_path)))

@@ -17,10 +17,10 @@ import yaml
 from semsam.config import config_values, parse_config
 from semsam.data.manifest import MANIFEST_NAME, Vocabulary
 from semsam.data.vocabularies import TEMPLATES
-from semsam.model.semantic_sam import SemanticSam, read_weights
+from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder
 from semsam.training import train as train_module
-from semsam.training.checkpoint import STATE_FILE, latest_checkpoint
+from semsam.training.checkpoint import STATE_FILE, latest_checkpoint, load_weights
 from semsam.training.engine import Worker
 from semsam.training.loop import Loop, TrainingFault
 from semsam.training.material import Material, find_checkpoint
@@ -77,7 +77,7 @@ def test_an_interrupted_run_goes_on_to_the_same_losses_and_weights(
     resumed = run(make_recipe(), tmp_path / "parts")
     assert [entry["step"] for entry in resumed] == [0, 1, 2, 3]
     assert [entry["loss"] for entry in resumed] == [entry["loss"] for entry in whole]
-    ends = [read_weights(Folder(str(tmp_path / name / "checkpoint-4"))) for name in ("whole", "parts")]
+    ends = [load_weights(Folder(str(tmp_path / name / "checkpoint-4"))) for name in ("whole", "parts")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
@@ -194,7 +194,7 @@ def test_bf16_rounds_what_is_computed_and_not_the_weights(make_recipe: MakeRecip
     # Rounding changes which level is matched to what: of so small a model that is much of the loss.
     assert logs[1][0]["loss"] == pytest.approx(logs[0][0]["loss"], rel=0.2)
     assert logs[1][0]["loss"] != logs[0][0]["loss"]
-    weights = read_weights(Folder(str(tmp_path / "bf16" / "checkpoint-1")))
+    weights = load_weights(Folder(str(tmp_path / "bf16" / "checkpoint-1")))
     assert any(not torch.equal(weight, weight.bfloat16().float()) for weight in weights.values())
 
 
@@ -209,7 +209,7 @@ def test_a_log_says_what_a_step_took(make_recipe: MakeRecipe, tmp_path: Path) ->
 
 def changed_weights(before: TrainingStep, folder: Path) -> set[str]:
     """The parts of the model that a run has changed."""
-    after = read_weights(Folder(str(folder)))
+    after = load_weights(Folder(str(folder)))
     own = before.model.state_dict()
     return {name.split(".")[0] for name in own if not torch.equal(own[name], after[name])}
 
@@ -271,7 +271,7 @@ def test_denoising_queries_learn_where_there_are_names(make_recipe: MakeRecipe, 
     assert (terms["denoising/mask_bce"] > 0) == (terms["denoising/part"] > 0) == (dataset == "pascal_part")
     name = "mask_decoder.noised_content.projection.bias"
     start = make_step(recipe, Material.of(recipe).vocabulary).model.state_dict()[name]
-    after = read_weights(Folder(str(tmp_path / "checkpoint-2")))[name]
+    after = load_weights(Folder(str(tmp_path / "checkpoint-2")))[name]
     assert torch.equal(start, after) == (dataset == "sa1b")
 
 
