@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster import connect, main_exit, stable_path
-from semsam.config import config_values, load_config, parse_config, settings
+from semsam.config import Count, PlainName, Positive, config_values, load_config, parse_config, settings
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, open_filesystem
 from semsam.tracking import TrackingSettings, tracking_uri
@@ -35,18 +35,12 @@ from semsam.training.train_log import LOG_FILE, read_log
 class RunSettings:
     """Where a run's files go, `<storage>/<name>/`, and what it runs on."""
 
-    name: str = "semantic-sam"
+    name: PlainName = "semantic-sam"
     storage: str = "outputs/runs"  # Local, which all machines must see as the same folder, or s3://.
-    num_workers: int = 8
+    num_workers: Positive = 8
     use_gpu: bool = True  # One for each worker.
-    cpus_per_worker: int = 4
-    max_failures: int = 10  # Times that a worker may die before the job gives up.
-
-    def __post_init__(self) -> None:
-        if not self.name or "/" in self.name:
-            raise ValueError(f"name must be the name of a folder, not {self.name!r}")
-        if self.num_workers < 1 or self.cpus_per_worker < 1 or self.max_failures < 0:
-            raise ValueError("num_workers and cpus_per_worker must be at least 1, max_failures at least 0")
+    cpus_per_worker: Positive = 4
+    max_failures: Count = 10  # Times that a worker may die before the job gives up.
 
 
 @settings
