@@ -6,10 +6,9 @@ import dataclasses
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field
 
-from semsam.config import Positive, PositiveShare, Seed, config_values, parse_config, settings
+from semsam.config import Positive, PositiveShare, Seed, config_values, parse_config, parse_yaml, settings
 from semsam.data.plan import PlanSettings
 from semsam.data.reader import ReaderSettings
 from semsam.data.training_sample import SampleSettings
@@ -107,6 +106,7 @@ class TrainingSettings:
     )
     checkpoint_every: Positive = 1000
     keep_last: Positive = 3
+    keep_every: Positive | None = None  # Checkpoints at multiples of this many steps are made, and stay for ever.
     log_every: Positive = 20
 
 
@@ -155,8 +155,9 @@ def is_below(weight: str, names: tuple[str, ...]) -> bool:
 def _initial_text(init: str) -> TextSettings:
     """The settings of the text encoder in a folder to begin with."""
     where = f"{init}/{CONFIG_FILE}"
+    sections = parse_yaml(Folder(init).read(CONFIG_FILE), f"model.init: {where}")
     try:
-        text = yaml.safe_load(Folder(init).read(CONFIG_FILE))["model"]["text"]
-    except (yaml.YAMLError, KeyError, TypeError):
+        text = sections["model"]["text"]
+    except (KeyError, TypeError):
         raise ValueError(f"model.init: {where}: no section model.text") from None
     return parse_config(TextSettings, text, f"model.init: {where}, model.text")
