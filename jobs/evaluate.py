@@ -13,7 +13,17 @@ from pipelines.evaluate.evaluate import fit_baselines_on, measure_splits
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
 from pipelines.progress import Progress
 from pipelines.sources import SOURCES
-from semsam.config import config_values, dump_config, load_config, settings
+from semsam.config import (
+    Count,
+    Positive,
+    PositiveFloat,
+    Seed,
+    Weight,
+    config_values,
+    dump_config,
+    load_config,
+    settings,
+)
 from semsam.data.atoms import AtomMap
 from semsam.data.draws import some_rows
 from semsam.data.images import decode_jpeg
@@ -35,26 +45,24 @@ class EvaluateJob:
     output: str = "outputs/evaluation"
     checkpoint: str | None = None  # None: random weights of `preset`, the floor that a training starts from.
     preset: str = "debug"
-    seed: int = 0
+    seed: Seed = 0
     run_name: str = "evaluation"
     datasets: tuple[str, ...] = ()  # None named: every dataset found under `data`.
     split: str = "val"
     image_size: ImageSize = field(default_factory=ImageSize)
-    max_images: int | None = None  # Of each dataset, spread over all of it and the same in every run.
-    baseline_images: int = 500  # Train images per dataset that the blind baselines are tuned on.
-    pictures: int = 3  # Rows of the picture grid per dataset.
-    num_actors: int = 2
-    gpus_per_actor: float = 0.0
-    rows_per_task: int = 16
-    progress_interval: float = 10.0  # Seconds between lines where there is no terminal.
+    max_images: Positive | None = None  # Of each dataset, spread over all of it and the same in every run.
+    baseline_images: Count = 500  # Train images per dataset that the blind baselines are tuned on.
+    pictures: Count = 3  # Rows of the picture grid per dataset.
+    num_actors: Positive = 2
+    gpus_per_actor: Weight = 0.0
+    rows_per_task: Positive = 16
+    progress_interval: PositiveFloat = 10.0  # Seconds between lines where there is no terminal.
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.datasets) - set(SOURCES))
         if unknown:
             raise ValueError(f"datasets: {unknown} not among {list(SOURCES)}")
-        if self.num_actors < 1 or self.rows_per_task < 1:
-            raise ValueError("num_actors and rows_per_task must be at least 1")
 
 
 @dataclass(frozen=True)

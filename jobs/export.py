@@ -23,7 +23,7 @@ import safetensors.torch
 from torch import Tensor
 
 from jobs.cluster import main_exit, stable_path
-from semsam.config import load_config, settings
+from semsam.config import Seed, load_config, settings
 from semsam.model.onnx_export import export_onnx
 from semsam.model.presets import preset
 from semsam.model.pretrained_swin import load_swin
@@ -45,7 +45,7 @@ class ExportJob:
     checkpoint: str | None = None  # Of a training, or what this job wrote.
     backbone: str | None = None  # A file of a Swin image classifier; not over a released file or a checkpoint.
     text: str | None = None  # A folder with a text encoder of CLIP or UniCL and its tokenizer.
-    seed: int = 0
+    seed: Seed = 0
     out: str | None = None  # The folder that `SemanticSam.load` reads.
     to_released: str | None = None
     onnx: str | None = None  # The folder of `semsam.model.onnx_export`'s two files.

@@ -20,7 +20,7 @@ from pipelines.model_pool import ModelReference, Pool
 from pipelines.sources import SOURCES
 from pipelines.sources.categories import load_categories
 from semsam.automatic_masks import AutomaticMaskSettings
-from semsam.config import load_config, settings
+from semsam.config import Positive, PositiveFloat, Seed, Share, Weight, load_config, settings
 from semsam.data.images import MAX_PIXELS
 from semsam.data.vocabularies import clean_name
 from semsam.model.semantic_sam import SemanticSam
@@ -36,7 +36,7 @@ class GenerateJob:
     output: str = "outputs/masks"
     checkpoint: str | None = None  # A folder, local or s3://; None: random weights of `preset`.
     preset: str = "debug"
-    seed: int = 0
+    seed: Seed = 0
     # Names to choose from: lists of one's own, or one of the seven datasets'.  None: masks are not named.
     objects: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
@@ -48,14 +48,14 @@ class GenerateJob:
     # Write the results json of COCO's tools beside the files.  Like all masks, these are of the photos as their EXIF
     # turns them.
     coco_results: bool = False
-    max_pixels: int = MAX_PIXELS  # Of a photo; larger ones are rejected by their header, and never decoded.
-    images_per_file: int = 64  # What a task does, and what is lost of the work when it is killed.
-    max_rejected: float = 0.01  # The share of images that may be unusable; beyond it the job fails.
+    max_pixels: Positive = MAX_PIXELS  # Of a photo; larger ones are rejected by their header, and never decoded.
+    images_per_file: Positive = 64  # What a task does, and what is lost of the work when it is killed.
+    max_rejected: Share = 0.01  # The share of images that may be unusable; beyond it the job fails.
     redo: bool = False  # Make finished files again: for photos that changed in place.
     verify: bool = False  # Read all bytes of finished files before they are taken for granted.
-    num_actors: int = 2
-    gpus_per_actor: float = 0.0
-    progress_interval: float = 10.0  # Seconds between lines where there is no terminal.
+    num_actors: Positive = 2
+    gpus_per_actor: Weight = 0.0
+    progress_interval: PositiveFloat = 10.0  # Seconds between lines where there is no terminal.
 
     def __post_init__(self) -> None:
         if self.vocabulary is not None and self.vocabulary not in SOURCES:
@@ -65,10 +65,6 @@ class GenerateJob:
         for names in (self.objects, self.parts):
             if not all(name.strip() for name in names) or len(set(names)) < len(names):
                 raise ValueError(f"objects and parts are lists of different names, none of them empty, not {names}")
-        if self.images_per_file < 1 or self.num_actors < 1 or self.max_pixels < 1:
-            raise ValueError("images_per_file, num_actors and max_pixels must be at least 1")
-        if not 0 <= self.max_rejected <= 1:
-            raise ValueError(f"max_rejected must lie in [0, 1], not {self.max_rejected}")
 
 
 def run(job: GenerateJob) -> Generated:

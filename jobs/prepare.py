@@ -9,6 +9,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+from pydantic import Field
 
 from jobs.cluster import connect, main_exit, stable_path
 from pipelines.prepare.prepare import prepare
@@ -16,7 +19,7 @@ from pipelines.prepare.shard_writer import Options, SplitTask
 from pipelines.sources import SOURCES
 from pipelines.sources.coco_json import sample_id
 from pipelines.sources.source import Source
-from semsam.config import load_config, settings
+from semsam.config import Count, Positive, PositiveFloat, Share, load_config, settings
 from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Manifest
 from semsam.data.schema import SPLITS
@@ -30,27 +33,21 @@ class DatasetSettings:
     root: str  # The folder of the dataset's own release, local or s3://.
     splits: tuple[str, ...] = SPLITS
     # The share of a split's images, and of its regions, that may be unusable; beyond it the job fails.
-    max_rejected: float = 0.01
-    # Larger train images are made smaller, with their masks; evaluation splits keep their pixels.  0: none are.
+    max_rejected: Share = 0.01
     # Other folders that its images may lie in, absolute or as seen from the root: PACO's are COCO's (`../coco`).
     neighbours: tuple[str, ...] = ()
     # Kinds of annotation that this copy may lack altogether, though less is learnt from it without ("instances").
     allow_absent: tuple[str, ...] = ()
     # Images to leave out: ids, or a file with one to a line (jobs.prepare lists images that two datasets share so).
     exclude: tuple[str | int, ...] | str = ()
-    max_pixels: int = MAX_PIXELS  # Of an image; a larger one is counted as unusable, and never decoded.
-    max_long_side: int | None = None  # None: what the dataset's source says, 1024 for sa1b and 0 for the other six.
+    max_pixels: Positive = MAX_PIXELS  # Of an image; a larger one is counted as unusable, and never decoded.
+    # Larger train images are made smaller, with their masks; evaluation splits keep their pixels.  0: none are.
+    max_long_side: Count | None = None  # None: what the dataset's source says, 1024 for sa1b and 0 for the other six.
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.splits) - set(SPLITS))
         if unknown or not self.splits or len(set(self.splits)) < len(self.splits):
             raise ValueError(f"splits must be some of {list(SPLITS)}, not {list(self.splits)}")
-        if not 0 <= self.max_rejected <= 1:
-            raise ValueError(f"max_rejected must lie in [0, 1], not {self.max_rejected}")
-        if self.max_pixels < 1:
-            raise ValueError(f"max_pixels must be positive, not {self.max_pixels}")
-        if self.max_long_side is not None and self.max_long_side < 0:
-            raise ValueError(f"max_long_side must be positive, or 0 for no limit, not {self.max_long_side}")
         if self.max_long_side and "train" not in self.splits:
             raise ValueError("max_long_side is for the train split, which is not among splits")
 
@@ -83,9 +80,9 @@ class PrepareJob:
 
     datasets: dict[str, DatasetSettings]  # By name, one of those in pipelines/sources.
     output: str = "outputs/shards"  # Local or s3://; shards go to <output>/<dataset>/<split>/.
-    rows_per_shard: int = 512
-    jpeg_quality: int = 92  # Of resized images; others keep their bytes.
-    progress_interval: float = 10.0  # Seconds between lines where there is no terminal.
+    rows_per_shard: Positive = 512
+    jpeg_quality: Annotated[Positive, Field(le=100)] = 92  # Of resized images; others keep their bytes.
+    progress_interval: PositiveFloat = 10.0  # Seconds between lines where there is no terminal.
     redo: bool = False  # Write finished shards again: for source files that changed in place.
     verify: bool = False  # Read all bytes of finished shards before they are taken for granted.
 
@@ -95,10 +92,6 @@ class PrepareJob:
             raise ValueError(f"datasets: {unknown} not among {list(SOURCES)}")
         if not self.datasets:
             raise ValueError(f"datasets: name at least one of {list(SOURCES)}, each with its root")
-        if self.rows_per_shard < 1:
-            raise ValueError(f"rows_per_shard must be at least 1, not {self.rows_per_shard}")
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality must lie in [1, 100], not {self.jpeg_quality}")
 
 
 def run(job: PrepareJob) -> list[Manifest]:

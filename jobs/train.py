@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from jobs.cluster import connect, main_exit, stable_path
-from semsam.config import config_values, load_config, parse_config, settings
+from semsam.config import Count, PlainName, Positive, config_values, load_config, parse_config, settings
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, open_filesystem
 from semsam.tracking import TrackingSettings, tracking_uri
-from semsam.training.checkpoint import checkpoint_folder
+from semsam.training.checkpoint import checkpoint_folder, load_state
 from semsam.training.engine import Worker
 from semsam.training.initial_weights import start_from
 from semsam.training.loop import TrainingFault
@@ -28,25 +28,19 @@ from semsam.training.material import Material, find_checkpoint
 from semsam.training.recipe import Recipe
 from semsam.training.same_run import checkpoint_config
 from semsam.training.train import train
-from semsam.training.train_log import LOG_FILE, read_log
+from semsam.training.train_log import LOG_FILE, known_log, read_log
 
 
 @settings
 class RunSettings:
     """Where a run's files go, `<storage>/<name>/`, and what it runs on."""
 
-    name: str = "semantic-sam"
+    name: PlainName = "semantic-sam"
     storage: str = "outputs/runs"  # Local, which all machines must see as the same folder, or s3://.
-    num_workers: int = 8
+    num_workers: Positive = 8
     use_gpu: bool = True  # One for each worker.
-    cpus_per_worker: int = 4
-    max_failures: int = 10  # Times that a worker may die before the job gives up.
-
-    def __post_init__(self) -> None:
-        if not self.name or "/" in self.name:
-            raise ValueError(f"name must be the name of a folder, not {self.name!r}")
-        if self.num_workers < 1 or self.cpus_per_worker < 1 or self.max_failures < 0:
-            raise ValueError("num_workers and cpus_per_worker must be at least 1, max_failures at least 0")
+    cpus_per_worker: Positive = 4
+    max_failures: Count = 10  # Times that a worker may die before the job gives up.
 
 
 @settings
@@ -92,6 +86,9 @@ def run(job: TrainJob) -> Training:
     if step < job.training.steps:
         with connect(num_cpus=max(os.cpu_count() or 1, job.run.num_workers * job.run.cpus_per_worker), dashboard=True):
             _fit(job, folder)
+    known = load_state(checkpoint_folder(folder, job.training.steps)).log
+    if known is not None:
+        known_log(folder, known)
     losses = [entry["loss"] for entry in read_log(folder)]
     return Training(
         checkpoint=checkpoint_folder(folder, job.training.steps).path,

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from semsam.config import settings
+from semsam.config import AnyFloat, Count, Positive, Share, Weight, settings
 from semsam.data import rle
 from semsam.data.images import Photo
 from semsam.encoded_image import EncodedImage
@@ -31,25 +31,16 @@ PART_SCORE = 0.5  # A mask whose part name is likelier than not is that part; el
 class AutomaticMaskSettings:
     """Which clicks are made, and which of their masks are kept."""
 
-    points_per_side: int = 32  # The grid has its square of clicks, at the centres of equal cells.
-    points_per_batch: int = 200  # Clicks decoded together: what memory depends on.
-    levels: tuple[int, ...] | None = None  # Of the model, by number; None: all.
-    min_iou: float = 0.88  # Masks are kept whose predicted IoU is greater,
-    min_stability: float = 0.92  # and whose stability (see `stability_scores`) is at least this.
-    stability_offset: float = 1.0
-    max_overlap: float = 0.7  # Of two masks whose boxes have a greater IoU only the better one is kept.
+    points_per_side: Positive = 32  # The grid has its square of clicks, at the centres of equal cells.
+    points_per_batch: Positive = 200  # Clicks decoded together: what memory depends on.
+    levels: tuple[Count, ...] | None = None  # Of the model, by number; None: all.
+    min_iou: AnyFloat = 0.88  # Masks are kept whose predicted IoU is greater,
+    min_stability: Share = 0.92  # and whose stability (see `stability_scores`) is at least this.
+    stability_offset: Weight = 1.0
+    max_overlap: Share = 0.7  # Of two masks whose boxes have a greater IoU only the better one is kept.
     class_aware: bool = False  # Masks that got different names do not compete.
-    min_region_area: int = 10  # Smaller holes are filled and smaller islands removed, in the photo's pixels; 0: none.
-    images_at_once: int = 1  # Images of one size that are encoded together.
-
-    def __post_init__(self) -> None:
-        for name in ("points_per_side", "points_per_batch", "images_at_once"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if not (0 <= self.max_overlap <= 1 and 0 <= self.min_stability <= 1):
-            raise ValueError("max_overlap and min_stability must lie in [0, 1]")
-        if self.stability_offset < 0 or self.min_region_area < 0:
-            raise ValueError("stability_offset and min_region_area must not be negative")
+    min_region_area: Count = 10  # Smaller holes are filled and smaller islands removed, in the photo's pixels; 0: none.
+    images_at_once: Positive = 1  # Images of one size that are encoded together.
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,36 @@ import dataclasses
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
+import pydantic.dataclasses
 import yaml
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 T = TypeVar("T")
+
+_MAX_INT = 2**53  # What every reader of JSON and YAML holds exactly.
+
+
+def _number(value: Any) -> Any:
+    """YAML's `yes` would be 1."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")
+    return value
+
+
+# What a number in a settings class may be; any other is refused however the class is made.
+Positive = Annotated[int, Field(ge=1, le=_MAX_INT), BeforeValidator(_number)]
+Count = Annotated[int, Field(ge=0, le=_MAX_INT), BeforeValidator(_number)]
+Seed = Annotated[int, Field(ge=0, lt=2**63), BeforeValidator(_number)]
+AnyFloat = Annotated[float, BeforeValidator(_number)]
+PositiveFloat = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+Weight = Annotated[float, Field(ge=0), BeforeValidator(_number)]
+Share = Annotated[float, Field(ge=0, le=1), BeforeValidator(_number)]
+PositiveShare = Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)]
+ShareBelowOne = Annotated[float, Field(ge=0, lt=1), BeforeValidator(_number)]  # What divides by its rest.
+# The name of a folder and of a run in MLflow: what no path, shell or database reads as anything else.
+PlainName = Annotated[str, Field(max_length=200, pattern=r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$")]
 
 
 class ConfigError(ValueError):
@@ -20,13 +44,13 @@ class ConfigError(ValueError):
 
 @dataclass_transform(frozen_default=True)
 def settings(cls: type[T]) -> type[T]:
-    """Class decorator for a group of settings: a frozen dataclass whose unknown keys are refused when read from YAML.
+    """Class decorator for a group of settings: a frozen dataclass that is checked whenever one is made.
 
-    Cross-field rules go into `__post_init__` and raise `ValueError`; the reader adds the dotted path.
+    Unknown keys, wrong types, numbers out of their annotated range or not finite raise `ValueError`.  Rules about
+    several fields go into `__post_init__` and raise it too; the reader of a YAML adds the dotted path.
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
-    cls.__pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[attr-defined]
-    return cls
+    config = ConfigDict(extra="forbid", allow_inf_nan=False)
+    return cast(type[T], pydantic.dataclasses.dataclass(frozen=True, config=config)(cls))
 
 
 def load_config(kind: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
@@ -40,7 +64,7 @@ def load_config(kind: type[T], path: str | None, overrides: Sequence[str] = ()) 
         name, found, text = override.partition("=")
         if not found or not name:
             raise ConfigError(f"{override!r}: an override is section.field=value")
-        _put(values, name, yaml.safe_load(text))
+        _put(values, name, parse_yaml(text, f"override {override!r}"))
     return parse_config(kind, values, where=path or "command line")
 
 
@@ -64,13 +88,39 @@ def config_values(config: Any) -> dict[str, Any]:
     return values
 
 
+def parse_yaml(text: str | bytes, where: str) -> Any:
+    """The plain values in a YAML text; `ConfigError`, beginning with `where`, for anything that is none.
+
+    A key that is given twice and aliases (`*name`, which can stand for more than any memory holds) are refused.
+    """
+    try:
+        return yaml.load(text, _Loader)
+    # The last four are what PyYAML's own constructors let through: `!!bool x`, `2024-13-01`, a thousand brackets, ...
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
+        raise ConfigError(f"{where}: not YAML: {error}") from None
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.get_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(None, None, f"alias *{event.anchor}: write it out", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key.value in [earlier.value for earlier in keys[:place]]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is given twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {error}") from None
+        text = Path(path).read_bytes()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    values = parse_yaml(text, path)
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -90,7 +140,10 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 def _reason(error: Any) -> str:
     if error["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return "unknown setting"
-    return str(error["msg"]).removeprefix("Value error, ")
+    reason = str(error["msg"]).removeprefix("Value error, ").replace("Input should", "must")
+    value = error["input"]
+    # What a rule about several fields says, or a missing field, has the whole section for its input.
+    return f"{reason}, not {value!r:.80}" if value is None or isinstance(value, bool | int | float | str) else reason
 
 
 def _plain(value: Any) -> Any:

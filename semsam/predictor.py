@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from semsam.config import settings
+from semsam.config import Positive, PositiveShare, settings
 from semsam.data.augmentation import PADDING_GREY
 from semsam.data.images import MAX_PIXELS, Photo, read_photo
 from semsam.encoded_image import EncodedImage, Prompts, prompt_boxes
@@ -33,8 +33,8 @@ Levels = Sequence[int] | Literal["whole_to_part"] | None
 class ImageSize:
     """How an image is resized for the network; the paper evaluates at 800 and at most 1333."""
 
-    short_side: int = 800
-    max_long_side: int = 1333
+    short_side: Positive = 800
+    max_long_side: Positive = 1333
     # Pad the image at the bottom and right to max_long_side x max_long_side, as training pads its crops.  Places are
     # relative to the padded image, so that a model that has seen few images needs this.
     square: bool = False
@@ -67,11 +67,7 @@ class PromptStyle:
     # All prompts of a call see each other, so that an answer depends on what else was asked.
     joint_attention: bool = False
     # Width and height of a click's box as a fraction of the image's; None: +-3 pixels of the network's input.
-    click_side: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.click_side is not None and not 0 < self.click_side <= 1:
-            raise ValueError(f"click_side must lie in (0, 1], not {self.click_side}")
+    click_side: PositiveShare | None = None
 
 
 RELEASED = PromptStyle(joint_attention=True, click_side=0.005)

@@ -11,7 +11,7 @@ from pipelines.toy.names import OBJECTS
 from pipelines.toy.native_split import NativeSplit, ToySplit
 from pipelines.toy.scenes import Scene, draw_scene
 from pipelines.toy.shapes import KINDS, POLE
-from semsam.config import settings
+from semsam.config import Positive, Seed, settings
 from semsam.data.schema import SPLITS
 
 
@@ -23,14 +23,10 @@ class ToySettings:
     default that is more than a hundredth, and preparing needs a larger `max_rejected`.
     """
 
-    seed: int = 0
-    train_images: int = 120
-    val_images: int = 40
+    seed: Seed = 0
+    train_images: Positive = 120
+    val_images: Positive = 40
     faults: bool = True
-
-    def __post_init__(self) -> None:
-        if self.train_images < 1 or self.val_images < 1:
-            raise ValueError(f"each split needs an image, not {self.train_images} and {self.val_images}")
 
 
 def write_toy_world(folder: str | Path, settings: ToySettings) -> tuple[ToySplit, ...]:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
-from semsam.config import settings
+from semsam.config import Positive, PositiveFloat, Share, settings
 from semsam.data.images import Bytes, decode_jpeg_eighths, jpeg_size
 
 PADDING_GREY = 128
@@ -22,21 +22,17 @@ cv2.setNumThreads(1)
 class AugmentationSettings:
     """Scales are relative to the size at which the whole image just fits into the crop."""
 
-    crop_size: int = 1024
-    scale_min: float = 0.1
-    scale_max: float = 2.0
+    crop_size: Positive = 1024
+    scale_min: PositiveFloat = 0.1
+    scale_max: PositiveFloat = 2.0
     # Smallest and largest scale of single datasets.  SA-1B's masks go down to a few pixels: its images keep their size.
-    scales: dict[str, tuple[float, float]] = field(default_factory=lambda: {"sa1b": (0.99, 1.01)})
-    flip_probability: float = 0.5
+    scales: dict[str, tuple[PositiveFloat, PositiveFloat]] = field(default_factory=lambda: {"sa1b": (0.99, 1.01)})
+    flip_probability: Share = 0.5
 
     def __post_init__(self) -> None:
-        if self.crop_size < 1:
-            raise ValueError(f"crop_size must be positive, not {self.crop_size}")
         for low, high in ((self.scale_min, self.scale_max), *self.scales.values()):
-            if not 0 < low <= high:
-                raise ValueError(f"scales must hold 0 < minimum <= maximum, not {low} and {high}")
-        if not 0 <= self.flip_probability <= 1:
-            raise ValueError(f"flip_probability must lie in [0, 1], not {self.flip_probability}")
+            if low > high:
+                raise ValueError(f"scales must hold minimum <= maximum, not {low} and {high}")
 
     def scale_range(self, dataset: str) -> tuple[float, float]:
         """The smallest and the largest scale for samples of this dataset."""

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from semsam.config import settings
+from semsam.config import Positive, PositiveFloat, PositiveShare, settings
 from semsam.data.draws import Draws, repeated, rows_in_use
 
 MAX_PERIOD = 10_000
@@ -30,15 +30,12 @@ MAX_PERIOD = 10_000
 class Stage:
     """A part of the run with one mixture: `weights` by dataset (any scale), up to the fraction `until` of all steps."""
 
-    weights: dict[str, float]
-    until: float = 1.0
+    weights: dict[str, PositiveFloat]  # Leave a dataset out to not use it.
+    until: PositiveShare = 1.0
 
     def __post_init__(self) -> None:
         if not self.weights:
             raise ValueError("weights: a stage needs at least one dataset")
-        for dataset, weight in self.weights.items():
-            if not (weight > 0 and math.isfinite(weight)):
-                raise ValueError(f"weights.{dataset}: {weight} is not positive; leave a dataset out to not use it")
 
 
 def _default_stages() -> tuple[Stage, ...]:
@@ -66,23 +63,19 @@ class PlanSettings:
     """
 
     stages: tuple[Stage, ...] = field(default_factory=_default_stages)
-    fraction: dict[str, float] = field(default_factory=dict)
-    repeat: dict[str, float] = field(default_factory=dict)
-    block_rows: int = 64
-    window_blocks: int = 32
+    fraction: dict[str, PositiveShare] = field(default_factory=dict)
+    repeat: dict[str, PositiveShare] = field(default_factory=dict)
+    block_rows: Positive = 64
+    window_blocks: Positive = 32
 
     def __post_init__(self) -> None:
         untils = [0.0, *(stage.until for stage in self.stages)]
         if untils[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(untils)):
             raise ValueError(f"stages: `until` must increase from stage to stage and end at 1, not {untils[1:]}")
         for name, shares in (("fraction", self.fraction), ("repeat", self.repeat)):
-            for dataset, share in shares.items():
-                if not 0 < share <= 1:
-                    raise ValueError(f"{name}.{dataset}: {share} is not in (0, 1]")
+            for dataset in shares:
                 if not any(dataset in stage.weights for stage in self.stages):
                     raise ValueError(f"{name}.{dataset}: no stage uses this dataset")
-        if self.block_rows < 1 or self.window_blocks < 1:
-            raise ValueError("block_rows and window_blocks must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)

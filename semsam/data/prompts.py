@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float, Int32, Int64
 
-from semsam.config import settings
+from semsam.config import Positive, Share, Weight, settings
 from semsam.data.atoms import AtomMap
 from semsam.data.sample import Prompts, Regions
 
@@ -16,20 +16,12 @@ CLICK_RADIUS = 3  # A click is handed to the model as the box of this many pixel
 class PromptSettings:
     """How many prompts a sample has, and of which sort."""
 
-    num_prompts: int = 60
-    num_levels: int = 6  # Granularity levels of the model: how many targets one prompt can have.
-    box_share: float = 0.25  # The probability that a prompt is a box and not a click.
+    num_prompts: Positive = 60
+    num_levels: Positive = 6  # Granularity levels of the model: how many targets one prompt can have.
+    box_share: Share = 0.25  # The probability that a prompt is a box and not a click.
     # A box prompt's edges are moved at random, as a user's are: standard deviation in parts of the side, most pixels.
-    box_noise: float = 0.1
-    max_box_noise: float = 20.0
-
-    def __post_init__(self) -> None:
-        if self.num_prompts < 1 or self.num_levels < 1:
-            raise ValueError(f"num_prompts and num_levels must be positive, not {self.num_prompts}, {self.num_levels}")
-        if not 0 <= self.box_share <= 1:
-            raise ValueError(f"box_share must lie in [0, 1], not {self.box_share}")
-        if self.box_noise < 0 or self.max_box_noise < 0:
-            raise ValueError(f"box noise must not be negative, but is {self.box_noise}, {self.max_box_noise}")
+    box_noise: Weight = 0.1
+    max_box_noise: Weight = 20.0
 
 
 def make_prompts(

@@ -16,7 +16,7 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import UInt8
 
-from semsam.config import settings
+from semsam.config import Positive, settings
 from semsam.data.plan import Plan, Row
 from semsam.data.sample import Batch, Sample
 from semsam.data.shards import Split
@@ -27,12 +27,8 @@ from semsam.data.training_sample import SampleSettings, empty_sample, training_s
 class ReaderSettings:
     """`num_threads` of one worker load samples, up to `prefetch` batches ahead (and at least a sample per thread)."""
 
-    num_threads: int = 2
-    prefetch: int = 4
-
-    def __post_init__(self) -> None:
-        if self.num_threads < 1 or self.prefetch < 1:
-            raise ValueError("num_threads and prefetch must be at least 1")
+    num_threads: Positive = 2
+    prefetch: Positive = 4
 
 
 def worker_slices(global_batch: int, rank: int, world_size: int, accumulation: int) -> list[range]:

@@ -8,7 +8,7 @@ from dataclasses import field
 import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8
 
-from semsam.config import settings
+from semsam.config import Positive, settings
 from semsam.data.atoms import AtomMap
 from semsam.data.augmentation import PADDING_GREY, AugmentationSettings, Geometry, random_geometry
 from semsam.data.label_runs import TooManyAtomsError
@@ -26,7 +26,7 @@ class SampleSettings:
     prompts: PromptSettings = field(default_factory=PromptSettings)
     # A table of labels x masks takes 0.1 MB for SA-1B and 20 MB for 300 overlapping blobs, but noise could fill the
     # memory.  Past this, masks are left out, those with the longest RLE first, and counted in the sample.
-    max_table_bytes: int = 2**26
+    max_table_bytes: Positive = 2**26
 
 
 def training_sample(

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from semsam.config import settings
+from semsam.config import Positive, PositiveFloat, Share, Weight, settings
 from semsam.losses import matcher
 from semsam.losses.branches import (
     Layers,
@@ -31,15 +31,15 @@ from semsam.model.predictions import ModelOutput, Predictions
 class LossWeights:
     """Weights of the terms; the sum runs over layers, with equal weight."""
 
-    mask_bce: float = 5.0
-    mask_dice: float = 5.0
-    iou: float = 1.0
-    box_l1: float = 5.0
-    giou: float = 2.0
-    object: float = 4.0
-    part: float = 4.0
+    mask_bce: Weight = 5.0
+    mask_dice: Weight = 5.0
+    iou: Weight = 1.0
+    box_l1: Weight = 5.0
+    giou: Weight = 2.0
+    object: Weight = 4.0
+    part: Weight = 4.0
     # Multiplies every term of the generic queries, proposals and denoising queries, against those of the prompts.
-    generic: float = 1.0
+    generic: Weight = 1.0
 
     def of(self, term: str) -> float:
         """The weight of a term by its full name, such as `generic/mask_bce`."""
@@ -56,19 +56,15 @@ class CriterionSettings:
     costs: CostWeights = field(default_factory=CostWeights)
     # many_to_one is SAM's way: the target is what was clicked, and the best level of each layer answers for it.
     click_matching: Literal["many_to_many", "many_to_one"] = "many_to_many"
-    num_points: int = 12_544
-    oversample: float = 3.0  # Candidates per point, of which the most uncertain are kept,
-    importance: float = 0.75  # for this share of the points; the rest are uniform.
+    num_points: Positive = 12_544
+    oversample: PositiveFloat = 3.0  # Candidates per point, of which the most uncertain are kept,
+    importance: Share = 0.75  # for this share of the points; the rest are uniform.
     # Of denoising queries: boxes move by up to this many half sides, and half of this share of names is wrong.
-    noise: float = 0.4
+    noise: Share = 0.4
 
     def __post_init__(self) -> None:
-        if self.num_points < 1:
-            raise ValueError(f"num_points must be positive, not {self.num_points}")
-        if not 0 <= self.importance <= min(1.0, self.oversample):
-            raise ValueError(f"importance must lie between 0 and 1 and below oversample, not {self.importance}")
-        if not 0 <= self.noise <= 1:
-            raise ValueError(f"noise must lie between 0 and 1, not {self.noise}")
+        if self.importance > self.oversample:
+            raise ValueError(f"importance {self.importance} must not be greater than oversample {self.oversample}")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from semsam.config import settings
+from semsam.config import Weight, settings
 from semsam.losses.box_losses import box_costs
 from semsam.losses.class_losses import class_costs
 from semsam.losses.targets import Targets
@@ -29,11 +29,11 @@ UNUSABLE = 1e6  # Stands for a cost that is not finite: the loss will say so, th
 class CostWeights:
     """Weights of the terms of the matching cost."""
 
-    classes: float = 4.0  # Generic queries only: a click's levels are told apart by shape.
-    mask_bce: float = 5.0
-    mask_dice: float = 5.0
-    box_l1: float = 5.0
-    giou: float = 2.0
+    classes: Weight = 4.0  # Generic queries only: a click's levels are told apart by shape.
+    mask_bce: Weight = 5.0
+    mask_dice: Weight = 5.0
+    box_l1: Weight = 5.0
+    giou: Weight = 2.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from semsam.config import settings
+from semsam.config import Positive, ShareBelowOne, settings
 from semsam.ops.keyed_random import keyed_uniform
 from semsam.ops.pieces import by_pieces
 
@@ -20,11 +20,11 @@ OTHER_REGION = -100.0  # Added to the logits of pixels that are neighbours only 
 class BackboneSettings:
     """Swin-T by default."""
 
-    dim: int = 96  # Channels at 1/4; each later stage has twice those of the one before.
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    num_heads: tuple[int, ...] = (3, 6, 12, 24)
-    window: int = 7
-    drop_path: float = 0.3  # Of the last block; from zero it grows linearly with depth.
+    dim: Positive = 96  # Channels at 1/4; each later stage has twice those of the one before.
+    depths: tuple[Positive, ...] = (2, 2, 6, 2)
+    num_heads: tuple[Positive, ...] = (3, 6, 12, 24)
+    window: Positive = 7
+    drop_path: ShareBelowOne = 0.3  # Of the last block; from zero it grows linearly with depth.
 
     def __post_init__(self) -> None:
         if len(self.depths) != 4 or len(self.num_heads) != 4:
@@ -32,8 +32,6 @@ class BackboneSettings:
         for stage, heads in enumerate(self.num_heads):
             if self.dims[stage] % heads:
                 raise ValueError(f"num_heads {self.num_heads}: stage {stage} has {self.dims[stage]} channels")
-        if not 0 <= self.drop_path < 1:
-            raise ValueError(f"drop_path must be in [0, 1), not {self.drop_path}")
 
     @property
     def dims(self) -> tuple[int, int, int, int]:

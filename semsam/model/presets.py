@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import field
 
-from semsam.config import settings
+from semsam.config import Count, Positive, settings
 from semsam.model.backbone import BackboneSettings
 from semsam.model.pixel_decoder import CHANNELS_PER_GROUP
 from semsam.model.text_encoder import TextSettings
@@ -15,15 +15,15 @@ class ModelSettings:
     """The architecture; Semantic-SAM with Swin-T by default."""
 
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    hidden_dim: int = 256
-    feedforward_dim: int = 2048
-    num_heads: int = 8
-    num_points: int = 4  # Places that each head looks at on each map.
-    encoder_layers: int = 6
-    decoder_layers: int = 9
-    num_levels: int = 6  # Granularities, and so queries, of each prompt.
-    num_generic_queries: int = 300
-    num_denoising_queries: int = 100  # In training only, beside the generic queries; 0: none.
+    hidden_dim: Positive = 256
+    feedforward_dim: Positive = 2048
+    num_heads: Positive = 8
+    num_points: Positive = 4  # Places that each head looks at on each map.
+    encoder_layers: Positive = 6
+    decoder_layers: Positive = 9
+    num_levels: Positive = 6  # Granularities, and so queries, of each prompt.
+    num_generic_queries: Positive = 300
+    num_denoising_queries: Count = 100  # In training only, beside the generic queries; 0: none.
     text: TextSettings = field(default_factory=TextSettings)
     # Backbone blocks and encoder layers are computed again in the backward pass: slower, and far less memory.
     activation_checkpointing: bool = False
@@ -34,11 +34,6 @@ class ModelSettings:
                 f"hidden_dim {self.hidden_dim} must be a multiple of {CHANNELS_PER_GROUP} "
                 f"and of num_heads {self.num_heads}"
             )
-        for name in ("num_points", "encoder_layers", "decoder_layers", "num_levels", "num_generic_queries"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if self.num_denoising_queries < 0:
-            raise ValueError(f"num_denoising_queries must not be negative, not {self.num_denoising_queries}")
 
 
 PRESETS = {

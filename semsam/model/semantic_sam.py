@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import yaml
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
-from semsam.config import ConfigError, config_values, parse_config
+from semsam.config import ConfigError, config_values, parse_config, parse_yaml
+from semsam.data.sealed import seal
 from semsam.model.backbone import Swin
 from semsam.model.generic_queries import NoisedRegions
 from semsam.model.mask_decoder import Groups, MaskDecoder
@@ -21,6 +23,7 @@ from semsam.model.predictions import ModelOutput
 from semsam.model.presets import ModelSettings, preset
 from semsam.model.prompt_encoder import PromptEncoder
 from semsam.model.text_encoder import TextEncoder
+from semsam.model.weight_files import FILES_FILE, Fingerprint, read_checked, read_fingerprints, read_own_tensors
 from semsam.storage import Folder, NoSuchFileError
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
@@ -123,12 +126,19 @@ class SemanticSam(nn.Module):
             return SemanticSam(preset(name)).eval()
 
     def save(self, path_or_uri: str | Path) -> None:
-        """Write `config.yaml` (the section `model`) and `model.safetensors`, for `load`, locally or to `s3://`."""
+        """Write `config.yaml` (the section `model`) and `model.safetensors`, for `load`, locally or to `s3://`.
+
+        Beside them lies `files.json`, by which `load` notices a damaged one.
+        """
         folder = Folder(path_or_uri)
         config = yaml.safe_dump({"model": config_values(self.settings)}, sort_keys=False).encode()
         weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
-        for name, data in ((WEIGHTS_FILE, weights), (CONFIG_FILE, config)):
+        files = {WEIGHTS_FILE: weights, CONFIG_FILE: config}
+        folder.remove(FILES_FILE)  # Of what is being replaced.
+        for name, data in files.items():
             folder.write(name, data)
+        noted = {name: dataclasses.asdict(Fingerprint.of(data)) for name, data in files.items()}
+        folder.write(FILES_FILE, seal({"files": noted}))
 
     @staticmethod
     def load(path_or_uri: str | Path) -> SemanticSam:
@@ -139,11 +149,12 @@ class SemanticSam(nn.Module):
         """
         folder = Folder(path_or_uri)
         config = f"{folder.path}/{CONFIG_FILE}"
-        text, weights = _read_file(folder, CONFIG_FILE), _read_weights(folder)
         try:
-            sections = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{config}: not YAML: {error}") from None
+            files = read_fingerprints(folder)
+            sections = parse_yaml(read_checked(folder, CONFIG_FILE, files.get(CONFIG_FILE)), config)
+            weights = read_own_tensors(folder, WEIGHTS_FILE, files.get(WEIGHTS_FILE))
+        except NoSuchFileError as error:
+            raise ValueError(f"{folder.path}: not a checkpoint: no {error.args[0].rpartition('/')[2]}") from None
         if not isinstance(sections, dict) or not isinstance(sections.get("model"), dict):
             raise ConfigError(f"{config}: no section `model`")
         model = SemanticSam(parse_config(ModelSettings, sections["model"], f"{config}, model"))
@@ -151,7 +162,11 @@ class SemanticSam(nn.Module):
         return model.eval()
 
     def load_weights(self, weights: Mapping[str, Tensor], where: str) -> None:
-        """Take over all weights; `ValueError`, beginning with `where`, lists every name that does not fit."""
+        """Take over all weights.
+
+        Raises `ValueError`, beginning with `where`, with every name that is missing, unexpected, misshapen, of another
+        type or not finite.
+        """
         own = self.state_dict()
         faults = [f"missing: {name}" for name in own if name not in weights]
         faults += [f"unexpected: {name}" for name in weights if name not in own]
@@ -160,28 +175,14 @@ class SemanticSam(nn.Module):
             for name, tensor in own.items()
             if name in weights and weights[name].shape != tensor.shape
         ]
+        for name, tensor in weights.items():
+            if name in own and tensor.dtype != own[name].dtype:
+                faults.append(f"{name}: {tensor.dtype} instead of {own[name].dtype}")
+            elif tensor.is_floating_point() and not tensor.isfinite().all():
+                faults.append(f"{name}: not finite")
         if faults:
             raise ValueError("\n  ".join([f"{where}: {len(faults)} weight(s) do not fit this model", *faults]))
         self.load_state_dict(dict(weights))
-
-
-def _read_weights(folder: Folder) -> dict[str, Tensor]:
-    path = f"{folder.path}/{WEIGHTS_FILE}"
-    try:
-        if not folder.is_local:
-            return safetensors.torch.load(_read_file(folder, WEIGHTS_FILE))
-        return safetensors.torch.load_file(path)  # Mapped: the weights are in memory once, not three times.
-    except FileNotFoundError:
-        raise ValueError(f"{folder.path}: not a checkpoint: no {WEIGHTS_FILE}") from None
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path}: cannot be read: {error}") from None
-
-
-def _read_file(folder: Folder, name: str) -> bytes:
-    try:
-        return folder.read(name)
-    except NoSuchFileError:
-        raise ValueError(f"{folder.path}: not a checkpoint: no {name}") from None
 
 
 def normalise_and_pad(

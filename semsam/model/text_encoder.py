@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from semsam.config import settings
+from semsam.config import Count, Positive, settings
 from semsam.data.vocabularies import TEMPLATES
 from semsam.model.tokenizer import Tokenizer, load_tokenizer
 
@@ -34,10 +34,10 @@ class TextSettings:
     """UniCL's and CLIP's text transformer by default."""
 
     kind: Literal["clip", "byte_ngrams"] = "clip"
-    dim: int = 512  # Of the embeddings, and inside the encoder.
-    num_layers: int = 12
-    num_heads: int = 8
-    context: int = 77
+    dim: Positive = 512  # Of the embeddings, and inside the encoder.
+    num_layers: Count = 12
+    num_heads: Positive = 8
+    context: Positive = 77
     # A folder with CLIP's tokenizer files, local or s3://; without one, names are read byte by byte.
     tokenizer: str | None = None
     pretrained: bool = False  # False warns that the transformer's weights are random.

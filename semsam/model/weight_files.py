@@ -1,13 +1,91 @@
-"""Tensors from other people's files, without running what may be in them; and what to say where they do not fit."""
+"""Files of weights: our own, checked against what was noted of them, and other people's, without running any code.
+
+A folder of ours has a sealed JSON file, `state.json` of a checkpoint or else `files.json`, with the size and CRC-32 of
+every other file in it.  A folder with neither is somebody else's, and is read as it is.
+"""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
+
+from semsam.data.sealed import unseal
+from semsam.storage import CHUNK, Folder
+
+STATE_FILE, FILES_FILE = "state.json", "files.json"  # The first of them that is there counts.
+# What the safetensors library and torch raise for a broken file.
+_BROKEN = (safetensors.SafetensorError, LookupError, TypeError, ValueError, OverflowError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a file is known by."""
+
+    size: int
+    crc32: int
+
+    @staticmethod
+    def of(data: bytes) -> Fingerprint:
+        """That of these bytes."""
+        return Fingerprint(len(data), zlib.crc32(data))
+
+    def check(self, found: Fingerprint, path: str) -> None:
+        """Raise `ValueError`, which names the file, where another was found."""
+        if found.size != self.size:
+            raise ValueError(f"{path}: damaged: {found.size} bytes instead of {self.size}")
+        if found != self:
+            raise ValueError(f"{path}: damaged, or edited by hand: its bytes are not those that were written")
+
+
+def read_fingerprints(folder: Folder) -> dict[str, Fingerprint]:
+    """What is noted of the files in a folder; empty where nothing is.  `ValueError` names a note that is damaged."""
+    for name in (STATE_FILE, FILES_FILE):
+        data, path = folder.read_if_there(name), f"{folder.path}/{name}"
+        if data is not None:
+            try:
+                return TypeAdapter(dict[str, Fingerprint]).validate_python(unseal(data, path).get("files"))
+            except ValidationError:
+                raise ValueError(f"{path}: does not list the files beside it") from None
+    return {}
+
+
+def read_checked(folder: Folder, name: str, expected: Fingerprint | None) -> bytes:
+    """The bytes of a file.  `ValueError` names it where they are not the expected ones."""
+    data = folder.read(name)
+    if expected is not None:
+        expected.check(Fingerprint.of(data), f"{folder.path}/{name}")
+    return data
+
+
+def read_own_tensors(folder: Folder, name: str, expected: Fingerprint | None) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.  `ValueError` names it where its bytes are not the expected ones."""
+    path = f"{folder.path}/{name}"
+    try:
+        if not folder.is_local:
+            return safetensors.torch.load(read_checked(folder, name, expected))
+        found = _fingerprint(folder, name)
+        if expected is not None:
+            expected.check(found, path)
+        return safetensors.torch.load_file(path)  # Mapped: the weights are in memory once, not three times.
+    except _BROKEN as error:
+        if str(error).startswith(path):
+            raise
+        raise ValueError(f"{path}: cannot be read: {error}") from None
+
+
+def _fingerprint(folder: Folder, name: str) -> Fingerprint:
+    file, crc = folder.open(name), 0
+    for start in range(0, file.size, CHUNK):
+        crc = zlib.crc32(file.read_at(CHUNK, start), crc)
+    return Fingerprint(file.size, crc)
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -7,7 +7,8 @@
         exp_avg-00000.safetensors       weights and AdamW's moments,
         exp_avg_sq-00000.safetensors
         ema-00000.safetensors           and the weights' average, where one is kept
-        state.json                  step and identity of the run; written last, so that without it a checkpoint is none
+        state.json                  step and identity of the run, size and CRC-32 of every file above and of the run's
+                                    log; sealed, and written last: without it a checkpoint is none
 
 `<run>` is a local folder or `s3://`.  Nothing is unpickled.
 """
@@ -15,18 +16,16 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-import orjson
-import safetensors
-import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from semsam.model.semantic_sam import WEIGHTS_FILE
+from semsam.data.sealed import unseal
+from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
+from semsam.model.weight_files import STATE_FILE, Fingerprint, read_checked, read_fingerprints, read_own_tensors
 from semsam.storage import Folder
-
-STATE_FILE = "state.json"
+from semsam.training.pieces import piece_fingerprint
 
 
 @dataclass(frozen=True)
@@ -43,6 +42,8 @@ class RunState:
     manifest_digests: dict[str, str]  # By dataset.
     schema_version: int
     versions: dict[str, str]  # Of this code and of the packages below it.
+    files: dict[str, Fingerprint] = field(default_factory=dict)  # By name; a piece's CRC-32 is that of its header.
+    log: Fingerprint | None = None  # Of the run's log up to this step.
 
 
 def checkpoint_steps(run: Folder) -> list[int]:
@@ -52,7 +53,7 @@ def checkpoint_steps(run: Folder) -> list[int]:
 
 def checkpoint_folder(run: Folder, step: int) -> Folder:
     """Where the checkpoint of a step lies, or will."""
-    return run / f"checkpoint-{step}"
+    return run / _name(step)
 
 
 def latest_checkpoint(run: Folder) -> Folder | None:
@@ -62,31 +63,79 @@ def latest_checkpoint(run: Folder) -> Folder | None:
 
 
 def load_state(folder: Folder) -> RunState:
-    """The run state of a checkpoint; `ValueError` names a file that does not hold one."""
+    """The run state of a checkpoint; `ValueError` names a file that does not hold its own."""
+    path = f"{folder.path}/{STATE_FILE}"
+    values = unseal(folder.read(STATE_FILE), path)
     try:
-        return TypeAdapter(RunState).validate_python(orjson.loads(folder.read(STATE_FILE)))
-    except (orjson.JSONDecodeError, ValidationError) as error:
-        raise ValueError(f"{folder.path}/{STATE_FILE}: not a checkpoint's state: {error}") from None
+        state = TypeAdapter(RunState).validate_python(values)
+    except ValidationError as error:
+        raise ValueError(f"{path}: not a checkpoint's state: {error}") from None
+    if folder.path.rpartition("/")[2] != _name(state.step):
+        raise ValueError(f"{path}: this is the state after step {state.step}, not that of this folder")
+    return state
+
+
+def check_files(folder: Folder, state: RunState) -> None:
+    """Raise `ValueError`, naming the file, where one of a checkpoint is missing, cut or not as it was written.
+
+    Of the pieces this reads the headers, of the weights nothing: whoever reads the rest checks it (`load_pieces`,
+    `load_weights`).
+    """
+    for name, expected in state.files.items():
+        path = f"{folder.path}/{name}"
+        size = folder.size(name)
+        if size is None:
+            raise ValueError(f"{path}: no such file")
+        if name == CONFIG_FILE:
+            read_checked(folder, name, expected)
+        elif name == WEIGHTS_FILE:
+            expected.check(replace(expected, size=size), path)
+        else:
+            expected.check(piece_fingerprint(folder, name), path)
 
 
 def load_weights(folder: Folder) -> dict[str, Tensor]:
-    """The weights to use of a checkpoint, by name."""
+    """The weights to use of a checkpoint or an exported model, by name."""
+    return read_own_tensors(folder, WEIGHTS_FILE, read_fingerprints(folder).get(WEIGHTS_FILE))
+
+
+def keep_last(run: Folder, count: int, every: int | None = None) -> None:
+    """Delete all complete checkpoints but the last `count` sound ones and those whose step is a multiple of `every`."""
+    sound = 0
+    for step in reversed(checkpoint_steps(run)):
+        folder = checkpoint_folder(run, step)
+        if sound < count:
+            sound += _is_sound(folder)
+        elif every is None or step % every:
+            folder.delete(first=STATE_FILE)
+
+
+def the_one_before(folder: Folder) -> str:
+    """What can be done where this checkpoint is damaged, in words."""
+    run, _, name = folder.path.rpartition("/")
+    steps = [step for step in checkpoint_steps(Folder(run)) if step < int(name.rpartition("-")[2])]
+    if not steps:
+        return f"there is no checkpoint before it: delete {folder.path} to begin anew"
+    before = checkpoint_folder(Folder(run), steps[-1]).path
+    return f"the checkpoint before it is {before}: delete {folder.path} to go on from there"
+
+
+def _is_sound(folder: Folder) -> bool:
     try:
-        return safetensors.torch.load(folder.read(WEIGHTS_FILE))
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{folder.path}/{WEIGHTS_FILE}: cannot be read: {error}") from None
-
-
-def keep_last(run: Folder, count: int) -> None:
-    """Delete all complete checkpoints but the last `count`."""
-    for step in checkpoint_steps(run)[:-count]:
-        checkpoint_folder(run, step).delete(first=STATE_FILE)
+        check_files(folder, load_state(folder))
+    except ValueError:
+        return False
+    return True
 
 
 def remove_incomplete(run: Folder) -> None:
     """Delete what interrupted attempts left.  Only while nobody writes to the run."""
     for step in set(_all_steps(run)) - set(checkpoint_steps(run)):
         checkpoint_folder(run, step).delete()
+
+
+def _name(step: int) -> str:
+    return f"checkpoint-{step}"
 
 
 def _all_steps(run: Folder) -> list[int]:

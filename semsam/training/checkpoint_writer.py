@@ -14,16 +14,17 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import orjson
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from semsam.data.sealed import seal
 from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
+from semsam.model.weight_files import STATE_FILE, Fingerprint
 from semsam.storage import Folder
-from semsam.training.checkpoint import STATE_FILE, RunState, checkpoint_folder, keep_last
+from semsam.training.checkpoint import RunState, checkpoint_folder, keep_last
 from semsam.training.fragments import EMA, WEIGHT, Fragment, quantities
-from semsam.training.pieces import Wanted, load_pieces, piece_name, snapshot, write_piece
+from semsam.training.pieces import Wanted, load_pieces, piece_fingerprint, piece_name, snapshot, write_piece
 
 PATIENCE = 1800.0  # Seconds that the first worker waits for the pieces of the others.
 _POLL = 0.2
@@ -42,12 +43,19 @@ class CheckpointWriter:
     """The checkpoints of one worker, at most one of them in work; `whole` is None on all workers but the first."""
 
     def __init__(
-        self, run: Folder, rank: int, world_size: int, keep: int, with_average: bool, whole: Whole | None
+        self,
+        run: Folder,
+        rank: int,
+        world_size: int,
+        keep: int,
+        with_average: bool,
+        whole: Whole | None,
+        keep_every: int | None = None,
     ) -> None:
         self._run = run
         self._rank = rank
         self._world_size = world_size
-        self._keep = keep
+        self._keep, self._keep_every = keep, keep_every
         self._quantities = quantities(with_average)
         self._whole = whole
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -95,10 +103,14 @@ class CheckpointWriter:
         if self._whole is None or not self._others_are_there(folder, self._quantities[-1]):
             return
         weights = self._together(folder, EMA if EMA in self._quantities else WEIGHT, self._whole)
-        folder.write(WEIGHTS_FILE, safetensors.torch.save(weights))
-        folder.write(CONFIG_FILE, self._whole.config.encode())
-        folder.write(STATE_FILE, orjson.dumps(dataclasses.asdict(state), option=orjson.OPT_INDENT_2))
-        keep_last(self._run, self._keep)
+        whole = {WEIGHTS_FILE: safetensors.torch.save(weights), CONFIG_FILE: self._whole.config.encode()}
+        for name, data in whole.items():
+            folder.write(name, data)
+        pieces_of_all = [piece_name(one, rank) for one in self._quantities for rank in range(self._world_size)]
+        files = {name: piece_fingerprint(folder, name) for name in pieces_of_all}
+        files |= {name: Fingerprint.of(data) for name, data in whole.items()}
+        folder.write(STATE_FILE, seal(dataclasses.asdict(dataclasses.replace(state, files=files))))
+        keep_last(self._run, self._keep, self._keep_every)
 
     def _others_are_there(self, folder: Folder, last_quantity: str) -> bool:
         """Wait until all workers have written; False if this was abandoned."""

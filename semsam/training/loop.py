@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from semsam.training.recorder import Recorder, peak_memory_gb
 from semsam.training.step import TrainingStep, model_fragments
 
 
-class TrainingFault(Exception):  # noqa: N818
+class TrainingFault(ValueError):  # noqa: N818
     """What makes going on useless, and trying again too; all workers raise it together."""
 
 
@@ -70,15 +70,21 @@ class Loop:
                         "memory_gb": peak_memory_gb(self.worker.device),
                     }
                     self.recorder.add(index, terms | values)
-                if (index + 1) % training.checkpoint_every == 0 or index + 1 == training.steps:
+                if self._is_kept(index + 1):
                     self.save(index + 1)
 
     def save(self, step: int) -> None:
         """Begin to write the checkpoint after `step` updates."""
-        if self.recorder is not None:
-            self.recorder.flush()  # Before the checkpoint: what it says was done must be in the log.
-        fragments = model_fragments(self.engine)
-        self.writer.save(fragments, self.material.run_state(self.recipe, step, self.worker.world_size))
+        state = self.material.run_state(self.recipe, step, self.worker.world_size)
+        if self.recorder is not None:  # Before the checkpoint: what it says was done must be in the log.
+            state = replace(state, log=self.recorder.flush())
+        self.writer.save(model_fragments(self.engine), state)
+
+    def _is_kept(self, step: int) -> bool:
+        """Whether a checkpoint is due after `step` updates."""
+        training = self.recipe.training
+        every = (training.checkpoint_every, training.keep_every or training.steps)
+        return step == training.steps or any(step % one == 0 for one in every)
 
     def _next(self, reader: Reader) -> tuple[list[Batch], Tensor]:
         """This worker's batches of the next step, and the normalisers of all workers' together."""

@@ -12,7 +12,7 @@ from semsam.data.schema import SCHEMA_VERSION
 from semsam.data.shards import Split
 from semsam.data.vocabularies import JointVocabulary
 from semsam.storage import Folder
-from semsam.training.checkpoint import RunState, latest_checkpoint, load_state
+from semsam.training.checkpoint import RunState, check_files, latest_checkpoint, load_state, the_one_before
 from semsam.training.recipe import Recipe
 from semsam.training.same_run import check_same_run
 
@@ -54,11 +54,15 @@ class Material:
 
 
 def find_checkpoint(run: Folder, recipe: Recipe, material: Material) -> tuple[Folder | None, int]:
-    """The checkpoint to go on from and its step; `ValueError` if it belongs to another training."""
+    """The checkpoint to go on from and its step; `ValueError` if it is damaged or belongs to another training."""
     folder = latest_checkpoint(run)
     if folder is None:
         return None, 0
-    state = load_state(folder)
+    try:
+        state = load_state(folder)
+        check_files(folder, state)
+    except ValueError as error:
+        raise ValueError(f"{error}; {the_one_before(folder)}") from None
     check_same_run(folder, state, material.run_state(recipe, state.step, state.num_pieces), recipe)
     return folder, state.step
 

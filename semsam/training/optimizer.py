@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from semsam.config import settings
+from semsam.config import Count, PositiveFloat, PositiveShare, Share, ShareBelowOne, Weight, settings
 from semsam.training.fragments import EMA, MOMENTS
 
 # Parameters that say where and not how much: shrinking them towards zero has no meaning.
@@ -22,25 +22,20 @@ _POSITIONS = ("bias_table", "map_embedding", "log_scale")
 class OptimizerSettings:
     """AdamW and its learning rate over the run; `milestones` are fractions of the run's steps."""
 
-    lr: float = 1e-4
-    weight_decay: float = 0.05
-    backbone_factor: float = 0.1
-    text_factor: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip_norm: float = 0.01  # Of the whole model's gradient; 0: no clipping.
+    lr: PositiveFloat = 1e-4
+    weight_decay: Weight = 0.05
+    backbone_factor: Weight = 0.1
+    text_factor: Weight = 0.1
+    betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    clip_norm: Weight = 0.01  # Of the whole model's gradient; 0: no clipping.
     schedule: Literal["multi_step", "cosine", "constant"] = "multi_step"
-    warmup_steps: int = 10
-    milestones: tuple[float, ...] = (0.888889, 0.962961)  # Steps 327,778 and 355,092 of 368,750.
-    decay: float = 0.1  # At each milestone; of the cosine the last value.
+    warmup_steps: Count = 10
+    milestones: tuple[PositiveShare, ...] = (0.888889, 0.962961)  # Steps 327,778 and 355,092 of 368,750.
+    decay: Share = 0.1  # At each milestone; of the cosine the last value.
 
     def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, not {self.lr}")
-        for name in ("weight_decay", "backbone_factor", "text_factor", "clip_norm", "warmup_steps", "decay"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
-        if list(self.milestones) != sorted(self.milestones) or not all(0 < m <= 1 for m in self.milestones):
+        if list(self.milestones) != sorted(self.milestones):
             raise ValueError(f"milestones must be increasing fractions of the run, not {self.milestones}")
 
 

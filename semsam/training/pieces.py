@@ -2,13 +2,18 @@
 
 `<quantity>-<worker>.safetensors` has one-dimensional fp32 tensors called `<parameter>:<start>`.  Together the files of
 a quantity hold every element of every parameter once, however many workers wrote them.
+
+A piece's header has a CRC-32 of each of its tensors, and the checkpoint's state one of the header: whoever reads a
+tensor has checked it, and whoever reads a header knows whose it is, without reading the rest.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,10 +22,12 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from semsam.model.weight_files import Fingerprint
 from semsam.storage import Folder
 from semsam.training.fragments import Fragment
 
 _ITEM = 4  # Bytes of an fp32.
+_SUMS = "crc32"  # Of the tensors by name: JSON among the metadata of a file.
 _MAX_HEADER = 100 * 2**20  # As in the safetensors library.
 
 
@@ -53,27 +60,45 @@ def snapshot(fragments: Iterable[Fragment], quantity: str) -> dict[str, Tensor]:
 
 
 def write_piece(folder: Folder, quantity: str, worker: int, values: Mapping[str, Tensor]) -> None:
-    """Write one file of `snapshot`."""
-    folder.write(piece_name(quantity, worker), safetensors.torch.save(dict(values)))
+    """Write one file of `snapshot`; `ValueError` for values that are not finite: nobody could go on from them."""
+    odd = [key for key, tensor in values.items() if not tensor.isfinite().all()]
+    if odd:
+        raise ValueError(f"{folder.path}: not written: {quantity} of {', '.join(odd[:3])} is not finite")
+    sums = {key: _crc32(key, tensor.numpy().tobytes()) for key, tensor in values.items()}
+    data = safetensors.torch.save(dict(values), {_SUMS: orjson.dumps(sums).decode()})
+    folder.write(piece_name(quantity, worker), data)
+
+
+def piece_fingerprint(folder: Folder, name: str) -> Fingerprint:
+    """What a checkpoint's state says of a piece: its size, and the CRC-32 of its header."""
+    return _PieceFile(folder, name, None).fingerprint
 
 
 def load_pieces(
-    folder: Folder, quantity: str, num_pieces: int, sizes: Mapping[str, int], wanted: Iterable[Wanted]
+    folder: Folder,
+    quantity: str,
+    num_pieces: int,
+    sizes: Mapping[str, int],
+    wanted: Iterable[Wanted],
+    files: Mapping[str, Fingerprint] = MappingProxyType({}),
 ) -> None:
     """Fill `wanted` from the files of a quantity, reading of each file only where something in it is wanted.
 
-    `sizes` has the number of elements of every parameter.  Raises `ValueError` naming every parameter that is missing,
-    unexpected or not there once from end to end.
+    `sizes` has the number of elements of every parameter, `files` what is noted of the files.  Raises `ValueError`
+    naming a file that is another or damaged, and every parameter that is missing, unexpected, not there once from end
+    to end or not finite.
     """
-    files = [_PieceFile(folder, piece_name(quantity, worker)) for worker in range(num_pieces)]
-    _check_cover(f"{folder.path}: {quantity}", files, sizes)
+    names = [piece_name(quantity, worker) for worker in range(num_pieces)]
+    pieces = [_PieceFile(folder, name, files.get(name)) for name in names]
+    _check_cover(f"{folder.path}: {quantity}", pieces, sizes)
     wanted = list(wanted)
-    for file in files:
-        file.fill(wanted)
+    for piece in pieces:
+        piece.fill(wanted)
 
 
 @dataclass(frozen=True)
 class _Range:
+    key: str
     start: int
     stop: int
     offset: int  # Of the first byte in the file.
@@ -82,60 +107,78 @@ class _Range:
 class _PieceFile:
     """The header of a piece, whose values are read when they are asked for."""
 
-    def __init__(self, folder: Folder, name: str) -> None:
+    def __init__(self, folder: Folder, name: str, expected: Fingerprint | None) -> None:
         self.where = f"{folder.path}/{name}"
         self._file = folder.open(name)
         self.ranges: dict[str, list[_Range]] = defaultdict(list)
         try:
-            for key, entry in self._header().items():
-                if key != "__metadata__":
-                    self._add(key, entry)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{self.where}: not a piece of a checkpoint: {error}") from None
+            raw = self._raw_header()
+            self.fingerprint = Fingerprint(self._file.size, zlib.crc32(raw))
+            if expected is not None:
+                expected.check(self.fingerprint, self.where)
+            header = orjson.loads(raw[8:])
+            self._sums: dict[str, int] = orjson.loads(header.pop("__metadata__")[_SUMS])
+            for key, entry in header.items():
+                self._add(key, entry)
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            if str(error).startswith(self.where):
+                raise
+            raise ValueError(f"{self.where}: not a piece of a checkpoint: {error!r}") from None
 
     def fill(self, wanted: Iterable[Wanted]) -> None:
         """Write what is here of `wanted` to where it is wanted."""
-        parts: list[tuple[Tensor, int]] = []  # Where to, and from which byte.
-        for one in wanted:
-            for here in self.ranges.get(one.name, ()):
-                start, stop = max(here.start, one.start), min(here.stop, one.start + len(one.into))
-                if start < stop:
-                    place = here.offset + (start - here.start) * _ITEM
-                    parts.append((one.into[start - one.start : stop - one.start], place))
-        if not parts:
+        pairs = [(here, one) for one in wanted for here in self.ranges.get(one.name, ()) if _overlap(here, one)]
+        needed = {here.key: here for here, _ in pairs}
+        if not needed:
             return
-        first = min(place for _, place in parts)
-        last = max(place + len(into) * _ITEM for into, place in parts)
-        data = self._read(last - first, first)
-        for into, place in parts:
-            values = np.frombuffer(data, "<f4", len(into), place - first)
-            into.copy_(torch.from_numpy(values.copy()))
+        first = min(here.offset for here in needed.values())
+        last = max(here.offset + (here.stop - here.start) * _ITEM for here in needed.values())
+        data = memoryview(self._read(last - first, first))
+        values = {key: self._checked(here, data[here.offset - first :]) for key, here in needed.items()}
+        for here, one in pairs:
+            both = _overlap(here, one)
+            part = values[here.key][both.start - here.start : both.stop - here.start]
+            one.into[both.start - one.start : both.stop - one.start].copy_(part)
 
-    def _header(self) -> dict[str, Any]:
+    def _checked(self, here: _Range, data: memoryview) -> Tensor:
+        data = data[: (here.stop - here.start) * _ITEM]
+        if _crc32(here.key, data) != self._sums[here.key]:
+            raise ValueError(f"{self.where}: damaged: {here.key} is not what was written")
+        tensor = torch.from_numpy(np.frombuffer(data, "<f4").copy())
+        if not tensor.isfinite().all():
+            raise ValueError(f"{self.where}: {here.key} is not finite")
+        return tensor
+
+    def _raw_header(self) -> bytes:
         length = int.from_bytes(self._read(8, 0), "little")
         if length > _MAX_HEADER:
             raise ValueError("its header is too long")
         self._data_start = 8 + length
-        header = orjson.loads(self._read(length, 8))
-        if not isinstance(header, dict):
-            raise ValueError("its header is not a table")
-        return header
+        return self._read(self._data_start, 0)
 
     def _add(self, key: str, entry: dict[str, Any]) -> None:
         name, _, start = key.rpartition(":")
         (size,), (begin, end) = entry["shape"], entry["data_offsets"]
         offset = self._data_start + begin
-        if entry["dtype"] != "F32" or end - begin != size * _ITEM or not 0 <= begin <= end:
-            raise ValueError(f"{key} is not a row of fp32")
+        if key not in self._sums or entry["dtype"] != "F32" or end - begin != size * _ITEM or not 0 <= begin <= end:
+            raise ValueError(f"{key} is not a row of fp32 with a sum")
         if self._data_start + end > self._file.size:
             raise ValueError("it was cut short")
-        self.ranges[name].append(_Range(int(start), int(start) + size, offset))
+        self.ranges[name].append(_Range(key, int(start), int(start) + size, offset))
 
     def _read(self, size: int, offset: int) -> bytes:
         data = self._file.read_at(size, offset)
         if len(data) < size:
             raise ValueError(f"{self.where}: it was cut short")
         return data
+
+
+def _overlap(here: _Range, one: Wanted) -> range:
+    return range(max(here.start, one.start), min(here.stop, one.start + len(one.into)))
+
+
+def _crc32(key: str, data: bytes | memoryview) -> int:
+    return zlib.crc32(data, zlib.crc32(key.encode()))
 
 
 def _check_cover(where: str, files: Iterable[_PieceFile], sizes: Mapping[str, int]) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
+from pydantic import Field
 
-from semsam.config import config_values, parse_config, settings
+from semsam.config import Positive, PositiveShare, Seed, config_values, parse_config, parse_yaml, settings
 from semsam.data.plan import PlanSettings
 from semsam.data.reader import ReaderSettings
 from semsam.data.training_sample import SampleSettings
@@ -91,38 +91,23 @@ class TrainingSettings:
     and the losses in fp32, in the same way with and without DeepSpeed.
     """
 
-    steps: int = 300_000
-    global_batch: int = 64
-    accumulation: int = 1
-    zero_stage: int | None = 2
+    steps: Positive = 300_000
+    global_batch: Positive = 64
+    accumulation: Positive = 1
+    zero_stage: Literal[0, 1, 2, 3] | None = 2
     precision: Precision = "bf16"
     # Whether the text encoder learns: null trains one that begins at random (byte_ngrams) and freezes CLIP's.
     text: Literal["frozen", "trained"] | None = None
     # Rounds of prompts: in every one but the first, each region is clicked again where the last answer missed it.
-    click_rounds: int = 1
-    seed: int = 0
-    ema_decay: float | None = None  # Of an average of the weights, which is then what a checkpoint is used with.
-    checkpoint_every: int = 1000
-    keep_last: int = 3
-    log_every: int = 20
-
-    def __post_init__(self) -> None:
-        positive = (
-            "steps",
-            "global_batch",
-            "accumulation",
-            "click_rounds",
-            "checkpoint_every",
-            "keep_last",
-            "log_every",
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}")
-        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie between 0 and 1, not {self.ema_decay}")
-        if self.zero_stage not in (None, 0, 1, 2, 3):
-            raise ValueError(f"zero_stage must be 0, 1, 2, 3 or null, not {self.zero_stage}")
+    click_rounds: Positive = 1
+    seed: Seed = 0
+    ema_decay: Annotated[PositiveShare, Field(lt=1)] | None = (
+        None  # Of an average of the weights, which is then what a checkpoint is used with.
+    )
+    checkpoint_every: Positive = 1000
+    keep_last: Positive = 3
+    keep_every: Positive | None = None  # Checkpoints at multiples of this many steps are made, and stay for ever.
+    log_every: Positive = 20
 
 
 @settings
@@ -170,8 +155,9 @@ def is_below(weight: str, names: tuple[str, ...]) -> bool:
 def _initial_text(init: str) -> TextSettings:
     """The settings of the text encoder in a folder to begin with."""
     where = f"{init}/{CONFIG_FILE}"
+    sections = parse_yaml(Folder(init).read(CONFIG_FILE), f"model.init: {where}")
     try:
-        text = yaml.safe_load(Folder(init).read(CONFIG_FILE))["model"]["text"]
-    except (yaml.YAMLError, KeyError, TypeError):
+        text = sections["model"]["text"]
+    except (KeyError, TypeError):
         raise ValueError(f"model.init: {where}: no section model.text") from None
     return parse_config(TextSettings, text, f"model.init: {where}, model.text")

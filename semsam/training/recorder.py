@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from semsam.config import config_values
+from semsam.model.weight_files import Fingerprint
 from semsam.storage import Folder
 from semsam.tracking import Tracker, TrackingSettings
 from semsam.training.material import Material
@@ -18,7 +19,10 @@ RUN_ID_FILE = "mlflow_run_id"
 
 
 class Recorder:
-    """Records steps; what an interrupted attempt recorded of steps from `first` on is dropped."""
+    """Records steps; what an interrupted attempt recorded of steps from `first` on is dropped.
+
+    `known_log` is what the checkpoint to go on from says of the log.
+    """
 
     def __init__(
         self,
@@ -28,10 +32,11 @@ class Recorder:
         first: int,
         run_name: str,
         tracking: TrackingSettings | None,
+        known_log: Fingerprint | None = None,
     ) -> None:
         self._training = recipe.training
         self._plan = material.plan
-        self._log = TrainLog(run, first)
+        self._log = TrainLog(run, first, known_log)
         self._interval: list[dict[str, float]] = []
         self._tracker: Tracker | None = None
         if tracking is not None and tracking.enabled:
@@ -62,9 +67,9 @@ class Recorder:
             numbers = {f"train/{name}": value for name, value in mean.items()}
             self._tracker.log_metrics(numbers | {f"samples_seen/{k}": float(v) for k, v in seen.items()}, done)
 
-    def flush(self) -> None:
-        """Store what was recorded."""
-        self._log.flush()
+    def flush(self) -> Fingerprint:
+        """Store what was recorded; what the log is known by then."""
+        return self._log.flush()
 
     def close(self, failed: bool) -> None:
         """End the account."""

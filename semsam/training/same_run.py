@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from semsam.config import ConfigError, config_values, parse_config
+from semsam.config import ConfigError, config_values, parse_config, parse_yaml
 from semsam.model.presets import ModelSettings
 from semsam.model.semantic_sam import CONFIG_FILE
 from semsam.storage import Folder
@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "training.accumulation",
     "training.checkpoint_every",
     "training.keep_last",
+    "training.keep_every",
     "training.log_every",
 )
 MAX_NAMED = 8
@@ -59,7 +60,7 @@ def check_same_run(folder: Folder, found: RunState, expected: RunState, recipe: 
 def _deciding_values(folder: Folder) -> dict[str, Any]:
     """The settings that a checkpoint was trained with, those that it does not know yet at their defaults."""
     where = f"{folder.path}/{CONFIG_FILE}"
-    sections = yaml.safe_load(folder.read(CONFIG_FILE))
+    sections = parse_yaml(folder.read(CONFIG_FILE), where)
     try:
         names = {field.name for field in dataclasses.fields(Recipe)} - {"model"}
         job = parse_config(Recipe, {k: v for k, v in sections["job"].items() if k in names}, where)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 
@@ -11,7 +12,7 @@ from semsam.losses.criterion import Criterion
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder
 from semsam.tracking import TrackingSettings
-from semsam.training.checkpoint import checkpoint_folder, load_state, load_weights, remove_incomplete
+from semsam.training.checkpoint import checkpoint_folder, load_state, load_weights, remove_incomplete, the_one_before
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Engine, Worker, make_engine
 from semsam.training.fragments import WEIGHT, quantities
@@ -50,7 +51,8 @@ def train(
     step = make_step(recipe, material.vocabulary)
     shapes = {name: p.shape for name, p in step.model.named_parameters() if p.requires_grad}
     if checkpoint is not None:
-        _load_weights(step.model, checkpoint, shapes)
+        with _together(worker, checkpoint):
+            _load_weights(step.model, checkpoint, shapes)
         origin = f"going on after step {first} from {checkpoint.path}"
     else:
         origin = start_from(step.model, recipe.model)
@@ -72,13 +74,18 @@ def train(
         training.accumulation,
         training.ema_decay,
     )
+    known_log = None
     if checkpoint is not None:
-        _load_moments(engine, checkpoint, shapes, with_average)
+        with _together(worker, checkpoint):
+            _load_moments(engine, checkpoint, shapes, with_average)
+        known_log = load_state(checkpoint).log
     recorder = None
     if worker.rank == 0:
         print(origin, flush=True)
-        recorder = Recorder(recipe, material, run, first, run_name, tracking)
-    writer = CheckpointWriter(run, worker.rank, worker.world_size, training.keep_last, with_average, whole)
+        recorder = Recorder(recipe, material, run, first, run_name, tracking, known_log)
+    writer = CheckpointWriter(
+        run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
+    )
     try:
         _to_the_end(Loop(recipe, material, worker, step, engine, writer, recorder), first)
     except BaseException:
@@ -99,6 +106,19 @@ def _first_step(run: Folder, recipe: Recipe, material: Material, worker: Worker)
     return first
 
 
+@contextmanager
+def _together(worker: Worker, checkpoint: Folder) -> Iterator[None]:
+    """Raise what is wrong with any worker's part of a checkpoint on all of them: trying again would mend nothing."""
+    fault = ""
+    try:
+        yield
+    except ValueError as error:
+        fault = f"{error}; {the_one_before(checkpoint)}"
+    faults = [text for text in worker.gather(fault) if text]
+    if faults:
+        raise TrainingFault(faults[0])
+
+
 def _to_the_end(loop: Loop, first: int) -> None:
     try:
         loop.run(first)
@@ -116,7 +136,8 @@ def _load_weights(model: SemanticSam, checkpoint: Folder, shapes: Mapping[str, t
     model.load_weights(load_weights(checkpoint), checkpoint.path)  # Those to use: all names, but maybe averages.
     trained = {name: parameter for name, parameter in model.named_parameters() if name in shapes}
     wanted = [Wanted(name, 0, parameter.data.view(-1)) for name, parameter in trained.items()]
-    load_pieces(checkpoint, WEIGHT, load_state(checkpoint).num_pieces, _sizes(shapes), wanted)
+    state = load_state(checkpoint)
+    load_pieces(checkpoint, WEIGHT, state.num_pieces, _sizes(shapes), wanted, state.files)
 
 
 def _load_moments(engine: Engine, checkpoint: Folder, shapes: Mapping[str, torch.Size], with_average: bool) -> None:
@@ -126,7 +147,7 @@ def _load_moments(engine: Engine, checkpoint: Folder, shapes: Mapping[str, torch
         if quantity == WEIGHT:
             continue
         wanted = [Wanted(one.name, one.start, one.values[quantity]) for one in fragments]
-        load_pieces(checkpoint, quantity, state.num_pieces, _sizes(shapes), wanted)
+        load_pieces(checkpoint, quantity, state.num_pieces, _sizes(shapes), wanted, state.files)
     engine.set_num_updates(state.step)
 
 

@@ -46,13 +46,22 @@ def test_zero_keeps_the_pixels_of_sa1b(tmp_path: Path) -> None:
         ({"datasets": {"sa1b": {"root": "x", "splits": ["test"]}}}, "splits must be some of"),
         ({"datasets": {"sa1b": {"root": "x", "splits": []}}}, "splits must be some of"),
         ({"datasets": {"sa1b": {"root": "x", "splits": ["val", "val"]}}}, "splits must be some of"),
-        ({"datasets": {"sa1b": {"root": "x", "max_rejected": 2}}}, "max_rejected must lie in"),
+        (
+            {"datasets": {"sa1b": {"root": "x", "max_rejected": 2}}},
+            "max_rejected: must be less than or equal to 1, not 2",
+        ),
         (
             {"datasets": {"sa1b": {"root": "x", "splits": ["val"], "max_long_side": 9}}},
             "max_long_side is for the train",
         ),
-        ({"datasets": {"sa1b": {"root": "x"}}, "rows_per_shard": 0}, "rows_per_shard must be at least 1"),
-        ({"datasets": {"sa1b": {"root": "x"}}, "jpeg_quality": 101}, "jpeg_quality must lie in"),
+        (
+            {"datasets": {"sa1b": {"root": "x"}}, "rows_per_shard": 0},
+            "rows_per_shard: must be greater than or equal to 1, not 0",
+        ),
+        (
+            {"datasets": {"sa1b": {"root": "x"}}, "jpeg_quality": 101},
+            "jpeg_quality: must be less than or equal to 100, not 101",
+        ),
     ],
 )
 def test_settings_that_cannot_be_meant_are_refused(values: dict[str, Any], message: str) -> None:

@@ -20,8 +20,13 @@ STAGES = {"data": {"plan": {"stages": [{"weights": {"ade20k": 1.0}}]}}}
         ({"data": STAGES["data"] | {"sample": {"prompts": {"num_levels": 3}}}}, "but the model .* has 6 levels"),
         ({"model": {"preset": "swin_huge"}}, "no preset 'swin_huge', one of debug, swin_tiny, swin_large"),
         ({"model": {"overrides": {"backbone": {"widht": 3}}}}, "backbone.widht"),
-        ({"training": {"zero_stage": 4}}, "zero_stage must be 0, 1, 2, 3 or null, not 4"),
-        ({"run": {"name": "a/b"}}, "name must be the name of a folder"),
+        ({"training": {"zero_stage": 4}}, "training.zero_stage: must be 0, 1, 2 or 3, not 4"),
+        ({"run": {"name": "a/b"}}, "run.name: "),
+        *(
+            ({"run": {"name": name}}, "run.name: ")
+            for name in ("", ".", "..", "../x", ".x", "x..y", "a b", "a\\b", "a\n", "s3://x")
+        ),
+        ({"run": {"name": "a" * 201}}, "run.name: "),
         ({"optimiser": {"lr": 1e-4}}, "optimiser"),
     ],
 )

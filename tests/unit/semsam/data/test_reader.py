@@ -305,5 +305,5 @@ def test_a_plan_for_other_shards_is_refused(splits: dict[str, Split]) -> None:
 
 @pytest.mark.parametrize("values", [(0, 4), (2, 0)])
 def test_settings_without_threads_or_prefetch_are_refused(values: tuple[int, int]) -> None:
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="greater than or equal to 1"):
         ReaderSettings(*values)
