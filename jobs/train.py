@@ -20,15 +20,15 @@ from semsam.config import Count, PlainName, Positive, config_values, load_config
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, open_filesystem
 from semsam.tracking import TrackingSettings, tracking_uri
-from semsam.training.checkpoint import checkpoint_folder, load_state
+from semsam.training.checkpoint import checkpoint_folder
 from semsam.training.engine import Worker
 from semsam.training.initial_weights import start_from
 from semsam.training.loop import TrainingFault
 from semsam.training.material import Material, find_checkpoint
 from semsam.training.recipe import Recipe
 from semsam.training.same_run import checkpoint_config
-from semsam.training.train import train
-from semsam.training.train_log import LOG_FILE, known_log, read_log
+from semsam.training.train import check_log, train
+from semsam.training.train_log import LOG_FILE, read_log
 
 
 @settings
@@ -80,15 +80,14 @@ def run(job: TrainJob) -> Training:
     job = _with_stable_paths(job)
     folder = Folder(job.run.storage) / job.run.name
     recipe = job.in_parts()
-    _, step = find_checkpoint(folder, recipe, Material.of(recipe))
+    checkpoint, step = find_checkpoint(folder, recipe, Material.of(recipe))
+    if checkpoint is not None:
+        check_log(folder, checkpoint)
     if step == 0 and recipe.model.init is not None:
         start_from(SemanticSam(recipe.model.resolve()), recipe.model)  # For its errors: the workers do it again.
     if step < job.training.steps:
         with connect(num_cpus=max(os.cpu_count() or 1, job.run.num_workers * job.run.cpus_per_worker), dashboard=True):
             _fit(job, folder)
-    known = load_state(checkpoint_folder(folder, job.training.steps)).log
-    if known is not None:
-        known_log(folder, known)
     losses = [entry["loss"] for entry in read_log(folder)]
     return Training(
         checkpoint=checkpoint_folder(folder, job.training.steps).path,

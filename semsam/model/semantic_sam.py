@@ -154,7 +154,7 @@ class SemanticSam(nn.Module):
             sections = parse_yaml(read_checked(folder, CONFIG_FILE, files.get(CONFIG_FILE)), config)
             weights = read_own_tensors(folder, WEIGHTS_FILE, files.get(WEIGHTS_FILE))
         except NoSuchFileError as error:
-            raise ValueError(f"{folder.path}: not a checkpoint: no {error.args[0].rpartition('/')[2]}") from None
+            raise ValueError(f"{error}; {folder.path} is not a checkpoint") from None
         if not isinstance(sections, dict) or not isinstance(sections.get("model"), dict):
             raise ConfigError(f"{config}: no section `model`")
         model = SemanticSam(parse_config(ModelSettings, sections["model"], f"{config}, model"))

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
 import safetensors
 import safetensors.torch
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from semsam.data.sealed import unseal
+from semsam.data.sealed import SEAL, unseal
 from semsam.storage import CHUNK, Folder
 
 STATE_FILE, FILES_FILE = "state.json", "files.json"  # The first of them that is there counts.
@@ -49,12 +50,24 @@ def read_fingerprints(folder: Folder) -> dict[str, Fingerprint]:
     """What is noted of the files in a folder; empty where nothing is.  `ValueError` names a note that is damaged."""
     for name in (STATE_FILE, FILES_FILE):
         data, path = folder.read_if_there(name), f"{folder.path}/{name}"
-        if data is not None:
+        if data is not None and not _is_of_old(data):
+            values = unseal(data, path)
+            if name == FILES_FILE and values.keys() != {"files"}:
+                raise ValueError(f"{path}: does not list the files beside it; was a file moved?")
             try:
-                return TypeAdapter(dict[str, Fingerprint]).validate_python(unseal(data, path).get("files"))
+                return TypeAdapter(dict[str, Fingerprint]).validate_python(values.get("files"))
             except ValidationError:
                 raise ValueError(f"{path}: does not list the files beside it") from None
     return {}
+
+
+def _is_of_old(note: bytes) -> bool:
+    """Whether this is a checkpoint's state from before files were noted: their folders are read like other people's."""
+    try:
+        values = orjson.loads(note)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(values, dict) and not values.keys() & {"files", SEAL}
 
 
 def read_checked(folder: Folder, name: str, expected: Fingerprint | None) -> bytes:

@@ -25,7 +25,7 @@ from semsam.data.sealed import unseal
 from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
 from semsam.model.weight_files import STATE_FILE, Fingerprint, read_checked, read_fingerprints, read_own_tensors
 from semsam.storage import Folder
-from semsam.training.pieces import piece_fingerprint
+from semsam.training.pieces import piece_fingerprint, verify_piece
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,17 @@ def check_files(folder: Folder, state: RunState) -> None:
             expected.check(replace(expected, size=size), path)
         else:
             expected.check(piece_fingerprint(folder, name), path)
+
+
+def verify_checkpoint(folder: Folder) -> str:
+    """Read all bytes of a checkpoint and say what it is; `ValueError` names the first file that is not as written."""
+    state = load_state(folder)
+    check_files(folder, state)
+    load_weights(folder)
+    for name in state.files:
+        if name not in (CONFIG_FILE, WEIGHTS_FILE):
+            verify_piece(folder, name)
+    return f"step {state.step} of {state.num_steps}, {len(state.files) + 1} files of {state.num_pieces} workers"
 
 
 def load_weights(folder: Folder) -> dict[str, Tensor]:

@@ -96,6 +96,14 @@ def load_pieces(
         piece.fill(wanted)
 
 
+def verify_piece(folder: Folder, name: str) -> None:
+    """Read a whole file of `write_piece`; `ValueError` names it where its numbers are not those that were written."""
+    piece = _PieceFile(folder, name, None)
+    for parameter, ranges in piece.ranges.items():
+        for here in ranges:
+            piece.fill([Wanted(parameter, here.start, torch.empty(here.stop - here.start))])
+
+
 @dataclass(frozen=True)
 class _Range:
     key: str

@@ -10,6 +10,7 @@ import torch
 from semsam.data.vocabularies import JointVocabulary
 from semsam.losses.criterion import Criterion
 from semsam.model.semantic_sam import SemanticSam
+from semsam.model.weight_files import Fingerprint
 from semsam.storage import Folder
 from semsam.tracking import TrackingSettings
 from semsam.training.checkpoint import checkpoint_folder, load_state, load_weights, remove_incomplete, the_one_before
@@ -23,6 +24,7 @@ from semsam.training.pieces import Wanted, load_pieces
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder
 from semsam.training.step import TrainingStep, model_fragments
+from semsam.training.train_log import read_known_log
 
 
 def make_step(recipe: Recipe, vocabulary: JointVocabulary) -> TrainingStep:
@@ -78,7 +80,8 @@ def train(
     if checkpoint is not None:
         with _together(worker, checkpoint):
             _load_moments(engine, checkpoint, shapes, with_average)
-        known_log = load_state(checkpoint).log
+            if worker.rank == 0:
+                known_log = check_log(run, checkpoint)
     recorder = None
     if worker.rank == 0:
         print(origin, flush=True)
@@ -94,6 +97,14 @@ def train(
         raise
     if recorder is not None:
         recorder.close(failed=False)
+
+
+def check_log(run: Folder, checkpoint: Folder) -> Fingerprint | None:
+    """What a checkpoint knows of its run's log; `ValueError` where the log has not kept that."""
+    known = load_state(checkpoint).log
+    if known is not None:
+        read_known_log(run, known)
+    return known
 
 
 def _first_step(run: Folder, recipe: Recipe, material: Material, worker: Worker) -> int:

@@ -24,7 +24,7 @@ class TrainLog:
     def __init__(self, run: Folder, next_step: int, known: Fingerprint | None = None) -> None:
         self._run = run
         if known is not None:
-            kept = known_log(run, known)
+            kept = read_known_log(run, known)
         else:
             kept = b"".join(_line(entry) for entry in read_log(run) if entry["step"] < next_step)
         run.write_appended(LOG_FILE, kept)
@@ -47,7 +47,7 @@ class TrainLog:
         return self._stored
 
 
-def known_log(run: Folder, known: Fingerprint) -> bytes:
+def read_known_log(run: Folder, known: Fingerprint) -> bytes:
     """The log as it was when a checkpoint was made.  Raises `ValueError` where it has not kept that."""
     data = run.read_appended(LOG_FILE)[: known.size]
     if Fingerprint.of(data) != known:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+import torch
 
 from jobs.generate import GenerateJob, generate_task
 from pipelines.generate.generate import find_photos, generate
@@ -25,10 +26,21 @@ from pipelines.parts import read_sidecar
 from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
 from pipelines.sources import SOURCES
 from semsam.automatic_masks import AutomaticMasks
-from semsam.config import parse_config
+from semsam.config import ConfigError, load_config, parse_config
 from semsam.data.sealed import SEAL
 from semsam.data.shards import open_split
+from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, existing_folder
+from semsam.training.checkpoint import load_state
+from semsam.training.engine import Worker
+from semsam.training.fragments import MOMENTS, WEIGHT
+from semsam.training.material import Material, find_checkpoint
+from semsam.training.pieces import Wanted, load_pieces
+from semsam.training.recipe import Recipe
+from semsam.training.same_run import checkpoint_config
+from semsam.training.train import check_log, train
+from semsam.training.train_log import read_log
+from tests.conftest import ROOT
 from tests.painted_shards import VOCABULARIES, write_painted_shards
 from tests.unit.pipelines.conftest import write_image
 
@@ -44,6 +56,8 @@ class Stored:
     sibling: str  # Another file of its kind.
     older: Callable[[bytes], bytes]
     read: Callable[[Path], Any]
+    # Whether it may be missing: a checkpoint without its state is one that was never finished.
+    may_be_gone: bool = False
 
 
 def rows_of(folder: Path) -> list[Any]:
@@ -103,7 +117,8 @@ def damages(stored: Stored, folder: Path, rng: np.random.Generator) -> Iterator[
         yield f"foreign: {chosen[:9]!r}...", lambda chosen=chosen: path.write_bytes(chosen)
     yield "changed places", swap
     yield "older", lambda: path.write_bytes(stored.older(data))
-    yield "gone", path.unlink
+    if not stored.may_be_gone:
+        yield "gone", path.unlink
 
 
 def sweep(stored: Stored, folder: Path) -> tuple[int, list[str]]:
@@ -191,12 +206,118 @@ def stored_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("stored", parts(), ids=lambda stored: stored.kind)
 def test_no_damage_to_a_part_is_silent_nameless_or_blamed_on_another(stored: Stored, stored_parts: Path) -> None:
     tried, faults = sweep(stored, stored_parts)
-    assert tried == 3 * CASES + 3
+    assert tried >= 3 * CASES + 2
     assert faults == []
 
 
 @pytest.mark.parametrize("stored", splits(), ids=lambda stored: stored.kind)
 def test_no_damage_to_a_split_is_silent_nameless_or_blamed_on_another(stored: Stored, stored_splits: Path) -> None:
     tried, faults = sweep(stored, stored_splits)
-    assert tried == 3 * CASES + 3
+    assert tried >= 3 * CASES + 2
     assert faults == []
+
+
+def checkpoints() -> list[Stored]:
+    """The files of a run, read by going on with it; the log and what every inference reads besides."""
+
+    def go_on(folder: Path) -> list[Any]:
+        """What going on with the run and using its model read."""
+        run, recipe = Folder(folder), small_recipe(folder.parent)
+        checkpoint, step = find_checkpoint(run, recipe, Material.of(recipe))
+        assert checkpoint is not None
+        check_log(run, checkpoint)
+        state, model = load_state(checkpoint), SemanticSam.load(checkpoint.path)
+        own = {name: parameter for name, parameter in model.named_parameters() if name.startswith(TRAINED)}
+        sizes = {name: parameter.numel() for name, parameter in own.items()}
+        found = [weight.sum().item() for weight in model.state_dict().values()]
+        for quantity in (WEIGHT, *MOMENTS):
+            into = {name: torch.zeros(size) for name, size in sizes.items()}
+            wanted = [Wanted(name, 0, values) for name, values in into.items()]
+            load_pieces(checkpoint, quantity, state.num_pieces, sizes, wanted, state.files)
+            found += [values.sum().item() for values in into.values()]
+        return [step, state, found, list(read_log(run))]
+
+    def exported(folder: Path) -> list[float]:
+        model = SemanticSam.load(folder / "exported")
+        return [weight.sum().item() for weight in model.state_dict().values()]
+
+    last, before = "checkpoint-2", "checkpoint-1"
+    pieces = ("weight-00000.safetensors", "exp_avg-00000.safetensors", "exp_avg_sq-00000.safetensors")
+    return [
+        *(Stored(name, f"{last}/{name}", f"{before}/{name}", other_bytes, go_on) for name in pieces),
+        Stored("weights", f"{last}/model.safetensors", f"{before}/model.safetensors", other_bytes, go_on),
+        Stored("settings", f"{last}/config.yaml", f"{last}/state.json", older_json_or_yaml, go_on),
+        Stored("state", f"{last}/state.json", f"{before}/state.json", older_json, go_on, may_be_gone=True),
+        Stored("log", "train_log.jsonl", f"{last}/config.yaml", other_bytes, go_on),
+        Stored("exported weights", "exported/model.safetensors", f"{last}/model.safetensors", other_bytes, exported),
+        Stored("exported settings", "exported/config.yaml", f"{last}/config.yaml", older_json_or_yaml, exported),
+        Stored("exported digests", "exported/files.json", f"{last}/state.json", older_json, exported),
+    ]
+
+
+def older_json_or_yaml(data: bytes) -> bytes:
+    return data.replace(b"hidden_dim", b"hiden_dim")
+
+
+# With names frozen, what is trained of the small model.
+TRAINED = ("backbone", "pixel_decoder", "prompt_encoder", "mask_decoder", "text_encoder")
+
+
+def small_recipe(folder: Path) -> Recipe:
+    """Two steps on painted shards, with a checkpoint after each."""
+    values = {
+        "data": {
+            "root": str(folder / "shards"),
+            "plan": {"stages": [{"weights": {"pascal_part": 1}}]},
+            "sample": {"augmentation": {"crop_size": 32}, "prompts": {"num_prompts": 2}},
+        },
+        "model": {"preset": "debug"},
+        "criterion": {"num_points": 16},
+        "training": {
+            "steps": 2,
+            "global_batch": 2,
+            "zero_stage": None,
+            "precision": "fp32",
+            "checkpoint_every": 1,
+        },
+    }
+    return parse_config(Recipe, values, "test")
+
+
+@pytest.fixture(scope="module")
+def stored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_painted_shards(folder / "shards", 4, {"pascal_part": VOCABULARIES["pascal_part"]})
+    recipe = small_recipe(folder)
+    worker = Worker(0, 1, torch.device("cpu"))
+    train(recipe, checkpoint_config(recipe, {}), Folder(folder / "run"), worker, "test", None)
+    SemanticSam.untrained("debug").save(folder / "run" / "exported")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("stored", checkpoints(), ids=lambda stored: stored.kind)
+def test_no_damage_to_a_run_is_silent_nameless_or_blamed_on_another(stored: Stored, stored_run: Path) -> None:
+    tried, faults = sweep(stored, stored_run)
+    assert tried >= 3 * CASES + 2
+    assert faults == []
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "jobs" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_damaged_yaml_is_refused_by_name_or_other_settings(config: Path, tmp_path: Path) -> None:
+    """Of a person's own file nobody knows what it should say; but it ends no job without a word."""
+    path, rng, data = tmp_path / "own.yaml", np.random.default_rng(0), config.read_bytes()
+    for _ in range(3 * CASES):
+        place, bit = int(rng.integers(len(data))), 1 << int(rng.integers(8))
+        for changed in (data[:place], data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]):
+            path.write_bytes(changed)
+            message = refusal(path)
+            assert not message or str(path) in message
+
+
+def refusal(path: Path) -> str:
+    """Why a YAML is refused; empty where it is read."""
+    try:
+        load_config(dict, str(path))
+    except ConfigError as error:
+        return str(error)
+    return ""

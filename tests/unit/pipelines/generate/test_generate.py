@@ -256,7 +256,7 @@ def test_settings_without_sense_are_refused(values: dict[str, Any], message: str
     ("change", "message"),
     [
         (lambda p: {"images": f"{p}/nowhere"}, "images: .*nowhere: no such folder"),
-        (lambda p: {"checkpoint": f"{p}/nowhere"}, "nowhere: not a checkpoint"),
+        (lambda p: {"checkpoint": f"{p}/nowhere"}, "nowhere is not a checkpoint"),
         (lambda p: {"masks": {"levels": [6]}}, r"masks\.levels \[6\]: the model's are 0 to 5"),
     ],
 )

@@ -19,6 +19,7 @@ from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder
 from semsam.training.checkpoint import checkpoint_steps, keep_last, load_state
 from semsam.training.engine import Worker
+from semsam.training.loop import TrainingFault
 from semsam.training.pieces import Wanted, load_pieces, piece_name, write_piece
 from semsam.training.recipe import Recipe
 from semsam.training.same_run import checkpoint_config
@@ -227,3 +228,20 @@ def test_the_state_lists_every_file_of_the_checkpoint(sound: Path) -> None:
     assert {name: dataclasses.asdict(one) for name, one in state.files.items()} == files
     assert state.log is not None
     assert state.log.size == (sound / LOG_FILE).stat().st_size
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-9], lambda data: data[:50] + b"9" + data[51:], None])
+def test_a_log_that_has_not_kept_what_the_checkpoint_knows_is_refused(
+    copy: Path, recipe: Recipe, change: Callable[[bytes], bytes] | None
+) -> None:
+    path = copy / LOG_FILE
+    path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(TrainingFault, match=rf"^{path}: damaged: its first \d+ bytes are not those"):
+        train(recipe, checkpoint_config(recipe, {}), Folder(copy), CPU, "test", None)
+
+
+def test_a_checkpoint_from_before_files_were_noted_is_read_as_other_peoples(exported: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported, tmp_path / "run"))
+    (folder / "files.json").unlink()
+    (folder / "state.json").write_bytes(orjson.dumps({"step": 4, "cursor": 8}))
+    SemanticSam.load(folder)
