@@ -18,6 +18,8 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 import ray
 import ray.data
 
+from semsam.storage import S3, normal_path
+
 ROOT = Path(__file__).parents[1]
 # Set by `ray job submit` for the command it starts: the runtime environment of the job is already chosen then.
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -57,16 +59,14 @@ def connect(num_cpus: int | None = None, dashboard: bool = False) -> Iterator[No
 
 
 def stable_path(path: str) -> str:
-    """An absolute path (or the `s3://` URI as it is), which means the same to this process and to its workers.
+    """The path in its normal form (`semsam.storage`), which means the same to this process and to its workers.
 
     Raises `ValueError` for a relative path in a submitted job: there it would point into the
     cluster's temporary copy of the working directory, which is deleted after the job.
     """
-    if "://" in path:
-        return path
-    if _is_submitted() and not Path(path).expanduser().is_absolute():
+    if _is_submitted() and not path.startswith((S3, "/", "~")):
         raise ValueError(f"{path!r} is relative; a submitted job needs an absolute path or s3://")
-    return str(Path(path).expanduser().absolute())
+    return normal_path(path)
 
 
 def main_exit(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from jobs.cluster import connect, main_exit
+from jobs.cluster import connect, main_exit, stable_path
 from pipelines.evaluate.evaluate import fit_baselines_on, measure_splits
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
 from pipelines.progress import Progress
@@ -34,6 +33,7 @@ from semsam.evaluation.baselines import Baselines
 from semsam.evaluation.pictures import Row, click_row, encode_png, grid
 from semsam.evaluation.protocols import BASELINE, Protocols, clicked_regions
 from semsam.predictor import ImageSize, Predictor
+from semsam.storage import Folder
 from semsam.tracking import Tracker, TrackingSettings
 
 
@@ -72,7 +72,7 @@ class Evaluation:
     metrics: dict[str, float]  # By MLflow name.
     means: dict[str, tuple[float, int]]  # Over all datasets' regions, and how many: by name less the dataset.
     baselines: dict[str, Baselines]  # By dataset.
-    pictures: Path
+    pictures: str  # Where they lie.
     run_id: str | None
     tracking_uri: str | None
 
@@ -83,11 +83,11 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     `baselines` are those of an earlier evaluation of the same data, None to tune them.  Raises `ValueError` for a
     dataset that was not prepared or a checkpoint that cannot be read, before any worker starts.
     """
+    job = _with_stable_paths(job)
     splits = _find_splits(job)
     model = ModelReference(job.checkpoint, job.preset, job.seed)
     predictor = load_predictor(model, job.image_size)
-    output = Path(job.output)
-    output.mkdir(parents=True, exist_ok=True)
+    output = Folder(job.output)
     with connect():
         fitted = dict(baselines or _baselines(job, splits, predictor.model.settings.num_levels))
         measured = _measure(job, splits, model, fitted)
@@ -95,7 +95,10 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     total = Protocols()
     for one in measured.values():
         total.merge_sums(one.sums())
-    pictures = [_draw(job, dataset, split, predictor, output) for dataset, split in splits.items()]
+    drawn = {f"{dataset}.png": _draw(job, dataset, split, predictor) for dataset, split in splits.items()}
+    pictures = {name: picture for name, picture in drawn.items() if picture is not None}
+    for name, picture in pictures.items():
+        output.write(name, picture)
     print(table(metrics))
     run_id, uri = None, None
     if job.tracking.enabled:
@@ -105,10 +108,9 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
             tracker.log_text(dump_config(job), "config.yaml")
             tracker.log_inputs([split.manifest for split in splits.values()], context="evaluation")
             tracker.log_metrics(metrics)
-            for picture in pictures:
-                if picture is not None:
-                    tracker.log_artifact(picture, "pictures")
-    return Evaluation(metrics, total.means(), fitted, output, run_id, uri)
+            for name, picture in pictures.items():
+                tracker.log_bytes(picture, f"pictures/{name}")
+    return Evaluation(metrics, total.means(), fitted, output.path, run_id, uri)
 
 
 def table(metrics: dict[str, float], before: dict[str, float] | None = None) -> str:
@@ -123,6 +125,16 @@ def table(metrics: dict[str, float], before: dict[str, float] | None = None) -> 
 
 def _cell(value: float | None) -> str:
     return f"{'' if value is None else f'{value:.3f}':>8}"
+
+
+def _with_stable_paths(job: EvaluateJob) -> EvaluateJob:
+    """The job with paths that mean the same to its workers, whatever folder they run in."""
+    return replace(
+        job,
+        data=stable_path(job.data),
+        output=stable_path(job.output),
+        checkpoint=None if job.checkpoint is None else stable_path(job.checkpoint),
+    )
 
 
 def _find_splits(job: EvaluateJob) -> dict[str, Split]:
@@ -167,8 +179,8 @@ def _pool(job: EvaluateJob) -> Pool:
     return Pool(job.num_actors, job.gpus_per_actor, job.rows_per_task)
 
 
-def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor, output: Path) -> Path | None:
-    """Write `<dataset>.png`: one row per image, for the middle-sized region with a mask of each."""
+def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor) -> bytes | None:
+    """A PNG with a row per image, for the middle-sized region with a mask of each; None where there is none."""
     use_vocabulary(predictor, split)
     rows: list[Row] = []
     for index in range(len(split)):
@@ -187,11 +199,7 @@ def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor, ou
         names += [predictor.part_names[one.region.part_category]] if one.region.part_category is not None else []
         title = (f"{dataset} {record.sample_id}", ", ".join(names))
         rows.append(click_row(predictor, image, one.click_xy, atoms.mask(one.column), title))
-    if not rows:
-        return None
-    path = output / f"{dataset}.png"
-    path.write_bytes(encode_png(grid(rows)))
-    return path
+    return encode_png(grid(rows)) if rows else None
 
 
 def main(arguments: Sequence[str]) -> None:

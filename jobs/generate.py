@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 
 from jobs.cluster import connect, main_exit, stable_path
-from pipelines.files import open_root
 from pipelines.generate.generate import Generated, Task, generate
 from pipelines.generate.mask_files import Options
 from pipelines.model_pool import ModelReference, Pool
@@ -22,9 +21,11 @@ from pipelines.sources import SOURCES
 from pipelines.sources.categories import load_categories
 from semsam.automatic_masks import AutomaticMaskSettings
 from semsam.config import Positive, PositiveFloat, Seed, Share, Weight, load_config, settings
+from semsam.data.images import MAX_PIXELS
 from semsam.data.vocabularies import clean_name
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, PromptStyle
+from semsam.storage import existing_folder
 
 
 @settings
@@ -47,6 +48,7 @@ class GenerateJob:
     # Write the results json of COCO's tools beside the files.  Like all masks, these are of the photos as their EXIF
     # turns them.
     coco_results: bool = False
+    max_pixels: Positive = MAX_PIXELS  # Of a photo; larger ones are rejected by their header, and never decoded.
     images_per_file: Positive = 64  # What a task does, and what is lost of the work when it is killed.
     max_rejected: Share = 0.01  # The share of images that may be unusable; beyond it the job fails.
     redo: bool = False  # Make finished files again: for photos that changed in place.
@@ -84,7 +86,7 @@ def run(job: GenerateJob) -> Generated:
 def generate_task(job: GenerateJob) -> Task:
     """The task that a configuration describes; folder, model and levels are looked at."""
     try:
-        files = open_root(stable_path(job.images).rstrip("/"))
+        files = existing_folder(stable_path(job.images))
     except ValueError as error:
         raise ValueError(f"images: {error}") from None
     checkpoint = None if job.checkpoint is None else stable_path(job.checkpoint)
@@ -104,6 +106,7 @@ def generate_task(job: GenerateJob) -> Task:
         parts=parts,
         file_format=job.file_format,
         images_per_file=job.images_per_file,
+        max_pixels=job.max_pixels,
     )
     categories = dict(zip(objects, ids, strict=True)) if job.coco_results else None
     return Task(files, _output(job), options, job.max_rejected, job.redo, job.verify, categories)

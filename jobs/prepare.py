@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 from pydantic import Field
 
 from jobs.cluster import connect, main_exit, stable_path
-from pipelines.files import open_root
 from pipelines.prepare.prepare import prepare
 from pipelines.prepare.shard_writer import Options, SplitTask
 from pipelines.sources import SOURCES
+from pipelines.sources.coco_json import sample_id
+from pipelines.sources.source import Source
 from semsam.config import Count, Positive, PositiveFloat, Share, load_config, settings
+from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Manifest
 from semsam.data.schema import SPLITS
+from semsam.storage import existing_folder, read_file
 
 
 @settings
@@ -30,6 +34,13 @@ class DatasetSettings:
     splits: tuple[str, ...] = SPLITS
     # The share of a split's images, and of its regions, that may be unusable; beyond it the job fails.
     max_rejected: Share = 0.01
+    # Other folders that its images may lie in, absolute or as seen from the root: PACO's are COCO's (`../coco`).
+    neighbours: tuple[str, ...] = ()
+    # Kinds of annotation that this copy may lack altogether, though less is learnt from it without ("instances").
+    allow_absent: tuple[str, ...] = ()
+    # Images to leave out: ids, or a file with one to a line (jobs.prepare lists images that two datasets share so).
+    exclude: tuple[str | int, ...] | str = ()
+    max_pixels: Positive = MAX_PIXELS  # Of an image; a larger one is counted as unusable, and never decoded.
     # Larger train images are made smaller, with their masks; evaluation splits keep their pixels.  0: none are.
     max_long_side: Count | None = None  # None: what the dataset's source says, 1024 for sa1b and 0 for the other six.
 
@@ -39,6 +50,22 @@ class DatasetSettings:
             raise ValueError(f"splits must be some of {list(SPLITS)}, not {list(self.splits)}")
         if self.max_long_side and "train" not in self.splits:
             raise ValueError("max_long_side is for the train split, which is not among splits")
+
+    def excluded(self) -> tuple[str, ...]:
+        """The ids to leave out, as sources write them; `ValueError` for a file of them that cannot be read."""
+        if isinstance(self.exclude, str):
+            try:
+                ids: list[str | int] = list(read_file(self.exclude).decode().split())
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"exclude: {self.exclude}: {error}") from None
+        else:
+            ids = list(self.exclude)
+        return tuple(sorted({sample_id(int(one)) if str(one).isdecimal() else str(one) for one in ids}))
+
+    def source(self, dataset: str) -> Source:
+        """The dataset's source with these settings."""
+        source: Source = replace(SOURCES[dataset], allow_absent=self.allow_absent, max_pixels=self.max_pixels)
+        return source
 
     def long_side(self, dataset: str, split: str) -> int:
         """The limit for one split; 0 for none."""
@@ -85,17 +112,21 @@ def split_tasks(job: PrepareJob) -> list[SplitTask]:
     tasks = []
     for dataset, one in job.datasets.items():
         try:
-            files = open_root(stable_path(one.root).rstrip("/"))
+            files = existing_folder(stable_path(one.root), one.neighbours)
         except ValueError as error:
             raise ValueError(f"datasets.{dataset}.root: {error}") from None
+        try:
+            excluded = one.excluded()
+        except ValueError as error:
+            raise ValueError(f"datasets.{dataset}.{error}") from None
         for split in one.splits:
             tasks.append(
                 SplitTask(
-                    source=SOURCES[dataset],
+                    source=one.source(dataset),
                     files=files,
                     split=split,
                     output=f"{output}/{dataset}/{split}",
-                    options=Options(job.rows_per_shard, one.long_side(dataset, split), job.jpeg_quality),
+                    options=Options(job.rows_per_shard, one.long_side(dataset, split), job.jpeg_quality, excluded),
                     code_version=_code_version(),
                     max_rejected=one.max_rejected,
                     redo=job.redo,
@@ -113,6 +144,7 @@ def table(manifests: Sequence[Manifest]) -> str:
         counts = f"{manifest.num_samples:>10}{manifest.num_regions:>12}{len(manifest.shards):>8}"
         dropped = f"images {images}, regions {regions}" if images or regions else "nothing"
         lines.append(f"{manifest.dataset:<16}{manifest.split:<8}{counts}  {dropped}")
+        lines += [f"  {kind}: not in this copy; what needs them will say so" for kind in manifest.absent]
         for what, reasons in (("images", manifest.dropped_samples), ("regions", manifest.dropped_regions)):
             for reason, count in reasons.items():
                 example = manifest.examples[reason][0]

@@ -100,7 +100,7 @@ def find_part(folder: Folder, name: str, made_from: str, kind: type[R], *, verif
         part = read_sidecar(data, sidecar_name(name), kind)
     except ValueError:
         return None
-    if (part.name, part.made_from) != (name, made_from):
+    if part.made_from != made_from:
         return None
     if any(folder.size(file.name) != file.size for file in part.files):
         return None
@@ -117,6 +117,8 @@ def read_sidecar(data: bytes, path: str, kind: type[R]) -> Part[R]:
         report = TypeAdapter(kind).validate_python(part.report)
     except ValidationError as error:
         raise ValueError(f"{path}: not the sidecar of a part: {error}") from None
+    if path.rpartition("/")[2] != sidecar_name(part.name):
+        raise ValueError(f"{path}: this is the sidecar of {part.name}; was a file moved?")
     names = [part.name, *(file.name for file in part.files)]
     if not all(re.fullmatch(r"[\w.-]+", one) and not one.startswith(".") for one in names):
         raise ValueError(f"{path}: a part's files have plain names, not {names}")

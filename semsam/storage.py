@@ -273,11 +273,14 @@ class Folder:
 
     def _full(self, name: str) -> str:
         """The path of a name, which lies below this folder or a neighbour."""
-        scheme = S3 if name.startswith(S3) or not self.is_local else ""
+        below = posixpath.normpath(name)
+        if not below.startswith(("/", "..", "s3:")):
+            return self.path if below == "." else f"{self.path.rstrip('/')}/{below}"
         joined = name if name.startswith(S3) else posixpath.join(self.path, name)
+        scheme = S3 if joined.startswith(S3) else ""
         full = scheme + posixpath.normpath(joined.removeprefix(S3))
         for allowed in (self.path, *self.neighbours):
-            if full == allowed or full.startswith(f"{allowed.rstrip('/')}/"):
+            if full.startswith(f"{allowed.rstrip('/')}/"):
                 return full
         raise ValueError(f"{self.path}: {name!r} leads out of this folder")
 
@@ -322,12 +325,18 @@ class Folder:
             request["ContinuationToken"] = page["NextContinuationToken"]
 
 
-def find_file(folder: Folder, candidates: Sequence[str]) -> str:
-    """The first name under which there is a file.  Raises `ValueError` naming all of them."""
-    for name in candidates:
-        if folder.exists(name):
-            return name
-    raise ValueError(f"{folder.path}: found none of {', '.join(candidates)}")
+def existing_folder(path: str | os.PathLike[str], neighbours: Sequence[str] = ()) -> Folder:
+    """A folder whose files are to be read; `neighbours` as in `Folder`, or relative to it (`../coco`).
+
+    Raises `ValueError` for one on this machine that does not exist.
+    """
+    folder = Folder(path)
+    near = [one if one.startswith((S3, "/", "~")) else f"{folder.path}/{one}" for one in neighbours]
+    near = [one if one.startswith(S3) else posixpath.normpath(normal_path(one)) for one in near]
+    for place in (folder.path, *near):
+        if not place.startswith(S3) and not os.path.isdir(place):
+            raise ValueError(f"{place}: no such folder")
+    return Folder(folder.path, near)
 
 
 def open_filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
@@ -417,7 +426,7 @@ def _named(error: OSError, path: str) -> OSError:
     if str(error).startswith(path):
         return error
     if isinstance(error, IsADirectoryError) or "is a directory" in str(error):
-        return IsADirectoryError(f"{path}: a folder, not a file")
+        return NoSuchFileError(f"{path}: a folder, not a file")
     kind = type(error) if type(error).__module__ == "builtins" else OSError
     reason = error.strerror if error.errno is not None and error.strerror else str(error)
     named = kind(f"{path}: {reason}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -82,6 +83,14 @@ class Tracker:
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts."""
         self._client.log_artifact(self.run_id, str(path), folder)
+
+    def log_bytes(self, data: bytes, name: str) -> None:
+        """Store a file's bytes as an artifact, in the folder that its name says."""
+        folder, _, own_name = name.rpartition("/")
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / own_name
+            path.write_bytes(data)
+            self.log_artifact(path, folder or None)
 
     def log_text(self, text: str, name: str) -> None:
         """Store text as an artifact."""

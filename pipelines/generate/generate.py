@@ -19,7 +19,6 @@ import ray.data
 from ray.data import ActorPoolStrategy
 
 from pipelines.dropped import Dropped
-from pipelines.files import Files
 from pipelines.generate.coco_results import IMAGES_NAME, RESULTS_NAME, write_coco_results
 from pipelines.generate.mask_files import MaskReport, Options, part_name, write_masks
 from pipelines.model_pool import Pool, load_predictor
@@ -34,7 +33,7 @@ from pipelines.parts import (
     remove_strangers,
 )
 from pipelines.progress import Progress
-from pipelines.sources.source import Rejected
+from pipelines.sources.source import Files, Rejected
 from semsam.automatic_masks import AutomaticMasks
 from semsam.data.sealed import seal
 from semsam.storage import Folder
@@ -86,7 +85,7 @@ def generate(task: Task, pool: Pool, progress_interval: float) -> Generated:
     """
     photos = find_photos(task.files)
     if not photos:
-        raise ValueError(f"{task.files.root}: no image found ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{task.files.path}: no image found ({', '.join(SUFFIXES)})")
     step = task.options.images_per_file
     groups = [photos[start : start + step] for start in range(0, len(photos), step)]
     print(f"generate: {len(photos)} images in {len(groups)} files", flush=True)
@@ -104,7 +103,7 @@ def generate(task: Task, pool: Pool, progress_interval: float) -> Generated:
 
 def _find_finished(task: Task, folder: Folder, groups: Sequence[Sequence[str]]) -> dict[int, Part[MaskReport]]:
     def look(position: int) -> Part[MaskReport] | None:
-        made_from = task.options.fingerprint(task.files.root, groups[position])
+        made_from = task.options.fingerprint(task.files.path, groups[position])
         return find_part(folder, part_name(position), made_from, MaskReport, verify=task.verify)
 
     with ThreadPoolExecutor(16) as threads:
@@ -161,11 +160,11 @@ def _finish(task: Task, folder: Folder, parts: Sequence[Part[MaskReport]], num_p
         print(f"rejected: {line}")
     if dropped.total() > task.max_rejected * num_photos:
         first = f"{dropped.total()} of {num_photos} images are unusable, more than max_rejected = {task.max_rejected:g}"
-        raise ValueError("\n  ".join([f"{task.files.root}: {first}", *dropped.lines()]))
+        raise ValueError("\n  ".join([f"{task.files.path}: {first}", *dropped.lines()]))
     if task.coco_categories is not None:
         write_coco_results(folder, parts, task.coco_categories)
     generated = Generated(
-        photos=task.files.root,
+        photos=task.files.path,
         files=tuple(file for part in parts for file in part.files),
         num_images=sum(part.report.num_images for part in parts),
         num_masks=sum(part.report.num_masks for part in parts),

@@ -14,12 +14,11 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet
 
-from pipelines.files import Files
 from pipelines.model_pool import ModelReference
 from pipelines.parts import KILLS_ITS_WORKER, Attempt, Part, PartFile, make_part
-from pipelines.sources.source import Rejected
+from pipelines.sources.source import Files, Rejected
 from semsam.automatic_masks import AutomaticMasks, AutomaticMaskSettings, ImageMasks
-from semsam.data.images import read_photo
+from semsam.data.images import MAX_PIXELS, ImageTooLarge, read_photo
 from semsam.predictor import ImageSize, PromptStyle
 from semsam.storage import Folder
 
@@ -65,6 +64,7 @@ class Options:
     parts: tuple[str, ...]
     file_format: Literal["arrow", "parquet"]
     images_per_file: int
+    max_pixels: int = MAX_PIXELS  # Of a photo; larger ones are rejected by their header.
 
     def fingerprint(self, root: str, images: Sequence[str]) -> str:
         """SHA-256 of all that the masks of some photos follow from, the photos' own bytes excepted."""
@@ -108,7 +108,7 @@ def write_masks(
         for group in _groups([image for image in images if image not in attempt.left_out], generator, attempt):
             with attempt.working_on(*group):
                 kept: list[str] = []
-                found = generator.of_images(_photos(files, group, kept, rejected))
+                found = generator.of_images(_photos(files, group, options.max_pixels, kept, rejected))
                 rows += [to_row(kept[place], masks) for place, masks in enumerate(found)]
         name = f"{part_name(position)}.{options.file_format}"
         with folder.publishing(name) as draft:
@@ -119,7 +119,7 @@ def write_masks(
         num_masks = sum(len(row["masks"]) for row in rows)
         return [PartFile(name, size, digest)], MaskReport(len(rows), num_masks, tuple(rejected))
 
-    made_from = options.fingerprint(files.root, images)
+    made_from = options.fingerprint(files.path, images)
     return make_part(folder, part_name(position), made_from, MaskReport, make, redo=redo)
 
 
@@ -162,20 +162,27 @@ def to_row(image: str, found: ImageMasks) -> dict[str, Any]:
     return {"image": image, "height": found.height, "width": found.width, "masks": masks}
 
 
-def _photos(files: Files, images: Sequence[str], kept: list[str], rejected: list[Rejected]) -> Iterator[Any]:
+def _photos(
+    files: Files, images: Sequence[str], max_pixels: int, kept: list[str], rejected: list[Rejected]
+) -> Iterator[Any]:
     """The photos that can be read, their paths added to `kept`, and the others to `rejected`."""
     for image in images:
         try:
-            photo = read_photo(files.read_bytes(image))
-        except ValueError as error:
-            rejected.append(Rejected("not a readable image", image, str(error)))
+            data = files.read(image)
         except FileNotFoundError:
             rejected.append(Rejected("gone since it was listed", image, "no such file"))
+            continue
         except PermissionError as error:
             rejected.append(Rejected("no permission", image, str(error)))
-        else:
-            kept.append(image)
-            yield photo
+            continue
+        try:
+            photo = read_photo(data, max_pixels)
+        except ValueError as error:
+            reason = "image too large" if isinstance(error, ImageTooLarge) else "not a readable image"
+            rejected.append(Rejected(reason, image, str(error)))
+            continue
+        kept.append(image)
+        yield photo
 
 
 def _write_table(table: pa.Table, path: Path, file_format: str) -> None:

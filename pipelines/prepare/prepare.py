@@ -9,7 +9,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import itertools
+import posixpath
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -22,7 +25,7 @@ from pipelines.dropped import Dropped
 from pipelines.parts import RAY_RETRIES, Part, answer, check_all_there, parts_of, remove_strangers
 from pipelines.prepare.shard_writer import ShardReport, SplitTask, write_shard
 from pipelines.progress import Progress
-from pipelines.sources.source import REASONS_BY_DESIGN, Entry
+from pipelines.sources.source import EXCLUDED, REASONS_BY_DESIGN, Entry, Rejected
 from semsam.data.manifest import MANIFEST_NAME, IndexFile, Manifest
 from semsam.data.row_categories import ROW_CATEGORIES_NAME, from_bytes, to_bytes
 from semsam.data.shard_file import shard_name
@@ -47,6 +50,10 @@ class IndexSummary:
     num_entries: int
     num_shards: int
     dropped: Dropped
+    dropped_regions: Dropped  # Rows of annotations that belong to no image, or that cannot be read.
+    absent: tuple[str, ...]  # Kinds of annotation that this copy lacks altogether.
+    excluded: frozenset[str]  # The ids of `SplitTask.exclude` that were there.
+    shared_ids: tuple[str, ...]  # All ids, where other datasets have the same images under the same ones.
 
 
 def prepare(tasks: Sequence[SplitTask], progress_interval: float) -> list[Manifest]:
@@ -61,6 +68,7 @@ def prepare(tasks: Sequence[SplitTask], progress_interval: float) -> list[Manife
     faults = [fault for task, summary in zip(tasks, summaries, strict=True) if (fault := _index_fault(task, summary))]
     if faults:
         raise ValueError("\n".join(faults))
+    _tell_of_ids(tasks, summaries)
     for task in tasks:
         Folder(task.output).remove(MANIFEST_NAME)  # It would vouch for shards that are about to change.
     finished: dict[int, tuple[str, Manifest]] = {}
@@ -96,11 +104,22 @@ def _index(tasks: Sequence[SplitTask]) -> tuple[list[IndexSummary], list[ray.Obj
 def _read_index(position: int, task: SplitTask) -> Iterator[IndexSummary | pa.Table]:
     """First the summary of a split, then one table of entries per shard."""
     index = task.source.index(task.files, task.split)
+    excluded = frozenset(task.options.exclude) & {entry.sample_id for entry in index.entries}
+    kept = [entry for entry in index.entries if entry.sample_id not in excluded]
     rows = task.options.rows_per_shard
-    starts = range(0, len(index.entries), rows)
-    yield IndexSummary(len(index.entries), len(starts), Dropped.of(index.rejected))
+    starts = range(0, len(kept), rows)
+    rejected = [*index.rejected, *(Rejected(EXCLUDED, one, "named in exclude") for one in sorted(excluded))]
+    yield IndexSummary(
+        num_entries=len(kept),
+        num_shards=len(starts),
+        dropped=Dropped.of(rejected),
+        dropped_regions=Dropped.of(index.rejected_regions),
+        absent=index.absent,
+        excluded=excluded,
+        shared_ids=tuple(entry.sample_id for entry in kept) if task.source.image_ids else (),
+    )
     for shard, start in enumerate(starts):
-        entries = index.entries[start : start + rows]
+        entries = kept[start : start + rows]
         columns = [
             [position] * len(entries),
             [shard] * len(entries),
@@ -109,6 +128,32 @@ def _read_index(position: int, task: SplitTask) -> Iterator[IndexSummary | pa.Ta
             [entry.annotations for entry in entries],
         ]
         yield pa.table(columns, schema=ENTRIES)
+
+
+def _tell_of_ids(tasks: Sequence[SplitTask], summaries: Sequence[IndexSummary]) -> None:
+    """Say which ids to exclude are nowhere, and list the images that two splits share."""
+    wanted: dict[str, set[str]] = defaultdict(set)
+    for task in tasks:
+        wanted[task.source.dataset].update(task.options.exclude)
+    for task, summary in zip(tasks, summaries, strict=True):
+        wanted[task.source.dataset] -= summary.excluded
+    for dataset, unknown in wanted.items():
+        if unknown:
+            print(
+                f"{dataset}: {len(unknown)} ids to exclude are in none of its splits (e.g. {min(unknown)})", flush=True
+            )
+    listed = [(task, set(one.shared_ids)) for task, one in zip(tasks, summaries, strict=True) if one.shared_ids]
+    for (task, ids), (other, other_ids) in itertools.combinations(listed, 2):
+        shared = sorted(ids & other_ids)
+        if shared and task.source.image_ids == other.source.image_ids:
+            folder, name = Folder(posixpath.dirname(posixpath.dirname(task.output))), _shared_name(task, other)
+            folder.write(name, "".join(f"{one}\n" for one in shared).encode())
+            remedy = f"datasets.{other.source.dataset}.exclude={folder.path}/{name}"
+            print(f"{task.name} and {other.name} share {len(shared)} images; to leave them out: {remedy}", flush=True)
+
+
+def _shared_name(task: SplitTask, other: SplitTask) -> str:
+    return f"shared/{'--'.join(one.name.replace('/', '-') for one in (task, other))}.txt"
 
 
 def _write_shards(
@@ -137,12 +182,12 @@ def _finish(task: SplitTask, summary: IndexSummary, parts: Sequence[Part[ShardRe
     reports = [part.report for part in parts]
     assert sum(report.shard.entries for report in reports) == summary.num_entries
     samples = Dropped.merge([summary.dropped, *(report.dropped_samples for report in reports)])
-    regions = Dropped.merge([report.dropped_regions for report in reports])
+    regions = Dropped.merge([summary.dropped_regions, *(report.dropped_regions for report in reports)])
     vocabulary = task.source.vocabulary()
     manifest = Manifest(
         dataset=task.source.dataset,
         split=task.split,
-        source_root=task.files.root,
+        source_root=task.files.path,
         shards=tuple(report.shard for report in reports),
         num_samples=sum(report.shard.rows for report in reports),
         num_regions=sum(report.num_regions for report in reports),
@@ -152,7 +197,8 @@ def _finish(task: SplitTask, summary: IndexSummary, parts: Sequence[Part[ShardRe
         vocabulary=vocabulary,
         vocabulary_digest=vocabulary.digest(),
         code_version=task.code_version,
-        options=dataclasses.asdict(task.options),
+        options=dataclasses.asdict(task.options) | {"source": dataclasses.asdict(task.source)},
+        absent=summary.absent,
     )
     faults = [
         _fault(task, "images", samples, manifest.num_samples + samples.total()),
@@ -181,7 +227,7 @@ def _publish_row_categories(folder: Folder, reports: Sequence[ShardReport]) -> I
 def _index_fault(task: SplitTask, summary: IndexSummary) -> str:
     total = summary.num_entries + summary.dropped.total()
     if total == 0:
-        return f"{task.name}: no image found in {task.files.root}"
+        return f"{task.name}: no image found in {task.files.path}"
     return _fault(task, "images", summary.dropped, total)
 
 

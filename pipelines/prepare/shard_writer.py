@@ -13,11 +13,10 @@ import orjson
 import pyarrow as pa
 
 from pipelines.dropped import Dropped
-from pipelines.files import Files
 from pipelines.parts import KILLS_ITS_WORKER, Attempt, Part, PartFile, make_part
 from pipelines.prepare.resize import resize
 from pipelines.prepare.validate import validate
-from pipelines.sources.source import BadSample, Entry, Read, Rejected, Source
+from pipelines.sources.source import BadSample, Entry, Files, Read, Rejected, Source
 from semsam.data.manifest import Shard, Vocabulary
 from semsam.data.row_categories import row_names, to_batch, to_bytes
 from semsam.data.schema import SCHEMA_VERSION, to_row
@@ -35,6 +34,7 @@ class Options:
     rows_per_shard: int
     max_long_side: int  # 0: images keep their pixels.
     jpeg_quality: int  # Of images that are resized; the others keep their bytes.
+    exclude: tuple[str, ...] = ()  # Ids of images that are left out.
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class SplitTask:
     def fingerprint(self, vocabulary: Vocabulary) -> str:
         """SHA-256 of everything but the entries that a shard is made from."""
         parts = [
-            dataclasses.asdict(self.source),  # type: ignore[call-overload]  # Every source is a dataclass.
+            dataclasses.asdict(self.source),
             self.split,
-            self.files.root,
+            self.files.path,
             dataclasses.asdict(self.options),
             VERSION,
             SCHEMA_VERSION,
@@ -135,7 +135,7 @@ def _rows(
     """The rows of the entries that can be used."""
     for entry in entries:
         if entry.sample_id in attempt.left_out:
-            counts.samples.append(Rejected(KILLS_ITS_WORKER, entry.sample_id, f"{task.files.root}/{entry.image}"))
+            counts.samples.append(Rejected(KILLS_ITS_WORKER, entry.sample_id, f"{task.files.path}/{entry.image}"))
             continue
         try:
             with attempt.working_on(entry.sample_id):

@@ -6,8 +6,8 @@
 
 Made into a panoptic map as usual: instances lie over the stuff classes, and pixels of a thing class without an instance
 are void.  Where an image has no instance PNG its things cannot be told apart: each thing class becomes one crowd
-segment, which nobody trains on and panoptic quality ignores, and the image is counted as "missing instance PNG".  A
-split without any is refused, unless `allow_absent` says that it may lack its "instances".
+segment, which nobody trains on and panoptic quality ignores, and the image is counted as "no instance PNG".  A split
+that lacks more than a few is refused, unless `allow_absent` says that it may lack its "instances".
 """
 
 from __future__ import annotations
@@ -20,75 +20,72 @@ import numpy as np
 import orjson
 from jaxtyping import Int64, Integer
 
-from pipelines.files import Files
 from pipelines.sources.categories import load_categories
 from pipelines.sources.regions import Regions, masks_of
-from pipelines.sources.source import Entry, Index, Read, Rejected
+from pipelines.sources.source import Entry, Files, Index, Read, Rejected, Source
 from pipelines.sources.stored_image import read_image, read_map
-from semsam.data.images import MAX_PIXELS, decode_label_map, decode_rgb_map
-from semsam.data.manifest import Vocabulary
+from semsam.data.images import decode_label_map, decode_rgb_map
 from semsam.data.schema import Kind
 
 _FOLDERS = {"train": "training", "val": "validation"}
 _BROKEN = "broken annotation PNG"
+# So many images may lack their instance PNG; a copy that lacks more was not unpacked whole.
+SHARE_WITHOUT_INSTANCES = 0.1
 
 
 @dataclass(frozen=True)
-class Ade20k:
+class Ade20k(Source):
     """Panoptic segments, and the thing segments once more as instances, on which AP is measured."""
 
     dataset: str = "ade20k"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
         folder = _FOLDERS[split]
         images = _by_name(files.glob(f"images/{folder}/*.jpg"))
         if not images:
-            raise ValueError(f"{files.root}: found no images/{folder}/*.jpg")
+            raise ValueError(f"{files.path}: found no images/{folder}/*.jpg")
         class_maps = _by_name(files.glob(f"annotations/{folder}/*.png"))
         instance_maps = _by_name(files.glob(f"annotations_instance/{folder}/*.png"))
         index = Index([], absent=() if instance_maps else ("instances",))
-        if not instance_maps and "instances" not in self.allow_absent:
-            raise ValueError(
-                f"{files.root}: found no annotations_instance/{folder}/*.png, without which all things are crowds that "
-                "nobody trains on; `allow_absent: [instances]` takes the split all the same"
-            )
+        lacking = len(images.keys() - instance_maps.keys())
+        if lacking > max(1, SHARE_WITHOUT_INSTANCES * len(images)) or not instance_maps:
+            self._refuse(f"{files.path}: {lacking} of {len(images)} images have no annotations_instance/{folder}/*.png")
         for name, image in sorted(images.items()):
             if name in class_maps:
                 paths = {"classes": class_maps[name], "instances": instance_maps.get(name)}
                 index.entries.append(Entry(name, image, orjson.dumps(paths)))
             else:
-                missing = f"{files.root}/annotations/{folder}/{name}.png"
+                missing = f"{files.path}/annotations/{folder}/{name}.png"
                 index.rejected.append(Rejected("missing class PNG", name, missing))
         for name, path in sorted((instance_maps | class_maps).items()):
             if name not in images:
-                detail = f"{files.root}/images/{folder}/{name}.jpg, of {path}"
+                detail = f"{files.path}/images/{folder}/{name}.jpg, of {path}"
                 index.rejected.append(Rejected("missing image", name, detail))
         return index
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         paths = orjson.loads(entry.annotations)
         regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
-        regions.file = f"{files.root}/{paths['classes']}"
+        regions.file = f"{files.path}/{paths['classes']}"
         image, instances_path = regions.image, paths["instances"]
         classes = read_map(files, paths["classes"], decode_label_map, image, entry.sample_id, _BROKEN)
         if instances_path is None:
-            reason = "no instance PNG" if "instances" in self.allow_absent else "missing instance PNG"
-            regions.drop(reason, "its things are kept as crowds")
+            regions.drop("no instance PNG", "its things are kept as crowds")
             instances = np.zeros(classes.shape, np.int64)
         else:
             channels = read_map(files, instances_path, decode_rgb_map, image, entry.sample_id, _BROKEN).astype(np.int64)
             instances = channels[..., 0] * 256 + channels[..., 1]
         _add_classes(regions, classes, instances, things_are_told_apart=instances_path is not None)
-        regions.file = f"{files.root}/{instances_path}"
+        regions.file = f"{files.path}/{instances_path}"
         _add_instances(regions, instances)
         return regions.read(self.dataset, split)
+
+    def _refuse(self, what: str) -> None:
+        if "instances" not in self.allow_absent:
+            raise ValueError(
+                f"{what}, without which their things are crowds that nobody trains on; "
+                "`allow_absent: [instances]` takes the split all the same"
+            )
 
 
 SOURCE = Ade20k()

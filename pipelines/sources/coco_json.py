@@ -14,12 +14,11 @@ from typing import Any
 
 import orjson
 
-from pipelines.files import Files, find_file
 from pipelines.sources.categories import Categories, Category
 from pipelines.sources.json_lists import JsonLists
 from pipelines.sources.regions import Regions
 from pipelines.sources.segmentation import read_segmentation
-from pipelines.sources.source import Entry, Index, Rejected
+from pipelines.sources.source import Entry, Files, Index, Rejected, find_file
 from pipelines.sources.values import (
     OddValue,
     Row,
@@ -66,10 +65,10 @@ class Document:
 
     def __init__(self, files: Files, places: Sequence[str], categories: Categories) -> None:
         self.file = find_file(files, places)
-        self.path = f"{files.root}/{self.file}"
+        self.path = f"{files.path}/{self.file}"
         self.rejected: list[Rejected] = []
         self.rejected_regions: list[Rejected] = []
-        self._lists = JsonLists(files.read_bytes(self.file), self.path)
+        self._lists = JsonLists(files.read(self.file), self.path)
         self._positions = categories.positions_of_ids(self._category_names())
 
     def rows(self, name: str) -> Iterator[tuple[int, object]]:
@@ -193,7 +192,7 @@ def index_document(
     is_empty = bool(images) and not annotations and not document.rejected_regions
     if is_empty and "annotations" not in allow_absent:
         raise ValueError(f"{document.path}: the list 'annotations' is empty, so that nothing can be learnt")
-    layouts = _order_layouts(files, layouts, split, images)
+    layouts = _order_layouts(files, _all_places(files, layouts), split, images)
     entries = []
     for image in images:
         path = image_paths(layouts, split, image.file_name)[0]
@@ -220,9 +219,15 @@ def image_paths(layouts: Sequence[str], split: str, file_name: str) -> list[str]
     return list(dict.fromkeys(layout.format(**values) for layout in layouts))
 
 
-def possible_paths(entry: Entry, layouts: Sequence[str], split: str, file_name: str) -> list[str]:
+def possible_paths(files: Files, entry: Entry, layouts: Sequence[str], split: str, file_name: str) -> list[str]:
     """The entry's own path, then all others where its image may lie."""
-    return list(dict.fromkeys([entry.image, *image_paths(layouts, split, file_name)]))
+    return list(dict.fromkeys([entry.image, *image_paths(_all_places(files, layouts), split, file_name)]))
+
+
+def _all_places(files: Files, layouts: Sequence[str]) -> list[str]:
+    """The layouts below the dataset's own folder, then below each neighbour that its images may lie in."""
+    places = [one.replace("{", "{{").replace("}", "}}") for one in files.neighbours]
+    return [*layouts, *(f"{place}/{layout}" for place in places for layout in layouts)]
 
 
 def sample_id(native: int | str) -> str:

@@ -17,7 +17,6 @@ import numpy as np
 import orjson
 from jaxtyping import Int64
 
-from pipelines.files import Files
 from pipelines.sources.categories import load_categories
 from pipelines.sources.coco_json import (
     NOT_LISTED,
@@ -29,28 +28,21 @@ from pipelines.sources.coco_json import (
     sample_id,
 )
 from pipelines.sources.regions import Regions, masks_of
-from pipelines.sources.source import Entry, Index, Read, Rejected
+from pipelines.sources.source import Entry, Files, Index, Read, Rejected, Source
 from pipelines.sources.stored_image import check_size, read_image, read_map
 from pipelines.sources.values import OddValue, as_int, as_is, as_list, as_path, take
-from semsam.data.images import MAX_PIXELS, decode_rgb_map
-from semsam.data.manifest import Vocabulary
+from semsam.data.images import decode_rgb_map
 from semsam.data.schema import Kind
 
 _PANOPTIC, _INSTANCES = "annotations/panoptic_{split}2017.json", "annotations/instances_{split}2017.json"
 
 
 @dataclass(frozen=True)
-class CocoPanoptic:
+class CocoPanoptic(Source):
     """Segments with the exact pixels of the PNGs, and instances from polygons or run lengths."""
 
     dataset: str = "coco_panoptic"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
+    image_ids: str = "coco"
 
     def index(self, files: Files, split: str) -> Index:
         panoptic = self._panoptic(files, split)
@@ -64,7 +56,7 @@ class CocoPanoptic:
                 detail = f"{panoptic.path}: {image.file_name}"
                 rejected.append(Rejected("missing panoptic annotation", image.key, detail))
             elif png not in pngs:
-                rejected.append(Rejected("missing panoptic PNG", image.key, f"{files.root}/panoptic_{split}2017/{png}"))
+                rejected.append(Rejected("missing panoptic PNG", image.key, f"{files.path}/panoptic_{split}2017/{png}"))
             else:
                 lists = {"segments": segments, "instances": instances.get(image.id, bytearray())}
                 packed = pack(image.to_row() | {"png": pngs[png]}, **lists)
@@ -77,10 +69,10 @@ class CocoPanoptic:
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
         regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
-        regions.file = f"{files.root}/{_PANOPTIC.format(split=split)}"
+        regions.file = f"{files.path}/{_PANOPTIC.format(split=split)}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         self._add_segments(regions, rows["segments"], _segment_ids(files, rows["png"], regions))
-        regions.file = f"{files.root}/{_INSTANCES.format(split=split)}"
+        regions.file = f"{files.path}/{_INSTANCES.format(split=split)}"
         for row, annotation_id, category in known_rows(regions, rows["instances"], load_categories(self.dataset)):
             add_segmentation(regions, row, annotation_id, Kind.INSTANCE, category)
         return regions.read(self.dataset, split)
@@ -103,7 +95,7 @@ class CocoPanoptic:
         path, other_half = _PANOPTIC.format(split=split), _INSTANCES.format(split=split)
         if not files.exists(path):
             beside = "only" if files.exists(other_half) else "nor"
-            raise ValueError(f"{files.root}: found no {path}, {beside} {other_half}; training needs the panoptic half")
+            raise ValueError(f"{files.path}: found no {path}, {beside} {other_half}; training needs the panoptic half")
         return Document(files, [path], load_categories(self.dataset))
 
     def _instances(

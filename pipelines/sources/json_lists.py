@@ -77,7 +77,7 @@ class JsonLists:
                     cuts.append(start + at)
                 cuts = None
                 if text[at : at + 1] == b"[":
-                    cuts = self._cuts[self._name_before(start + at)] = [start + at + 1]
+                    cuts = self._begin(start + at)
             row_ends = start + 1 + places[(steps < 0) & (depths == 2)]
             if cuts is not None and len(row_ends) and row_ends[-1] > cuts[-1]:
                 cuts.append(int(row_ends[-1]))
@@ -85,6 +85,14 @@ class JsonLists:
             quotes += int(is_quote.sum())
             start += len(chunk)
         return depth == 0 and quotes % 2 == 0 and self._data.lstrip()[:1] == b"{"
+
+    def _begin(self, position: int) -> list[int]:
+        """The cuts of the list that begins here: none but its beginning as yet."""
+        name = self._name_before(position)
+        if name and name in self._cuts:  # Unusual names are not made out, nor asked for.
+            raise ValueError(f"{self._path}: two lists are named {name!r}")
+        self._cuts[name] = [position + 1]
+        return self._cuts[name]
 
     def _chunk(self, start: int, piece: int) -> bytes:
         """The next piece, longer where it would end between a backslash and what it escapes."""

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 
 import orjson
 
-from pipelines.files import Files
 from pipelines.sources.categories import load_categories
 from pipelines.sources.coco_json import Document, index_document, known_rows, possible_paths
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Index, Read
+from pipelines.sources.source import Entry, Files, Index, Read, Source
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import as_box
-from semsam.data.images import MAX_PIXELS
-from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
 _LAYOUTS = (
@@ -33,17 +30,10 @@ _LAYOUTS = (
 
 
 @dataclass(frozen=True)
-class Objects365:
+class Objects365(Source):
     """Boxes clipped to the image."""
 
     dataset: str = "objects365"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
         name = f"zhiyuan_objv2_{split}.json"
@@ -53,9 +43,9 @@ class Objects365:
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
-        paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
+        paths = possible_paths(files, entry, _LAYOUTS, split, rows["file_name"])
         regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
-        regions.file = f"{files.root}/{rows['file']}"
+        regions.file = f"{files.path}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         for row, annotation_id, category in known_rows(regions, rows["annotations"], load_categories(self.dataset)):
             regions.add_box(

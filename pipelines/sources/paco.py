@@ -1,5 +1,7 @@
 """PACO-LVIS: `paco_lvis_v1_{train,val}.json`, with the images in COCO's folders (`train2017/x.jpg`).
 
+The images may lie below the root, or below a neighbour that the settings name (`neighbours: [../coco]`).
+
 Objects and parts are rows of one list; an object's `obj_ann_id` is its own id, a part's is its object's.  The dataset
 is federated: an image speaks of the names that its rows bear and of its `neg_category_ids`, which were looked for and
 not found; all others are unknown there.
@@ -14,7 +16,6 @@ from typing import Any
 
 import orjson
 
-from pipelines.files import Files
 from pipelines.sources.categories import Category, load_categories
 from pipelines.sources.coco_json import (
     Document,
@@ -24,34 +25,20 @@ from pipelines.sources.coco_json import (
     possible_paths,
 )
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Index, Read
+from pipelines.sources.source import Entry, Files, Index, Read, Source
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import Row, as_int, as_ints, as_is, take
-from semsam.data.images import MAX_PIXELS
-from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
-_LAYOUTS = (
-    "{file_name}",
-    "images/{file_name}",
-    "coco/{file_name}",
-    "../coco/{file_name}",
-    "../coco_panoptic/{file_name}",
-)
+_LAYOUTS = ("{file_name}", "images/{file_name}", "coco/{file_name}")
 
 
 @dataclass(frozen=True)
-class Paco:
+class Paco(Source):
     """Objects, and parts that know their object."""
 
     dataset: str = "paco"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
+    image_ids: str = "coco"
 
     def index(self, files: Files, split: str) -> Index:
         name = f"paco_lvis_v1_{split}.json"
@@ -62,9 +49,9 @@ class Paco:
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
-        paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
+        paths = possible_paths(files, entry, _LAYOUTS, split, rows["file_name"])
         regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
-        regions.file = f"{files.root}/{rows['file']}"
+        regions.file = f"{files.path}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         for native in rows["unknown"]:
             regions.drop("listed name outside the vocabulary", f"category id {native}")

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import orjson
 from pycocotools import mask as coco_mask
 
-from pipelines.files import Files
 from pipelines.sources.categories import Category, load_categories
 from pipelines.sources.coco_json import (
     Document,
@@ -20,11 +19,9 @@ from pipelines.sources.coco_json import (
     possible_paths,
 )
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Index, Read
+from pipelines.sources.source import Entry, Files, Index, Read, Source
 from pipelines.sources.stored_image import check_size, read_image
 from pipelines.sources.values import Row, as_is
-from semsam.data.images import MAX_PIXELS
-from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
 _LAYOUTS = (
@@ -38,17 +35,10 @@ _LAYOUTS = (
 
 
 @dataclass(frozen=True)
-class PartImageNet:
+class PartImageNet(Source):
     """Derived object regions, and after each the parts that it is made of."""
 
     dataset: str = "partimagenet"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
         places = [f"{split}.json", f"annotations/{split}.json", f"annotations/{split}/{split}.json"]
@@ -57,9 +47,9 @@ class PartImageNet:
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
-        paths = possible_paths(entry, _LAYOUTS, split, rows["file_name"])
+        paths = possible_paths(files, entry, _LAYOUTS, split, rows["file_name"])
         regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
-        regions.file = f"{files.root}/{rows['file']}"
+        regions.file = f"{files.path}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
         by_object: dict[int, list[tuple[Row, str, Category]]] = {}
         for known in known_rows(regions, rows["annotations"], load_categories(self.dataset)):

@@ -12,31 +12,21 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.files import Files, find_file
 from pipelines.sources import mat_files
 from pipelines.sources.categories import Category, load_categories
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
+from pipelines.sources.source import BadSample, Entry, Files, Index, Read, Rejected, Source, find_file
 from pipelines.sources.stored_image import check_size, read_image
-from semsam.data.images import MAX_PIXELS
-from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 
 _VOC_FOLDERS = ("VOCdevkit/VOC2010/", "VOC2010/", "")
 
 
 @dataclass(frozen=True)
-class PascalPart:
+class PascalPart(Source):
     """Objects with the parts that each is made of."""
 
     dataset: str = "pascal_part"
-    version: int = 1
-    train_long_side: int = 0
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
         path = find_file(files, [f"{folder}ImageSets/Main/{split}.txt" for folder in _VOC_FOLDERS])
@@ -45,19 +35,19 @@ class PascalPart:
         mats = set(files.glob("Annotations_Part/*.mat"))
         index = Index([])
         for name in sorted(names):
-            again = Rejected("duplicate image id", name, f"{files.root}/{path}: {names[name]} lines")
+            again = Rejected("duplicate image id", name, f"{files.path}/{path}: {names[name]} lines")
             index.rejected += [again] * (names[name] - 1)
             mat = f"Annotations_Part/{name}.mat"
             if mat in mats:
                 index.entries.append(Entry(name, f"{folder}JPEGImages/{name}.jpg"))
             else:
-                index.rejected.append(Rejected("missing .mat", name, f"{files.root}/{mat}"))
+                index.rejected.append(Rejected("missing .mat", name, f"{files.path}/{mat}"))
         return index
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
         path = f"Annotations_Part/{entry.sample_id}.mat"
-        regions.file = f"{files.root}/{path}"
+        regions.file = f"{files.path}/{path}"
         for position, thing in enumerate(_objects(files, path, entry.sample_id)):
             _add_object(regions, thing, position)
         return regions.read(self.dataset, split)
@@ -69,21 +59,21 @@ SOURCE = PascalPart()
 def _names(files: Files, path: str) -> Counter[str]:
     """How often each image is in the list of a split."""
     try:
-        lines = files.read_bytes(path).decode("utf-8-sig").splitlines()
+        lines = files.read(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{files.root}/{path}: {error}") from None
+        raise ValueError(f"{files.path}/{path}: {error}") from None
     return Counter(line.split()[0] for line in lines if line.strip())
 
 
 def _objects(files: Files, path: str, sample_id: str) -> list[Any]:
     """The objects of a .mat file: records of class_ind, mask, and parts (part_name, mask)."""
     try:
-        annotated = mat_files.struct_rows(mat_files.load_variable(files.read_bytes(path), "anno"), ("objects",))
+        annotated = mat_files.struct_rows(mat_files.load_variable(files.read(path), "anno"), ("objects",))
         if len(annotated) != 1:
             raise ValueError(f"{len(annotated)} rows of anno instead of one")
         return mat_files.struct_rows(annotated[0]["objects"], ("class_ind", "mask", "parts"))
     except (ValueError, FileNotFoundError) as error:
-        raise BadSample("broken .mat", sample_id, f"{files.root}/{path}: {error}") from None
+        raise BadSample("broken .mat", sample_id, f"{files.path}/{path}: {error}") from None
 
 
 def _add_object(regions: Regions, thing: Any, position: int) -> None:

@@ -8,41 +8,32 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
-from pipelines.files import Files
-from pipelines.sources.categories import load_categories
 from pipelines.sources.coco_json import add_segmentation, annotation_values, sample_id
 from pipelines.sources.json_lists import parse_json
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import BadSample, Entry, Index, Read, Rejected
+from pipelines.sources.source import BadSample, Entry, Files, Index, Read, Rejected, Source
 from pipelines.sources.stored_image import check_size, read_image
-from pipelines.sources.values import OddValue, as_is, as_list, as_row, as_size, take
-from semsam.data.images import MAX_PIXELS
-from semsam.data.manifest import Vocabulary
+from pipelines.sources.values import OddValue, as_is, as_list, as_row, as_size, as_text, take
 from semsam.data.schema import Kind
 
 
 @dataclass(frozen=True)
-class Sa1b:
+class Sa1b(Source):
     """Class-agnostic masks, about a hundred per image; the RLE strings are stored as they are."""
 
     dataset: str = "sa1b"
-    version: int = 1
     train_long_side: int = 1024
-    allow_absent: tuple[str, ...] = ()
-    max_pixels: int = MAX_PIXELS
     val_share: float = 0.001
-
-    def vocabulary(self) -> Vocabulary:
-        return load_categories(self.dataset).vocabulary
 
     def index(self, files: Files, split: str) -> Index:
         has_folders = bool(files.glob("val/*"))
         paths = files.glob(f"{split}/**/sa_*" if has_folders else "**/sa_*")  # One walk through 22 million files.
         annotated = {path.removesuffix(".json") for path in paths if path.endswith(".json")}
         if not annotated:
-            raise ValueError(f"{files.root}: found no sa_*.json")
+            raise ValueError(f"{files.path}: found no sa_*.json")
         entries: dict[str, Entry] = {}
         rejected = []
         for path in paths:
@@ -51,20 +42,23 @@ class Sa1b:
             if ending not in ("json", "jpg") or (not has_folders and self._is_val(key) != (split == "val")):
                 continue
             if ending == "json" and entries.setdefault(key, Entry(key, f"{stem}.jpg")).image != f"{stem}.jpg":
-                rejected.append(Rejected("duplicate image id", key, f"{files.root}/{path}"))
+                rejected.append(Rejected("duplicate image id", key, f"{files.path}/{path}"))
             if ending == "jpg" and stem not in annotated:
-                rejected.append(Rejected("missing annotation file", key, f"{files.root}/{stem}.json"))
+                rejected.append(Rejected("missing annotation file", key, f"{files.path}/{stem}.json"))
         return Index([entries[key] for key in sorted(entries)], rejected)
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))
         document = _annotation_file(files, entry)
-        regions.file = f"{files.root}/{_json_of(entry)}"
+        regions.file = f"{files.path}/{_json_of(entry)}"
         try:
             image, rows = take(document, "image", as_row), take(document, "annotations", as_list)
             size = take(image, "height", as_size), take(image, "width", as_size)
+            name = PurePosixPath(take(image, "file_name", as_text, entry.image)).name
         except OddValue as fault:
             raise BadSample("broken annotation file", entry.sample_id, f"{regions.file}: {fault}") from None
+        if name != PurePosixPath(entry.image).name:
+            raise BadSample("annotation file of another image", entry.sample_id, f"{regions.file}: it is of {name!r}")
         check_size(regions.image, size, entry.sample_id)
         seen: set[int] = set()
         for position, row in enumerate(rows):
@@ -106,6 +100,6 @@ def _annotation_file(files: Files, entry: Entry) -> Any:
     """The parsed json beside the image: one bad file among millions is a bad sample, not the end of the job."""
     path = _json_of(entry)
     try:
-        return parse_json(files.read_bytes(path), f"{files.root}/{path}")
+        return parse_json(files.read(path), f"{files.path}/{path}")
     except (ValueError, FileNotFoundError) as error:
         raise BadSample("broken annotation file", entry.sample_id, str(error)) from None

@@ -1,13 +1,40 @@
-"""What the reader of a dataset must offer: `pipelines.sources.SOURCES` maps the seven names to one each."""
+"""What a dataset must offer: `pipelines.sources.SOURCES` has one of these by each name."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from pipelines.files import Files as Files
+from pipelines.sources.categories import load_categories
+from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Record
+
+
+class Files(Protocol):
+    """The files of a dataset: a `semsam.storage.Folder`.  Names are relative, with forward slashes."""
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def neighbours(self) -> tuple[str, ...]: ...
+
+    def read(self, name: str) -> bytes: ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def glob(self, pattern: str) -> list[str]: ...
+
+
+def find_file(files: Files, candidates: Sequence[str]) -> str:
+    """The first name under which there is a file.  Raises `ValueError` naming all of them."""
+    for name in candidates:
+        if files.exists(name):
+            return name
+    raise ValueError(f"{files.path}: found none of {', '.join(candidates)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +61,10 @@ class Rejected:
 
 # Reasons to leave something out that lie in how a dataset is made or used, or by which a region loses only a piece of
 # what it says: they are counted like all others, but say nothing against the data however often they occur.
+EXCLUDED = "excluded by its id"
 REASONS_BY_DESIGN = frozenset(
     {
+        EXCLUDED,
         "part without category",
         "thing pixels without an instance",
         "no instance PNG",
@@ -78,41 +107,28 @@ class Read:
     dropped: tuple[Rejected, ...] = ()
 
 
-class Source(Protocol):
-    """Reads one dataset's own release layout.  A frozen dataclass, picklable: Ray sends it to workers.
+@dataclass(frozen=True)
+class Source(ABC):
+    """One dataset: what there is to know of it, and how its own release layout is read.  Picklable: it goes to workers.
 
-    A change of what is read is a copy: `dataclasses.replace(source, allow_absent=("instances",))`.
+    Other settings make another source: `dataclasses.replace(source, allow_absent=("instances",))`.
     """
 
-    @property
-    def dataset(self) -> str: ...
+    dataset: str
+    version: int = 1  # Raised whenever the same files give other records: shards made before are made anew then.
+    train_long_side: int = 0  # What train images are brought down to where nobody says otherwise; 0: they stay.
+    image_ids: str = ""  # Datasets of one word here number the same images alike; "": like no other.
+    allow_absent: tuple[str, ...] = ()  # Kinds of annotation that a copy may lack though less is learnt without.
+    max_pixels: int = MAX_PIXELS  # A larger image is rejected by its header as "image too large".
 
-    @property
-    def version(self) -> int:
-        """Raised whenever the same files give other records, so that shards made before are made anew."""
-        ...
+    def vocabulary(self) -> Vocabulary:
+        """The names in `pipelines/categories/<dataset>.json`."""
+        return load_categories(self.dataset).vocabulary
 
-    @property
-    def train_long_side(self) -> int:
-        """The long side that train images are brought down to by default; 0: they keep their pixels."""
-        ...
-
-    @property
-    def allow_absent(self) -> tuple[str, ...]:
-        """Kinds of annotation that a copy may lack altogether though less is learnt from it without them."""
-        ...
-
-    @property
-    def max_pixels(self) -> int:
-        """Larger images are rejected by their header as "image too large"."""
-        ...
-
-    def vocabulary(self) -> Vocabulary: ...
-
+    @abstractmethod
     def index(self, files: Files, split: str) -> Index:
         """List a split.  Raises `ValueError` naming the file (and position, for JSON) when the index is unusable."""
-        ...
 
+    @abstractmethod
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         """Open one image and its annotations.  Raises `BadSample` when nothing of it can be used."""
-        ...

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Integer
 
-from pipelines.files import Files
-from pipelines.sources.source import BadSample
+from pipelines.sources.source import BadSample, Files
 from semsam.data.images import MAX_PIXELS, ImageTooLarge, encode_jpeg, is_plain_jpeg, read_image_any
 
 
@@ -33,7 +32,7 @@ def read_image(files: Files, paths: Sequence[str], sample_id: str, max_pixels: i
         pixels = read_image_any(data, max_pixels)
         return StoredImage(data if is_plain_jpeg(data) else encode_jpeg(pixels), *pixels.shape[:2])
     except ValueError as error:
-        raise BadSample(_reason(error, "broken image"), sample_id, f"{files.root}/{path}: {error}") from None
+        raise BadSample(_reason(error, "broken image"), sample_id, f"{files.path}/{path}: {error}") from None
 
 
 def read_map(
@@ -49,9 +48,9 @@ def read_map(
     Raises `BadSample`: "image too large", `reason` for what `decode` refuses, or that the image has another size.
     """
     try:
-        found = decode(files.read_bytes(path), max(MAX_PIXELS, image.height * image.width))
+        found = decode(files.read(path), max(MAX_PIXELS, image.height * image.width))
     except (ValueError, FileNotFoundError) as error:
-        raise BadSample(_reason(error, reason), sample_id, f"{files.root}/{path}: {error}") from None
+        raise BadSample(_reason(error, reason), sample_id, f"{files.path}/{path}: {error}") from None
     check_size(image, found.shape[:2], sample_id)
     return found
 
@@ -70,8 +69,8 @@ def _reason(error: Exception, otherwise: str) -> str:
 def _first(files: Files, paths: Sequence[str], sample_id: str) -> tuple[str, bytes]:
     for path in paths:
         try:
-            return path, files.read_bytes(path)
+            return path, files.read(path)
         except FileNotFoundError:
             continue
     others = f" (nor in {len(paths) - 1} other places)" if len(paths) > 1 else ""
-    raise BadSample("missing image", sample_id, f"{files.root}/{paths[0]}{others}")
+    raise BadSample("missing image", sample_id, f"{files.path}/{paths[0]}{others}")

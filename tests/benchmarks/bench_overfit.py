@@ -38,7 +38,6 @@ from bench_reader import write_split
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipelines.files import open_root
 from pipelines.prepare.shard_writer import Options, SplitTask, make_record
 from pipelines.sources import SOURCES
 from semsam.config import parse_config
@@ -52,6 +51,7 @@ from semsam.evaluation.overlaps import mask_ious
 from semsam.evaluation.protocols import ClickedRegion, clicked_regions
 from semsam.model.pixel_decoder import ImageFeatures
 from semsam.predictor import ImageSize, Predictor
+from semsam.storage import existing_folder
 from semsam.training.engine import Worker, make_engine
 from semsam.training.material import Material
 from semsam.training.optimizer import set_lr
@@ -142,7 +142,7 @@ def prepare(samples: Path, shards: Path) -> None:
     """The samples as jobs.prepare leaves them, made without Ray."""
     for dataset, folder in SAMPLES.items():
         source = SOURCES[dataset]
-        task = SplitTask(source, open_root(str(samples / folder)), "val", "", Options(8, 0, 92), "bench")
+        task = SplitTask(source, existing_folder(str(samples / folder)), "val", "", Options(8, 0, 92), "bench")
         names = source.vocabulary()
         records = [make_record(task, names, entry).record for entry in source.index(task.files, "val").entries]
         write_split(shards / dataset / "val", records, 8, dataset, names)

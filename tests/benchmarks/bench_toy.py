@@ -20,7 +20,6 @@ import torch
 from bench_reader import write_split
 
 from jobs.quickstart import DEFAULT_CONFIG, QuickstartJob
-from pipelines.files import open_root
 from pipelines.prepare.shard_writer import Options, SplitTask, make_record
 from pipelines.sources import SOURCES
 from pipelines.sources.source import BadSample
@@ -31,7 +30,7 @@ from semsam.data.reader import load_sample
 from semsam.data.schema import Record
 from semsam.data.shards import Split
 from semsam.data.training_sample import SampleSettings
-from semsam.storage import Folder
+from semsam.storage import Folder, existing_folder
 from semsam.training.engine import Worker
 from semsam.training.recipe import Recipe
 from semsam.training.same_run import checkpoint_config
@@ -47,7 +46,7 @@ def prepare(toy: Path, shards: Path) -> dict[str, Split]:
     write_toy_world(toy, TOY)
     splits = {}
     for dataset, source in SOURCES.items():
-        task = SplitTask(source, open_root(str(toy / dataset)), "train", "", Options(8, 0, 92), "bench")
+        task = SplitTask(source, existing_folder(str(toy / dataset)), "train", "", Options(8, 0, 92), "bench")
         names = source.vocabulary()
         records: list[Record] = []
         for entry in source.index(task.files, "train").entries:

@@ -18,11 +18,12 @@ from PIL import Image
 
 from jobs import generate
 from jobs.cluster import connect
-from pipelines.files import Files, LocalFiles
 from pipelines.generate.generate import Generated
 from pipelines.generate.generate import generate as generate_masks
 from pipelines.model_pool import Pool
+from pipelines.sources.source import Files
 from semsam.config import parse_config
+from semsam.storage import Folder
 
 pytestmark = [
     pytest.mark.cluster,
@@ -115,8 +116,8 @@ def test_from_s3_to_s3_gives_the_files_of_a_local_disk_and_makes_what_is_missing
 
 @pytest.mark.slow
 def test_a_fault_of_the_storage_says_which_file_met_it(tmp_path: Path) -> None:
-    class Fails(LocalFiles):
-        def read_bytes(self, path: str) -> bytes:
+    class Fails(Folder):
+        def read(self, path: str) -> bytes:
             raise ConnectionError(f"{path}: the line is dead")
 
     with pytest.raises(RuntimeError, match=r"masks-0000\d\.parquet: ConnectionError: 00000\d\.jpg: the line is dead"):
@@ -128,12 +129,12 @@ def test_a_fault_of_the_storage_says_which_file_met_it(tmp_path: Path) -> None:
 def test_a_killed_worker_costs_its_file_a_second_try_and_nothing_else(tmp_path: Path) -> None:
     flag = tmp_path / "killed"
 
-    class KillsOnce(LocalFiles):
-        def read_bytes(self, path: str) -> bytes:
+    class KillsOnce(Folder):
+        def read(self, path: str) -> bytes:
             if path == "000003.jpg" and not flag.exists():
                 flag.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().read_bytes(path)
+            return super().read(path)
 
     photos = write_photos(tmp_path / "photos", 6)
     generated = generate_from(KillsOnce(str(photos)), tmp_path / "out")
@@ -143,11 +144,11 @@ def test_a_killed_worker_costs_its_file_a_second_try_and_nothing_else(tmp_path: 
 
 @pytest.mark.slow
 def test_a_photo_that_kills_every_worker_is_left_out_and_named(tmp_path: Path) -> None:
-    class Kills(LocalFiles):
-        def read_bytes(self, path: str) -> bytes:
+    class Kills(Folder):
+        def read(self, path: str) -> bytes:
             if path == "000003.jpg":
                 os.kill(os.getpid(), signal.SIGKILL)
-            return super().read_bytes(path)
+            return super().read(path)
 
     files = Kills(str(write_photos(tmp_path / "photos", 6)))
     generated = generate_from(files, tmp_path / "out", max_rejected=0.5)
@@ -159,5 +160,5 @@ def test_a_photo_that_kills_every_worker_is_left_out_and_named(tmp_path: Path) -
 
 
 def generate_from(files: Files, output: Path, **changes: Any) -> Generated:
-    task = generate.generate_task(job(files.root, output, **changes))
+    task = generate.generate_task(job(files.path, output, **changes))
     return generate_masks(replace(task, files=files), Pool(1), 10.0)

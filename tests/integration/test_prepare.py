@@ -19,7 +19,6 @@ import ray
 
 from jobs import prepare
 from jobs.cluster import connect
-from pipelines.files import open_root
 from pipelines.prepare.prepare import prepare as prepare_splits
 from pipelines.prepare.shard_writer import Options, SplitTask
 from pipelines.sources import SOURCES
@@ -33,6 +32,7 @@ from semsam.data.manifest import Manifest, Vocabulary
 from semsam.data.row_categories import row_names
 from semsam.data.schema import Kind
 from semsam.data.shards import Split
+from semsam.storage import existing_folder
 
 pytestmark = [
     pytest.mark.cluster,
@@ -322,5 +322,5 @@ def test_an_image_that_kills_every_worker_is_left_out_and_named(tmp_path: Path) 
 
 
 def _prepare_train(source: Sa1b, root: Path, output: Path, max_rejected: float = 0.01) -> Manifest:
-    task = SplitTask(source, open_root(str(root)), "train", str(output), Options(4, 0, 92), "1", max_rejected)
+    task = SplitTask(source, existing_folder(str(root)), "train", str(output), Options(4, 0, 92), "1", max_rejected)
     return prepare_splits([task], 10.0)[0]

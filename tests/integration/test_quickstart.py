@@ -36,7 +36,7 @@ def test_seven_native_datasets_become_a_tracked_evaluation(tmp_path: Path, monke
     run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(str(result.after.run_id))
     assert run.data.metrics == pytest.approx(result.after.metrics)
     assert {d.dataset.name for d in run.inputs.dataset_inputs} == {f"{d}/val" for d in SOURCES}
-    assert len(list(result.after.pictures.glob("*.png"))) >= 6
+    assert len(list(Path(result.after.pictures).glob("*.png"))) >= 6
     summary = orjson.loads((tmp_path / "quickstart" / "summary.json").read_bytes())
     assert summary["one_click/miou_oracle"]["after"] == pytest.approx(result.after.means["one_click/miou_oracle"][0])
     assert "one_click/miou_oracle" in quickstart.report(result)

@@ -25,7 +25,7 @@ def write(native: NativeSplit) -> None:
         native.write_png(f"annotations/{name}.png", classes)
         if native.has(ALL_CROWD, number):
             # Without instances, things of one class cannot be told apart.
-            native.drop_region("missing instance PNG")
+            native.drop_region("no instance PNG")
             native.note("image of crowds alone")
             native.keep(len(np.unique(classes[classes > 0])))
         else:

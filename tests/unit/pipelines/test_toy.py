@@ -12,7 +12,6 @@ from jaxtyping import Bool
 from pycocotools import mask as coco_mask
 from scipy.io import loadmat
 
-from pipelines.files import open_root
 from pipelines.prepare.validate import validate
 from pipelines.sources import SOURCES
 from pipelines.sources.source import REASONS_BY_DESIGN, BadSample
@@ -27,6 +26,7 @@ from semsam.data.schema import SPLITS, Kind, Record
 from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import CANDIDATE_RADII, best_radii, disc_ious
 from semsam.evaluation.one_click import innermost_pixel
+from semsam.storage import existing_folder
 
 SETTINGS = ToySettings(train_images=8, val_images=6)
 
@@ -45,7 +45,7 @@ def found(world: tuple[Path, dict[tuple[str, str], ToySplit]]) -> dict[tuple[str
 
 
 def read_split(folder: Path, dataset: str, split: str) -> tuple[list[Record], ToySplit]:
-    source, files, count = SOURCES[dataset], open_root(f"{folder}/{dataset}"), ToySplit(dataset, split)
+    source, files, count = SOURCES[dataset], existing_folder(f"{folder}/{dataset}"), ToySplit(dataset, split)
     index = source.index(files, split)
     count.dropped_samples.update(rejected.reason for rejected in index.rejected)
     records = []
@@ -112,7 +112,7 @@ def test_every_fault_of_real_data_is_planted(world: tuple[Path, dict[tuple[str, 
         "unknown category",
         "part without category",
         "thing pixels without an instance",
-        "missing instance PNG",
+        "no instance PNG",
         "image without annotations",
         "image of crowds alone",
         "image with void pixels",
@@ -131,7 +131,7 @@ def test_unusable_annotations_are_in_train_alone_and_nowhere_without_faults(
     clean = write_toy_world(tmp_path / "clean", ToySettings(train_images=4, val_images=1, faults=False))
     for count in [*clean, *(count for (_, split), count in world[1].items() if split == "val")]:
         assert not count.dropped_samples
-        assert set(count.dropped_regions) <= REASONS_BY_DESIGN | {"missing instance PNG"}  # The image of crowds alone.
+        assert set(count.dropped_regions) <= REASONS_BY_DESIGN
     assert "image without annotations" not in sum((count.oddities for count in clean), Counter())
 
 

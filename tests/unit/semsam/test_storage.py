@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from semsam import storage
-from semsam.storage import Folder, NoSuchFileError, find_file, normal_path, open_filesystem, read_file, with_retries
+from semsam.storage import (
+    Folder,
+    NoSuchFileError,
+    existing_folder,
+    normal_path,
+    open_filesystem,
+    read_file,
+    with_retries,
+)
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -134,11 +142,24 @@ def test_a_name_may_lead_to_a_neighbour_and_nowhere_else(content: Folder) -> Non
             files.remove(name)
 
 
-def test_find_file_names_every_place_it_looked(content: Folder) -> None:
-    files = content / "coco_panoptic"
-    assert find_file(files, ["no.json", "sa_1.json"]) == "sa_1.json"
-    with pytest.raises(ValueError, match=r"found none of no\.json, neither\.json"):
-        find_file(files, ["no.json", "neither.json"])
+def test_a_folder_to_read_from_has_to_be_there(tmp_path: Path) -> None:
+    (tmp_path / "paco").mkdir()
+    (tmp_path / "coco").mkdir()
+    for neighbour in ("../coco", f"{tmp_path}/coco/", "s3://bucket/coco"):
+        folder = existing_folder(tmp_path / "paco", [neighbour])
+        assert folder.neighbours[0].rpartition("/")[2] == "coco"
+    assert existing_folder(f"{tmp_path}/paco", ["../coco"]).neighbours == (f"{tmp_path}/coco",)
+    for path, neighbours in ((tmp_path / "absent", []), (tmp_path / "paco", ["../absent"])):
+        with pytest.raises(ValueError, match="absent: no such folder"):
+            existing_folder(path, neighbours)
+    with pytest.raises(ValueError, match=r"expected a local path or s3://"):
+        existing_folder("gs://bucket/data")
+
+
+def test_a_folder_in_a_files_place_is_no_file(content: Folder) -> None:
+    if content.is_local:
+        with pytest.raises(NoSuchFileError, match="coco_panoptic: a folder, not a file"):
+            content.read("coco_panoptic")
 
 
 def test_a_folder_is_deleted_with_what_is_in_it(content: Folder) -> None:

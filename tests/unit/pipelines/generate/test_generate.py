@@ -18,7 +18,6 @@ from pycocotools import mask as coco_masks
 from pycocotools.coco import COCO
 
 from jobs.generate import GenerateJob, generate_task, names_of
-from pipelines.files import open_root
 from pipelines.generate.coco_results import image_ids, write_coco_results
 from pipelines.generate.generate import Task, find_photos, generate
 from pipelines.generate.mask_files import MaskReport, part_name, read_masks, write_masks
@@ -26,7 +25,7 @@ from pipelines.model_pool import Pool, load_predictor
 from pipelines.parts import Part, find_part, sidecar_name
 from semsam.automatic_masks import AutomaticMasks
 from semsam.config import parse_config
-from semsam.storage import Folder
+from semsam.storage import Folder, existing_folder
 
 MASKS = {"points_per_side": 2, "min_iou": -10, "min_stability": 0, "max_overlap": 1}
 
@@ -71,7 +70,7 @@ def find_finished(folder: Folder, position: int, made_from: str) -> Part[MaskRep
 
 
 def test_photos_are_found_in_the_order_of_their_paths(photos: Path) -> None:
-    assert find_photos(open_root(str(photos))) == ["000003.png", "000007.jpg", "000009.jpeg", "deeper/000012.PNG"]
+    assert find_photos(existing_folder(str(photos))) == ["000003.png", "000007.jpg", "000009.jpeg", "deeper/000012.PNG"]
 
 
 @pytest.mark.parametrize("file_format", ["arrow", "parquet"])
@@ -103,16 +102,16 @@ def test_a_file_holds_a_row_per_photo_and_its_sidecar_what_was_rejected(
 def test_a_file_is_finished_for_the_photos_and_options_that_it_was_made_from(task: Task) -> None:
     images = find_photos(task.files)
     folder = Folder(task.output)
-    made_from = task.options.fingerprint(task.files.root, images)
+    made_from = task.options.fingerprint(task.files.path, images)
     assert find_finished(folder, 0, made_from) is None
     sidecar = write(task, images)
     assert find_finished(folder, 0, made_from) == sidecar
     for other in (
-        task.options.fingerprint(task.files.root, images[1:]),
+        task.options.fingerprint(task.files.path, images[1:]),
         task.options.fingerprint("elsewhere", images),
-        replace(task.options, objects=("car", "cat")).fingerprint(task.files.root, images),
-        replace(task.options, model_digest="0").fingerprint(task.files.root, images),
-        replace(task.options, masks=replace(task.options.masks, min_iou=0.5)).fingerprint(task.files.root, images),
+        replace(task.options, objects=("car", "cat")).fingerprint(task.files.path, images),
+        replace(task.options, model_digest="0").fingerprint(task.files.path, images),
+        replace(task.options, masks=replace(task.options.masks, min_iou=0.5)).fingerprint(task.files.path, images),
     ):
         assert find_finished(folder, 0, other) is None
     path = Path(task.output) / sidecar.files[0].name
@@ -217,6 +216,14 @@ def test_a_folder_without_photos_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing to see")
     with pytest.raises(ValueError, match=r"no image found \(\.bmp"):
         generate(new_task(tmp_path, tmp_path / "out"), Pool(), 10.0)
+
+
+def test_a_photo_that_is_too_large_is_counted_by_that_reason(photos: Path, tmp_path: Path) -> None:
+    part = write(new_task(photos, tmp_path / "out", max_pixels=1000), ["000003.png", "deeper/000012.PNG"])
+    [rejected] = part.report.rejected
+    assert (rejected.reason, rejected.sample_id) == ("image too large", "000003.png")
+    assert "40 x 60 pixels" in rejected.detail
+    assert part.report.num_images == 1
 
 
 def test_a_photo_that_is_gone_or_closed_is_rejected(task: Task, photos: Path) -> None:

@@ -12,23 +12,22 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipelines.files import Files, open_root
 from pipelines.parts import find_part
 from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
-from pipelines.sources.source import Entry, Read
+from pipelines.sources.source import Entry, Files, Read
 from semsam.data import rle
 from semsam.data.images import decode_jpeg
 from semsam.data.manifest import Vocabulary
 from semsam.data.row_categories import from_bytes
 from semsam.data.schema import Kind, Record, from_row
-from semsam.storage import Folder
+from semsam.storage import Folder, existing_folder
 
 WriteSa1b = Callable[..., Path]
 
 
 def task_of(root: Path, output: Path, max_long_side: int = 0) -> SplitTask:
-    return SplitTask(Sa1b(), open_root(str(root)), "train", str(output), Options(4, max_long_side, 92), "1.0")
+    return SplitTask(Sa1b(), existing_folder(str(root)), "train", str(output), Options(4, max_long_side, 92), "1.0")
 
 
 def entries_of(task: SplitTask) -> list[Entry]:
@@ -164,7 +163,7 @@ def test_a_shard_made_from_something_else_is_made_anew(write_sa1b: WriteSa1b, tm
     changed = {
         "options": replace(task, options=replace(task.options, max_long_side=30)),
         "entries": task,
-        "root": replace(task, files=open_root(f"{root}/../sa1b")),
+        "root": replace(task, files=existing_folder(f"{root}/../sa1b")),
         "version": replace(task, source=Sa1b(version=99)),
         "redo": replace(task, redo=True),
     }[what]
@@ -199,9 +198,10 @@ def test_a_damaged_shard_is_made_anew(write_sa1b: WriteSa1b, tmp_path: Path, dam
 
 def test_a_fault_of_the_storage_ends_the_task_and_leaves_no_shard(write_sa1b: WriteSa1b, tmp_path: Path) -> None:
     class Unreachable:
-        root = "gone"
+        path = "gone"
+        neighbours = ()
 
-        def read_bytes(self, path: str) -> bytes:
+        def read(self, path: str) -> bytes:
             raise PermissionError("not allowed")
 
         def exists(self, path: str) -> bool:
@@ -236,10 +236,12 @@ class NoTorch:
         if name.partition(".")[0] in ("torch", "deepspeed", "transformers"):
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, NoTorch())
-from pipelines.files import Files, open_root
+from pipelines.sources.source import Files
+from semsam.storage import existing_folder
 from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
-task = SplitTask(Sa1b(), open_root({str(write_sa1b())!r}), "train", {str(tmp_path / "out")!r}, Options(9, 30, 92), "1")
+files = existing_folder({str(write_sa1b())!r})
+task = SplitTask(Sa1b(), files, "train", {str(tmp_path / "out")!r}, Options(9, 30, 92), "1")
 print(write_shard(task, 0, task.source.index(task.files, "train").entries)[0].report.shard.rows)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

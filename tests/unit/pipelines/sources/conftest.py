@@ -13,12 +13,12 @@ import scipy.io
 from jaxtyping import Bool
 from PIL import Image
 
-from pipelines.files import open_root
 from pipelines.sources import SOURCES
 from pipelines.sources.categories import load_categories
 from pipelines.sources.source import Entry, Index, Read
 from semsam.data import rle
 from semsam.data.images import encode_jpeg
+from semsam.storage import existing_folder
 
 HEIGHT, WIDTH = 24, 32
 
@@ -93,12 +93,12 @@ class Native:
         scipy.io.savemat(self.path(name), {"anno": anno})
 
     def index(self) -> Index:
-        return self.source.index(open_root(str(self.root)), self.split)
+        return self.source.index(existing_folder(str(self.root)), self.split)
 
     def read(self, entry: Entry | int = 0) -> Read:
         """What the source makes of an entry, or of the entry at a position."""
         entry = self.index().entries[entry] if isinstance(entry, int) else entry
-        return self.source.read(open_root(str(self.root)), self.split, entry)
+        return self.source.read(existing_folder(str(self.root)), self.split, entry)
 
 
 def _write_sa1b(native: Native) -> None:

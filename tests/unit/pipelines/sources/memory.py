@@ -20,16 +20,17 @@ class MemoryFiles:
     """`Files` whose contents are bytes by path."""
 
     contents: Mapping[str, bytes]
-    root: str = "memory"
+    path: str = "memory"
+    neighbours: tuple[str, ...] = ()
 
-    def read_bytes(self, path: str) -> bytes:
+    def read(self, name: str) -> bytes:
         try:
-            return self.contents[path]
+            return self.contents[name]
         except KeyError:
-            raise FileNotFoundError(path) from None
+            raise FileNotFoundError(name) from None
 
-    def exists(self, path: str) -> bool:
-        return path in self.contents
+    def exists(self, name: str) -> bool:
+        return name in self.contents
 
     def glob(self, pattern: str) -> list[str]:
         text = re.escape(pattern).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")

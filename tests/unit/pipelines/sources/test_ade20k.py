@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.files import open_root
 from pipelines.sources import SOURCES
 from pipelines.sources.source import REASONS_BY_DESIGN, BadSample, Read
 from semsam.data import rle
 from semsam.data.schema import Kind
+from semsam.storage import existing_folder
 
 VOCABULARY = SOURCES["ade20k"].vocabulary()
 
@@ -27,7 +27,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def read_real(samples_dir: Path, split: str, name: str) -> Read:
     source = replace(SOURCES["ade20k"], allow_absent=("instances",))
-    files = open_root(str(samples_dir / "ade20k/ADEChallengeData2016"))
+    files = existing_folder(str(samples_dir / "ade20k/ADEChallengeData2016"))
     entry = next(entry for entry in source.index(files, split).entries if entry.sample_id == name)
     return source.read(files, split, entry)
 
@@ -193,7 +193,8 @@ def test_a_split_without_any_instance_png_is_refused_unless_that_is_allowed(writ
     native = write_native("ade20k")
     assert native.index().absent == ()
     remove_instances(native, 3, 7)
-    with pytest.raises(ValueError, match=r"no annotations_instance/validation/\*\.png.*allow_absent: \[instances\]"):
+    message = r"2 of 2 images have no annotations_instance/validation/\*\.png.*allow_absent: \[instances\]"
+    with pytest.raises(ValueError, match=message):
         native.index()
     native.source = replace(native.source, allow_absent=("instances",))
     assert native.index().absent == ("instances",)
@@ -202,12 +203,17 @@ def test_a_split_without_any_instance_png_is_refused_unless_that_is_allowed(writ
     assert {r.reason for r in read.dropped} == {"no instance PNG"} <= REASONS_BY_DESIGN
 
 
-def test_a_single_missing_instance_png_is_a_fault(write_native: Any) -> None:
+def test_a_single_missing_instance_png_is_counted_and_a_half_unpacked_folder_refused(write_native: Any) -> None:
     native = write_native("ade20k")
     remove_instances(native, 3)
     assert (len(native.index().entries), native.index().rejected, native.index().absent) == (2, [], ())
-    assert [r.reason for r in native.read().dropped] == ["missing instance PNG"]
-    assert "missing instance PNG" not in REASONS_BY_DESIGN
+    assert [r.reason for r in native.read().dropped] == ["no instance PNG"]
+    for number in (11, 12):
+        for folder, suffix in (("images", "jpg"), ("annotations", "png")):
+            one = native.path(f"{folder}/validation/ADE_val_{3:08d}.{suffix}")
+            native.path(f"{folder}/validation/ADE_val_{number:08d}.{suffix}").write_bytes(one.read_bytes())
+    with pytest.raises(ValueError, match="3 of 4 images have no annotations_instance"):
+        native.index()
 
 
 @pytest.mark.parametrize("kept", ["annotations", "annotations_instance"])

@@ -11,17 +11,17 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from pipelines.files import open_root
 from pipelines.sources import SOURCES
 from pipelines.sources.source import BadSample, Read
 from semsam.data import rle
 from semsam.data.schema import Kind
+from semsam.storage import existing_folder
 
 PANOPTIC, INSTANCES = "annotations/panoptic_val2017.json", "annotations/instances_val2017.json"
 
 
 def read_real(samples_dir: Path, image_id: int) -> Read:
-    source, files = SOURCES["coco_panoptic"], open_root(str(samples_dir / "coco"))
+    source, files = SOURCES["coco_panoptic"], existing_folder(str(samples_dir / "coco"))
     index = source.index(files, "val")
     assert index.rejected == []
     assert [entry.sample_id for entry in index.entries] == ["000000039769", "000000142238"]
@@ -123,7 +123,7 @@ def test_an_unusable_png_is_a_bad_sample(write_native: Any, fault: str) -> None:
 def test_a_real_copy_without_instances_is_read_and_says_so(
     samples_dir: Path, split: str, images: int, segments: int
 ) -> None:
-    source, files = SOURCES["coco_panoptic"], open_root(str(samples_dir / "coco128"))
+    source, files = SOURCES["coco_panoptic"], existing_folder(str(samples_dir / "coco128"))
     index = source.index(files, split)
     assert (len(index.entries), index.absent) == (images, ("instances",))
     assert index.rejected == index.rejected_regions == []

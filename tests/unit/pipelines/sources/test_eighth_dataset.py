@@ -18,22 +18,17 @@ import numpy as np
 
 from pipelines.sources.categories import load_categories
 from pipelines.sources.regions import Regions
-from pipelines.sources.source import Entry, Index
+from pipelines.sources.source import Entry, Index, Source
 from pipelines.sources.stored_image import read_image
 from semsam.data.schema import Kind
 
 
 @dataclass(frozen=True)
-class Corners:
+class Corners(Source):
     """Photos whose upper left quarter is a corner."""
 
     dataset: str = "corners"
-    version: int = 3
     train_long_side: int = 16
-    allow_absent: tuple[str, ...] = ()
-
-    def vocabulary(self):
-        return load_categories(self.dataset).vocabulary
 
     def index(self, files, split):
         return Index([Entry(path.removesuffix(".jpg"), path) for path in files.glob("*.jpg")])

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.files import open_root
 from pipelines.sources import SOURCES
 from pipelines.sources.source import REASONS_BY_DESIGN, BadSample, Rejected
 from semsam.data import rle
 from semsam.data.schema import Kind, from_row, to_row
 from semsam.losses.router import TABLE
+from semsam.storage import existing_folder
 
 
 def test_sources_are_the_seven_datasets() -> None:
@@ -30,7 +30,7 @@ def test_entries_are_sorted_and_pickle(native: Any) -> None:
     assert len(ids) == 2
     assert index.rejected == []
     assert pickle.loads(pickle.dumps(index)) == index
-    source, files = pickle.loads(pickle.dumps((native.source, open_root(str(native.root)))))
+    source, files = pickle.loads(pickle.dumps((native.source, existing_folder(str(native.root)))))
     assert source.read(files, native.split, index.entries[0]) == native.read(0)
 
 

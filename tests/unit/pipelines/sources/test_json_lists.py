@@ -53,6 +53,11 @@ def test_an_unreadable_row_is_named_by_line_and_column(rows: str, piece: int) ->
         list(lists.rows("images"))
 
 
+def test_two_lists_of_one_name_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a\.json: two lists are named 'images'"):
+        JsonLists(b'{"images": [1], "info": {}, "images": [2]}', "a.json")
+
+
 def test_a_missing_list_is_named() -> None:
     with pytest.raises(ValueError, match=r"a\.json: no list 'number'"):
         list(JsonLists(json.dumps(DOCUMENT).encode(), "a.json").rows("number"))

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.files import open_root
 from pipelines.sources import SOURCES
 from semsam.data.images import encode_jpeg
 from semsam.data.schema import Kind
+from semsam.storage import existing_folder
 
 JSON = "zhiyuan_objv2_val.json"
 
@@ -105,7 +105,7 @@ def test_the_real_row_becomes_its_box(samples_dir: Path, tmp_path: Path) -> None
     (tmp_path / "patch8").mkdir()
     jpeg = encode_jpeg(np.full((512, 769, 3), 128, np.uint8))
     (tmp_path / "patch8/objects365_v1_00420917.jpg").write_bytes(jpeg)
-    source, files = SOURCES["objects365"], open_root(str(tmp_path))
+    source, files = SOURCES["objects365"], existing_folder(str(tmp_path))
     record = source.read(files, "train", source.index(files, "train").entries[0]).record
     x, y, w, h = row["bbox"]
     assert record.regions[0].box_xyxy == pytest.approx((x, y, x + w, y + h), rel=1e-6)

@@ -8,7 +8,9 @@ import pytest
 
 from pipelines.sources import SOURCES
 from pipelines.sources.categories import load_categories
+from pipelines.sources.source import BadSample
 from semsam.data.schema import Kind
+from semsam.storage import existing_folder
 
 JSON = "annotations/paco_lvis_v1_val.json"
 VOCABULARY = SOURCES["paco"].vocabulary()
@@ -63,7 +65,7 @@ def test_checked_names_are_those_present_and_those_looked_for(write_native: Any)
 
 
 @pytest.mark.parametrize("folder", ["coco", "../coco", "images"])
-def test_images_may_lie_in_a_coco_folder(write_native: Any, folder: str, tmp_path_factory: Any) -> None:
+def test_images_may_lie_in_a_coco_folder(write_native: Any, folder: str) -> None:
     native = write_native("paco")
     root = native.root / "paco"
     root.mkdir()
@@ -71,6 +73,19 @@ def test_images_may_lie_in_a_coco_folder(write_native: Any, folder: str, tmp_pat
     (root / folder).resolve().mkdir(exist_ok=True)
     (native.root / "val2017").rename((root / folder).resolve() / "val2017")
     native.root = root
-    entry = native.index().entries[0]
-    assert entry.image == f"{folder}/val2017/000000000003.jpg"
-    assert len(native.read(entry).record.regions) == 2
+    files = existing_folder(root, ["../coco"] if folder == "../coco" else [])
+    entry = native.source.index(files, "val").entries[0]
+    places = {"../coco": f"{root.parent}/coco"}
+    assert entry.image == f"{places.get(folder, folder)}/val2017/000000000003.jpg"
+    assert len(native.source.read(files, "val", entry).record.regions) == 2
+
+
+def test_images_in_a_neighbour_that_nobody_named_are_missing(write_native: Any) -> None:
+    native = write_native("paco")
+    (native.root / "paco").mkdir()
+    (native.root / "annotations").rename(native.root / "paco" / "annotations")
+    (native.root / "coco").mkdir()
+    (native.root / "val2017").rename(native.root / "coco" / "val2017")
+    native.root = native.root / "paco"
+    with pytest.raises(BadSample, match="missing image"):
+        native.read(0)

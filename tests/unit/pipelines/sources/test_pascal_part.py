@@ -10,11 +10,11 @@ import pytest
 import scipy.io
 import scipy.sparse
 
-from pipelines.files import open_root
 from pipelines.sources import SOURCES
 from pipelines.sources.source import REASONS_BY_DESIGN, BadSample, Read
 from semsam.data import rle
 from semsam.data.schema import Kind
+from semsam.storage import existing_folder
 
 VOCABULARY = SOURCES["pascal_part"].vocabulary()
 MAT = "Annotations_Part/2008_000003.mat"
@@ -23,7 +23,7 @@ MAT = "Annotations_Part/2008_000003.mat"
 @pytest.mark.samples
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_real_regions_have_the_exact_pixels_of_the_mat(samples_dir: Path, split: str) -> None:
-    source, files = SOURCES["pascal_part"], open_root(str(samples_dir / "pascal_part"))
+    source, files = SOURCES["pascal_part"], existing_folder(str(samples_dir / "pascal_part"))
     index = source.index(files, split)
     assert (len(index.entries), index.rejected) == (6, [])
     for entry in index.entries:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.files import open_root
 from pipelines.sources.sa1b import Sa1b
 from pipelines.sources.source import BadSample, Rejected
 from semsam.data import rle
 from semsam.data.images import encode_jpeg
 from semsam.data.schema import Kind
+from semsam.storage import existing_folder
 
 
 @pytest.mark.samples
@@ -25,7 +25,7 @@ def test_real_rle_is_stored_bit_for_bit(samples_dir: Path, tmp_path: Path, name:
     size = (document["image"]["height"], document["image"]["width"], 3)
     (tmp_path / f"{name}.json").write_bytes(data)
     (tmp_path / f"{name}.jpg").write_bytes(encode_jpeg(np.full(size, 128, np.uint8)))
-    source, files = Sa1b(val_share=0), open_root(str(tmp_path))
+    source, files = Sa1b(val_share=0), existing_folder(str(tmp_path))
     read = source.read(files, "train", source.index(files, "train").entries[0])
     assert read.dropped == ()
     for region, row in zip(read.record.regions, document["annotations"], strict=True):
@@ -49,7 +49,7 @@ def test_the_hashed_split_is_complete_disjoint_and_the_same_in_subfolders(tmp_pa
     write_names(tmp_path / "deep", [f"sa_{i % 3:06d}/sa_{i}.json" for i in range(200)])
     source = Sa1b(val_share=0.2)
     ids = {
-        (place, split): [e.sample_id for e in source.index(open_root(str(tmp_path / place)), split).entries]
+        (place, split): [e.sample_id for e in source.index(existing_folder(str(tmp_path / place)), split).entries]
         for place in ("flat", "deep")
         for split in ("train", "val")
     }
@@ -61,7 +61,7 @@ def test_the_hashed_split_is_complete_disjoint_and_the_same_in_subfolders(tmp_pa
 
 def test_folders_named_after_the_splits_are_the_split(tmp_path: Path) -> None:
     write_names(tmp_path, ["train/sa_000001/sa_11.json", "train/sa_2.json", "val/sa_3.json"])
-    files = open_root(str(tmp_path))
+    files = existing_folder(str(tmp_path))
     assert [entry.image for entry in Sa1b().index(files, "train").entries] == [
         "train/sa_2.jpg",
         "train/sa_000001/sa_11.jpg",
@@ -71,21 +71,21 @@ def test_folders_named_after_the_splits_are_the_split(tmp_path: Path) -> None:
 
 def test_the_same_id_in_two_folders_is_counted(tmp_path: Path) -> None:
     write_names(tmp_path, ["train/a/sa_2.json", "train/b/sa_2.json", "val/sa_3.json"])
-    index = Sa1b().index(open_root(str(tmp_path)), "train")
+    index = Sa1b().index(existing_folder(str(tmp_path)), "train")
     assert [entry.image for entry in index.entries] == ["train/a/sa_2.jpg"]
     assert [(r.reason, r.detail) for r in index.rejected] == [("duplicate image id", f"{tmp_path}/train/b/sa_2.json")]
 
 
 def test_an_image_without_a_json_is_counted(tmp_path: Path) -> None:
     write_names(tmp_path, ["train/sa_2.json", "train/sa_2.jpg", "train/a/sa_5.jpg", "train/sa_6.txt", "val/sa_3.json"])
-    index = Sa1b().index(open_root(str(tmp_path)), "train")
+    index = Sa1b().index(existing_folder(str(tmp_path)), "train")
     assert [entry.image for entry in index.entries] == ["train/sa_2.jpg"]
     assert index.rejected == [Rejected("missing annotation file", "000000000005", f"{tmp_path}/train/a/sa_5.json")]
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"found no sa_\*\.json"):
-        Sa1b().index(open_root(str(tmp_path)), "train")
+        Sa1b().index(existing_folder(str(tmp_path)), "train")
 
 
 @pytest.mark.parametrize("content", ['{"image": ', "[]", '{"image": {}, "annotations": []}', '{"annotations": 3}'])
@@ -126,6 +126,17 @@ def test_a_polygon_and_run_lengths_are_masks_too_and_unusable_ones_leave_the_oth
         ("broken polygon", f"{file}: annotation 204: 5 is no list"),
         ("broken RLE", f"{file}: annotation 205: 7 is no list"),
     ]
+
+
+def test_a_json_of_another_image_is_a_bad_sample(write_native: Any) -> None:
+    native = write_native("sa1b")
+    first, second = native.path("val/sa_3.json"), native.path("val/sa_7.json")
+    first_data, second_data = first.read_bytes(), second.read_bytes()
+    first.write_bytes(second_data)
+    second.write_bytes(first_data)
+    for position, other in ((0, "sa_7.jpg"), (1, "sa_3.jpg")):
+        with pytest.raises(BadSample, match=f"annotation file of another image: .*it is of '{other}'"):
+            native.read(position)
 
 
 def test_an_empty_mask_is_dropped(write_native: Any) -> None:

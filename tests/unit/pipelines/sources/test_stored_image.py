@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.files import open_root
 from pipelines.sources.source import BadSample
 from pipelines.sources.stored_image import read_image
 from semsam.data.images import decode_jpeg, encode_jpeg
+from semsam.storage import existing_folder
 
 
 def reason_and_detail(root: Path, *paths: str) -> tuple[str, str]:
     with pytest.raises(BadSample) as caught:
-        read_image(open_root(str(root)), paths, "7")
+        read_image(existing_folder(str(root)), paths, "7")
     return caught.value.rejected.reason, caught.value.rejected.detail
 
 
 def test_an_image_beyond_the_sources_limit_is_counted_by_that_reason(native: Any) -> None:
     entry = native.index().entries[0]
-    files = open_root(str(native.root))
+    files = existing_folder(str(native.root))
     enough = replace(native.source, max_pixels=24 * 32)
     assert enough.read(files, native.split, entry).record == native.read(entry).record
     with pytest.raises(BadSample) as caught:
@@ -63,6 +63,6 @@ def test_a_jpeg_that_the_fast_decoder_cannot_read_becomes_one_that_it_can(tmp_pa
     data = bytearray((tmp_path / "odd.jpg").read_bytes())
     data[data.index(b"\xff\xc0") + 11] = sampling
     (tmp_path / "odd.jpg").write_bytes(data)
-    stored = read_image(open_root(str(tmp_path)), ["odd.jpg"], "7")
+    stored = read_image(existing_folder(str(tmp_path)), ["odd.jpg"], "7")
     assert stored.data != data
     assert decode_jpeg(stored.data).shape == (stored.height, stored.width, 3) == (24, 32, 3)

@@ -32,6 +32,7 @@ def manifest() -> Manifest:
         code_version="0.1.0",
         options={"max_long_side": 1024, "nested": {"a": None}},
         row_categories=IndexFile("row_categories.arrow", 10, "ef"),
+        absent=("instances",),
     )
 
 

@@ -1,0 +1,202 @@
+"""Whatever happens to a stored file is noticed, by that file's name, or changes nothing that is read.
+
+A seeded sweep over every kind of file that the project stores: each is cut short, has bits flipped, changes places with
+another of its kind, is replaced by something foreign, or by what an older version or run has written.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from jobs.generate import GenerateJob, generate_task
+from pipelines.generate.generate import find_photos, generate
+from pipelines.generate.mask_files import MaskReport, read_masks, write_masks
+from pipelines.generate.verify import verify_masks
+from pipelines.model_pool import Pool, load_predictor
+from pipelines.parts import read_sidecar
+from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
+from pipelines.sources import SOURCES
+from semsam.automatic_masks import AutomaticMasks
+from semsam.config import parse_config
+from semsam.data.sealed import SEAL
+from semsam.data.shards import open_split
+from semsam.storage import Folder, existing_folder
+from tests.painted_shards import VOCABULARIES, write_painted_shards
+from tests.unit.pipelines.conftest import write_image
+
+CASES = 8  # Of each damage to each file.
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One file of something stored, and how it is read."""
+
+    kind: str
+    name: str  # Below the folder.
+    sibling: str  # Another file of its kind.
+    older: Callable[[bytes], bytes]
+    read: Callable[[Path], Any]
+
+
+def rows_of(folder: Path) -> list[Any]:
+    split = open_split(str(folder), "pascal_part", "train")
+    return [split.record(i) for i in range(len(split))]
+
+
+def names_of(folder: Path) -> list[Any]:
+    rows: list[Any] = open_split(str(folder), "pascal_part", "train").row_categories().to_pylist()
+    return rows
+
+
+def older_json(data: bytes) -> bytes:
+    """As an earlier version wrote it: without a digest of its own, and of an earlier schema."""
+    values = orjson.loads(data)
+    values.pop(SEAL, None)
+    return orjson.dumps({**values, "schema_version": 1}, option=orjson.OPT_INDENT_2)
+
+
+def other_bytes(data: bytes) -> bytes:
+    """As an earlier run with other settings may have left it: of the same size."""
+    return data[: len(data) // 2] + bytes(b ^ 0x55 for b in data[len(data) // 2 :])
+
+
+def splits() -> list[Stored]:
+    split, other = "pascal_part/train", "coco_panoptic/train"
+    return [
+        Stored("shard", f"{split}/shard-00000.arrow", f"{split}/shard-00001.arrow", other_bytes, rows_of),
+        Stored("rows of a shard", f"{split}/shard-00000.rows", f"{split}/shard-00001.rows", other_bytes, rows_of),
+        Stored("manifest", f"{split}/manifest.json", f"{other}/manifest.json", older_json, rows_of),
+        Stored("row names", f"{split}/row_categories.arrow", f"{other}/row_categories.arrow", other_bytes, names_of),
+    ]
+
+
+@pytest.fixture(scope="module")
+def stored_splits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_painted_shards(tmp_path_factory.mktemp("splits"), 6, VOCABULARIES)
+
+
+def damages(stored: Stored, folder: Path, rng: np.random.Generator) -> Iterator[tuple[str, Callable[[], None]]]:
+    """Each damage by its name."""
+    path, sibling = folder / stored.name, folder / stored.sibling
+    data = path.read_bytes()
+
+    def swap() -> None:
+        other = sibling.read_bytes()
+        sibling.write_bytes(data)
+        path.write_bytes(other)
+
+    for _ in range(CASES):
+        cut, place, bit = int(rng.integers(len(data))), int(rng.integers(len(data))), 1 << int(rng.integers(8))
+        flipped = data[:place] + bytes([data[place] ^ bit]) + data[place + 1 :]
+        yield f"cut at {cut}", lambda cut=cut: path.write_bytes(data[:cut])
+        yield f"bit {bit} of byte {place} flipped", lambda flipped=flipped: path.write_bytes(flipped)
+        foreign = [b"", b"{}", b"\0" * len(data), b"PK\x03\x04 a zip", rng.bytes(len(data)), b"null", data * 2]
+        chosen = foreign[int(rng.integers(len(foreign)))]
+        yield f"foreign: {chosen[:9]!r}...", lambda chosen=chosen: path.write_bytes(chosen)
+    yield "changed places", swap
+    yield "older", lambda: path.write_bytes(stored.older(data))
+    yield "gone", path.unlink
+
+
+def sweep(stored: Stored, folder: Path) -> tuple[int, list[str]]:
+    """How many damages were tried, and what was wrong with the answers."""
+    expected, faults, tried = stored.read(folder), [], 0
+    names = [stored.name, stored.sibling]
+    for name, damage in damages(stored, folder, np.random.default_rng(len(stored.name))):
+        tried += 1
+        kept = {one: (folder / one).read_bytes() for one in names}
+        try:
+            damage()
+            faults += [f"{stored.kind}, {name}: {fault}" for fault in answer_faults(stored, folder, expected)]
+        finally:
+            for one, data in kept.items():
+                (folder / one).write_bytes(data)
+    return tried, faults
+
+
+def answer_faults(stored: Stored, folder: Path, expected: Any) -> Iterator[str]:
+    """What is wrong with how a damaged file is met: nothing, if it is named or makes no difference."""
+    try:
+        found = stored.read(folder)
+    except (ValueError, OSError) as error:
+        blamed = [name for name in (stored.name, stored.sibling) if str(folder / name) in str(error)]
+        if not blamed:
+            yield f"nameless or wrong blame: {error}"
+    except Exception as error:
+        yield f"crash: {error!r}"
+    else:
+        if found != expected:
+            yield "silent"
+
+
+def parts() -> list[Stored]:
+    def sidecar(kind: type[Any], name: str) -> Callable[[Path], Any]:
+        return lambda folder: read_sidecar(Folder(folder).read(name), str(folder / name), kind)
+
+    def masks(folder: Path) -> list[Any]:
+        """As a job reads them: by a sidecar, which is whole here."""
+        part = read_sidecar((folder / "kept.json").read_bytes(), "masks-00000.json", MaskReport)
+        rows: list[Any] = read_masks(Folder(folder), part).to_pylist()
+        return rows
+
+    def manifest(folder: Path) -> str:
+        return verify_masks(Folder(folder))
+
+    def two(kind: str, suffix: str, older: Callable[[bytes], bytes], read: Callable[[Path], Any]) -> Stored:
+        return Stored(kind, suffix.replace("#", "0"), suffix.replace("#", "1"), older, read)
+
+    masks_json, shard_json = sidecar(MaskReport, "masks-00000.json"), sidecar(ShardReport, "shard-00000.json")
+    return [
+        two("masks", "masks-0000#.parquet", other_bytes, masks),
+        two("sidecar of masks", "masks-0000#.json", older_json, masks_json),
+        two("sidecar of a shard", "shard-0000#.json", older_json, shard_json),
+        Stored("manifest of masks", "manifest.json", "masks-00001.json", older_json, manifest),
+    ]
+
+
+@pytest.fixture(scope="module")
+def stored_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two files of masks, and beside them two shards, each with its sidecar."""
+    photos, folder = tmp_path_factory.mktemp("photos"), tmp_path_factory.mktemp("parts")
+    for number in (1, 2):
+        write_image(photos / "train" / f"sa_{number}", number, 40, 60)
+    settings = {
+        "images": str(photos),
+        "output": str(folder),
+        "images_per_file": 1,
+        "masks": {"points_per_side": 2, "min_iou": -10, "min_stability": 0, "max_overlap": 1},
+        "image_size": {"short_side": 32, "max_long_side": 64},
+    }
+    task = generate_task(parse_config(GenerateJob, settings, "test"))
+    generator = AutomaticMasks(load_predictor(task.options.model, task.options.image_size), task.options.masks)
+    for position, photo in enumerate(find_photos(task.files)):
+        write_masks(generator, task.options, task.files, [photo], task.output, position)
+    generate(task, Pool(), 10.0)
+    shutil.copy(folder / "masks-00000.json", folder / "kept.json")
+    split = SplitTask(SOURCES["sa1b"], existing_folder(photos), "train", str(folder), Options(1, 0, 92), "1")
+    entries = replace(SOURCES["sa1b"], val_share=0.0).index(split.files, "train").entries
+    for position, entry in enumerate(entries):
+        write_shard(split, position, [entry])
+    return folder
+
+
+@pytest.mark.parametrize("stored", parts(), ids=lambda stored: stored.kind)
+def test_no_damage_to_a_part_is_silent_nameless_or_blamed_on_another(stored: Stored, stored_parts: Path) -> None:
+    tried, faults = sweep(stored, stored_parts)
+    assert tried == 3 * CASES + 3
+    assert faults == []
+
+
+@pytest.mark.parametrize("stored", splits(), ids=lambda stored: stored.kind)
+def test_no_damage_to_a_split_is_silent_nameless_or_blamed_on_another(stored: Stored, stored_splits: Path) -> None:
+    tried, faults = sweep(stored, stored_splits)
+    assert tried == 3 * CASES + 3
+    assert faults == []
