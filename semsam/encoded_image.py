@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from semsam.data.prompts import CLICK_RADIUS
 from semsam.model.pixel_decoder import ImageFeatures
 
-CLICK_RADIUS = 3  # A click is the box of +-3 network-input pixels around it, as in training.
 MAP_BYTES = 2**26  # Of the soft masks that exist at once, in float32.
 
 # Rows of coordinates in the image's pixels: (x, y) of clicks, (x1, y1, x2, y2) of boxes.

@@ -15,9 +15,8 @@ from semsam.data.vocabularies import JointVocabulary
 from semsam.losses.denoising import Noise, noised_regions
 from semsam.losses.router import NameLesson, route, row_of
 from semsam.model.generic_queries import NoisedRegions
+from semsam.model.semantic_sam import padded_size
 from semsam.ops.point_sampling import LabelMaps
-
-SIZE_DIVISOR = 32  # The model pads images to a multiple of this, at the right and bottom.
 
 # What `count_targets` counts, in this order: the pairs of a prediction and a target that each group of terms sums over.
 NORMALIZERS = (
@@ -88,7 +87,7 @@ class Targets:
         """Route every sample of `batch` and move what it teaches to `device`; `noise` is for denoising queries."""
         lessons = [route(sample, vocabulary) for sample in batch.samples]
         height, width = batch.images.shape[2:]
-        padded = _round_up(height), _round_up(width)
+        padded = padded_size(height), padded_size(width)
         scale = np.array([width / padded[1], height / padded[0]] * 2, np.float32)
         prompt_targets = np.where(batch.prompt_valid[..., None], batch.prompt_targets, -1).astype(np.int64)
         teaches_mask = _padded([lesson.teaches_mask for lesson in lessons], fill=0)
@@ -175,7 +174,3 @@ def _ragged(columns: Sequence[np.ndarray], device: torch.device, fill: int = 0) 
 def _span(allowed: Bool[np.ndarray, " x"]) -> slice:
     (found,) = np.nonzero(allowed)
     return slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(0, 0)
-
-
-def _round_up(size: int) -> int:
-    return -(-size // SIZE_DIVISOR) * SIZE_DIVISOR

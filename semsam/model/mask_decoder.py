@@ -16,7 +16,8 @@ from semsam.model.heads import MLP, PredictionHeads
 from semsam.model.pixel_decoder import NUM_MAPS, ImageFeatures
 from semsam.model.positions import EPSILON, box_embedding
 from semsam.model.predictions import ModelOutput, Predictions, split_queries
-from semsam.ops.deformable_attention import DeformableAttention, Shapes
+from semsam.ops.deformable_attention import DeformableAttention
+from semsam.ops.map_shapes import Shapes
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from semsam.model.pixel_decoder import NUM_MAPS, ImageFeatures
 from semsam.model.semantic_sam import STRIDE, SemanticSam
-from semsam.ops.deformable_attention import DeformableAttention, Shapes, sampled_attention
+from semsam.ops.deformable_attention import DeformableAttention, sampled_attention
+from semsam.ops.map_shapes import Shapes
 
 ENCODER_FILE, DECODER_FILE = "image_encoder.onnx", "prompt_decoder.onnx"
 OPSET = 18

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from semsam.model.heads import MLP
 from semsam.model.positions import pixel_centres, pixel_embedding
-from semsam.ops.deformable_attention import DeformableAttention, Shapes
+from semsam.ops.deformable_attention import DeformableAttention
+from semsam.ops.map_shapes import Shapes
 
 NUM_MAPS = 4
 # Of every group norm: 32 groups in the published sizes.  Two channels to a group, as 32 would leave a small model,

@@ -185,6 +185,11 @@ class SemanticSam(nn.Module):
         self.load_state_dict(dict(weights))
 
 
+def padded_size(size: int) -> int:
+    """The height or width to which the model pads an image's, at the bottom and right."""
+    return size + -size % STRIDE
+
+
 def normalise_and_pad(
     images: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"],
 ) -> Float[Tensor, "b 3 h2 w2"]:
@@ -192,4 +197,4 @@ def normalise_and_pad(
     # Constants and not buffers: those would be rounded with the weights when a model is cast to bfloat16.
     mean, std = (torch.tensor(values, device=images.device)[:, None, None] for values in (PIXEL_MEAN, PIXEL_STD))
     height, width = images.shape[-2:]
-    return F.pad((images.float() - mean) / std, (0, -width % STRIDE, 0, -height % STRIDE))
+    return F.pad((images.float() - mean) / std, (0, padded_size(width) - width, 0, padded_size(height) - height))

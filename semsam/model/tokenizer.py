@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -69,18 +70,23 @@ class Tokenizer:
 
 def load_tokenizer(folder: str) -> Tokenizer:
     """The tokenizer in a folder, local or `s3://`.  Raises `ValueError` where there is none or it cannot be read."""
-    try:
-        vocabulary, merges = Folder(folder).read_if_there("vocab.json"), Folder(folder).read_if_there("merges.txt")
-        if vocabulary is not None and merges is not None:
+    vocabulary, merges = Folder(folder).read_if_there("vocab.json"), Folder(folder).read_if_there("merges.txt")
+    if vocabulary is not None and merges is not None:
+        where = f"{folder}/vocab.json"
+        with _named(where):
+            ids = _ids(orjson.loads(vocabulary))
+        with _named(f"{folder}/merges.txt"):
             lines = [line for line in merges.decode().split("\n") if line.strip() and not line.startswith("#version")]
-            return Tokenizer(orjson.loads(vocabulary), [_pair(line) for line in lines], folder)
-        both = Folder(folder).read_if_there("tokenizer.json")
-        if both is not None:
-            model = orjson.loads(both)["model"]
-            added = {token["content"]: token["id"] for token in orjson.loads(both).get("added_tokens", ())}
-            return Tokenizer(model["vocab"] | added, [_pair(merge) for merge in model["merges"]], folder)
-    except (orjson.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder}: the tokenizer's files cannot be read: {error!r}") from None
+            pairs = [_pair(line) for line in lines]
+        return Tokenizer(ids, pairs, where)
+    both = Folder(folder).read_if_there("tokenizer.json")
+    if both is not None:
+        where = f"{folder}/tokenizer.json"
+        with _named(where):
+            content = orjson.loads(both)
+            added = {token["content"]: token["id"] for token in content.get("added_tokens", ())}
+            ids, pairs = _ids(content["model"]["vocab"] | added), [_pair(one) for one in content["model"]["merges"]]
+        return Tokenizer(ids, pairs, where)
     raise ValueError(f"{folder}: no tokenizer: neither vocab.json with merges.txt nor tokenizer.json")
 
 
@@ -115,8 +121,22 @@ def byte_letters() -> tuple[str, ...]:
     return tuple(chr(byte if byte in own else 256 + others.index(byte)) for byte in range(256))
 
 
+@contextmanager
+def _named(path: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: cannot be read: {error!r}") from None
+
+
+def _ids(vocabulary: Any) -> dict[str, int]:
+    if not isinstance(vocabulary, dict) or not all(type(one) is int and one >= 0 for one in vocabulary.values()):
+        raise TypeError("the vocabulary is not a table of numbers by token")
+    return vocabulary
+
+
 def _pair(merge: Any) -> tuple[str, str]:
     parts = merge.split() if isinstance(merge, str) else merge
-    if len(parts) != 2:
+    if len(parts) != 2 or not all(isinstance(part, str) for part in parts):
         raise TypeError(f"{merge!r} is not a pair of tokens")
     return parts[0], parts[1]

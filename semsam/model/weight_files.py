@@ -41,7 +41,7 @@ class Fingerprint:
     def check(self, found: Fingerprint, path: str) -> None:
         """Raise `ValueError`, which names the file, where another was found."""
         if found.size != self.size:
-            raise ValueError(f"{path}: damaged: {found.size} bytes instead of {self.size}")
+            raise ValueError(f"{path}: damaged, or edited by hand: {found.size} bytes instead of {self.size}")
         if found != self:
             raise ValueError(f"{path}: damaged, or edited by hand: its bytes are not those that were written")
 

@@ -11,7 +11,7 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +21,8 @@ from jaxtyping import Float, Int32
 from scipy.sparse import csc_array
 from torch import Tensor, nn
 
-Shapes = Sequence[tuple[int, int]]  # Height and width of each map, in the order of its tokens.
+from semsam.ops.map_shapes import Shapes
+
 QUERIES_AT_ONCE = 512  # Of `gathered_attention` without gradients.
 # For comparisons, and for a machine where a fast form fails: then every device takes the plain form.
 ALWAYS_PLAIN = os.environ.get("SEMSAM_PLAIN_ATTENTION", "0") not in ("", "0")

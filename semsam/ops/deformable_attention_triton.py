@@ -23,7 +23,7 @@ import triton.language as tl
 from jaxtyping import Float
 from torch import Tensor
 
-from semsam.ops.deformable_attention import Shapes
+from semsam.ops.map_shapes import Shapes
 
 MAX_MAPS = 4
 BLOCK = 1024  # Rows x samples x channels that four warps hold: 8 numbers a thread, of each of a few tensors.

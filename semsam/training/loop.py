@@ -56,7 +56,7 @@ class Loop:
             for index in range(first, training.steps):
                 started = time.perf_counter()
                 self.writer.check()
-                batches, normalizers = self._next(reader)
+                batches, normalizers, left_out = self._next(reader)
                 lr = set_lr(self.engine.optimizer, index, training.steps, self.recipe.optimizer)
                 terms, norm = self._update(batches, normalizers)
                 if self.recorder is not None:
@@ -67,6 +67,7 @@ class Loop:
                         "data_wait": reader.data_wait,
                         "seconds": seconds,
                         "images_per_second": training.global_batch / seconds,
+                        "masks_left_out": left_out,
                         "memory_gb": peak_memory_gb(self.worker.device),
                     }
                     self.recorder.add(index, terms | values)
@@ -86,19 +87,20 @@ class Loop:
         every = (training.checkpoint_every, training.keep_every or training.steps)
         return step == training.steps or any(step % one == 0 for one in every)
 
-    def _next(self, reader: Reader) -> tuple[list[Batch], Tensor]:
-        """This worker's batches of the next step, and the normalisers of all workers' together."""
+    def _next(self, reader: Reader) -> tuple[list[Batch], Tensor, float]:
+        """This worker's batches of the next step; the normalisers and the masks left out of all workers' together."""
         fault, batches = "", []
-        counts = np.zeros(len(NORMALIZERS) + 1)
+        counts = np.zeros(len(NORMALIZERS) + 2)
         try:
             batches = next(reader)
-            counts[:-1] = sum(self.step.count_targets(batch) for batch in batches)
+            counts[:-2] = sum(self.step.count_targets(batch) for batch in batches)
+            counts[-2] = sum(sample.masks_left_out for batch in batches for sample in batch.samples)
         except ValueError as error:
             fault, counts[-1] = str(error), 1
         summed = self.worker.sum(torch.from_numpy(counts).to(self.worker.device))
         if summed[-1].item():
             raise TrainingFault("\n".join(text for text in self.worker.gather(fault) if text))
-        return batches, summed[:-1].float()
+        return batches, summed[:-2].float(), summed[-2].item()
 
     def _update(self, batches: list[Batch], normalizers: Tensor) -> tuple[dict[str, float], float]:
         """One update; returns the global batch's loss and terms, and its gradient's norm."""

@@ -15,9 +15,9 @@ from semsam.data.sample import Batch
 from semsam.data.vocabularies import TEMPLATES, JointVocabulary
 from semsam.losses.criterion import Criterion
 from semsam.losses.denoising import Noise
-from semsam.losses.targets import SIZE_DIVISOR, Targets, count_targets
+from semsam.losses.targets import Targets, count_targets
 from semsam.model.predictions import ModelOutput, join_queries
-from semsam.model.semantic_sam import SemanticSam
+from semsam.model.semantic_sam import SemanticSam, padded_size
 from semsam.training.engine import Engine
 from semsam.training.fragments import Fragment
 from semsam.training.next_clicks import in_rounds, next_clicks
@@ -43,7 +43,7 @@ class DeviceBatch:
     ) -> DeviceBatch:
         """Move a batch to `device`; `noise` is for denoising queries."""
         height, width = batch.images.shape[2:]
-        kept = np.array([width / _padded(width), height / _padded(height)] * 2, np.float32)
+        kept = np.array([width / padded_size(width), height / padded_size(height)] * 2, np.float32)
         keys = np.array([random_key(seed, int(index), "drop_path") for index in batch.indices], np.int64)
         return DeviceBatch(
             step=batch.step,
@@ -137,7 +137,3 @@ class TrainingStep(nn.Module):
 def model_fragments(engine: Engine) -> list[Fragment]:
     """The fragments of an engine around a `TrainingStep`, by the names that the model's weights have."""
     return [replace(one, name=one.name.removeprefix(_PREFIX)) for one in engine.fragments()]
-
-
-def _padded(size: int) -> int:
-    return -(-size // SIZE_DIVISOR) * SIZE_DIVISOR

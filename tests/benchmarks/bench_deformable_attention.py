@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from semsam.model.pixel_decoder import pixel_centres
-from semsam.ops.deformable_attention import AttentionForm, Shapes, attention_form, map_sizes, sampled_attention
+from semsam.ops.deformable_attention import AttentionForm, attention_form, map_sizes, sampled_attention
+from semsam.ops.map_shapes import Shapes
 
 HEADS, DEPTH, POINTS = 8, 32, 4
 STRIDES = (8, 16, 32, 64)

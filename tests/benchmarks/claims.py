@@ -4,7 +4,7 @@
 2. Object and part names learned together, against each head alone (the other's loss weighs nothing).
 3. COCO alone, with a tenth and with all of SA-1B: half of the samples are SA-1B's, and the number of steps is the same.
 
-Every training is the quickstart's recipe in one single-threaded process.  Each leaves one JSON file, and one that is
+Every training is the recipe of claims.yaml in one single-threaded process.  Each leaves one JSON file, and one that is
 there with the same settings is not computed again, so that a command that was killed goes on.
 
     python tests/benchmarks/claims.py [--out outputs/claims] [--seeds 3] [--steps 600] [--jobs 2]
@@ -31,7 +31,7 @@ import orjson
 
 from jobs import prepare
 from jobs.cluster import connect
-from jobs.quickstart import DEFAULT_CONFIG, QuickstartJob
+from jobs.quickstart import QuickstartJob
 from pipelines.evaluate.evaluate import fit_baselines_on
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
 from pipelines.toy import ToySettings, write_toy_world
@@ -40,6 +40,7 @@ from semsam.data.shards import Split
 from semsam.evaluation.baselines import Baselines
 from semsam.evaluation.protocols import BASELINE, Protocols, measure
 
+RECIPE = Path(__file__).parent / "claims.yaml"
 TOY = ToySettings(train_images=120, val_images=480)
 BASELINE_IMAGES = 60  # Train images of each dataset.
 # Held-out images of each dataset that has masks: at least 2,000 regions for every number of a table.
@@ -50,7 +51,7 @@ _WITH_SA1B = "data.plan.stages=[{weights: {coco_panoptic: 1, sa1b: 1}}]"
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the quickstart's recipe, and the held-out images by dataset."""
+    """What differs from the recipe, and the held-out images by dataset."""
 
     changes: tuple[str, ...]
     evaluated: Mapping[str, int]
@@ -127,7 +128,7 @@ class Run:
         return Path(self.out, "results", f"{self.name}.json")
 
     def job(self) -> QuickstartJob:
-        """The quickstart with this run's changes, in one process without Ray and DeepSpeed."""
+        """The recipe with this run's changes, in one process without Ray and DeepSpeed."""
         changes = [
             *VARIANTS[self.variant].changes,
             f"data.root={self.out}/world/shards",
@@ -137,7 +138,7 @@ class Run:
             f"training.checkpoint_every={self.steps}",
             "training.zero_stage=null",
         ]
-        return load_config(QuickstartJob, str(DEFAULT_CONFIG), [f"train.{change}" for change in changes])
+        return load_config(QuickstartJob, str(RECIPE), [f"train.{change}" for change in changes])
 
     def settings(self) -> dict[str, Any]:
         """Everything that the result depends on, the code excepted."""
@@ -170,7 +171,7 @@ def make_world(folder: Path) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     write_toy_world(folder / "toy", TOY)
-    job = load_config(QuickstartJob, str(DEFAULT_CONFIG))
+    job = load_config(QuickstartJob, str(RECIPE))
     datasets = {name: replace(one, root=str(folder / "toy" / name)) for name, one in job.prepare.datasets.items()}
     with connect():
         prepare.run(replace(job.prepare, datasets=datasets, output=str(folder / "shards")))

@@ -103,3 +103,8 @@ def test_a_result_of_other_settings_is_computed_again(tmp_path: Path, monkeypatc
     assert not Run("joint", 0, 401, str(tmp_path)).is_done()
     monkeypatch.setattr(claims, "TOY", claims.ToySettings(train_images=7))
     assert not run.is_done()
+
+
+def test_the_recipe_is_that_of_the_measured_tables() -> None:
+    recipe = Run("joint", 0, 600, "out").job().train
+    assert (recipe.optimizer.lr, recipe.optimizer.decay, recipe.training.global_batch) == (1e-3, 0.02, 8)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from jobs.export import UNUSED_FILE, ExportJob, main, run
 from semsam.config import ConfigError, config_values, parse_config
+from semsam.data.sealed import seal
 from semsam.model.presets import PRESETS
 from semsam.model.released_weights import LANGUAGE_MAPPER, read_released, save_released, to_released
 from semsam.model.semantic_sam import SemanticSam
@@ -43,7 +44,9 @@ def checkpoint(model: SemanticSam, tmp_path: Path) -> Path:
     model.save(folder)
     sections = {"model": config_values(DEBUG), "job": {"run": {"name": "test"}}}
     (folder / "config.yaml").write_text(yaml.safe_dump(sections))
-    for name in ("weight-00000.safetensors", "exp_avg-00000.safetensors", "state.json"):
+    (folder / "files.json").unlink()
+    (folder / "state.json").write_bytes(seal({"files": {}}))
+    for name in ("weight-00000.safetensors", "exp_avg-00000.safetensors"):
         (folder / name).write_bytes(b"for going on")
     return folder
 
@@ -90,7 +93,11 @@ def test_what_a_training_wrote_for_itself_is_said_and_left(
 
 def test_a_training_checkpoint_becomes_weights_alone(checkpoint: Path, model: SemanticSam, tmp_path: Path) -> None:
     run(parse(checkpoint=str(checkpoint), out=str(tmp_path / "out")))
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.yaml", "model.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "config.yaml",
+        "files.json",
+        "model.safetensors",
+    ]
     loaded = SemanticSam.load(tmp_path / "out")
     assert loaded.settings == DEBUG
     assert same(loaded.state_dict(), model.state_dict())

@@ -282,6 +282,7 @@ def test_weights_that_do_not_fit_are_named(model: SemanticSam, tmp_path: Path) -
     weights["stranger"] = weights.pop("mask_decoder.norm.bias")
     weights["prompt_encoder.levels.weight"] = torch.zeros(7, 64)
     save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "files.json").unlink()
     with pytest.raises(ValueError, match=r"3 weight\(s\) do not fit") as error:
         SemanticSam.load(tmp_path)
     assert "missing: mask_decoder.norm.bias" in str(error.value)
@@ -293,6 +294,7 @@ def test_a_folder_without_a_checkpoint_is_named(model: SemanticSam, tmp_path: Pa
     with pytest.raises(ValueError, match=r"config\.yaml: no such file; .* is not a checkpoint"):
         SemanticSam.load(tmp_path)
     model.save(tmp_path)
+    (tmp_path / "files.json").unlink()
     (tmp_path / "config.yaml").write_text("training: {}\n")
     with pytest.raises(ConfigError, match="no section `model`"):
         SemanticSam.load(tmp_path)

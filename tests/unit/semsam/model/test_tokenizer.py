@@ -109,7 +109,10 @@ def test_a_folder_of_either_kind_is_read(folder: Path, vocabulary: dict[str, int
     [
         ("vocab.json", "{", "cannot be read"),
         ("vocab.json", '{"a": 1}', r"the vocabulary lacks \d+ token\(s\), such as '<\|startoftext\|>'"),
-        ("merges.txt", "#version: 0.2\na b c", "'a b c' is not a pair"),
+        ("vocab.json", "[1]", "vocab.json: cannot be read"),
+        ("vocab.json", '{"a": "1"}', "vocab.json: cannot be read"),
+        ("vocab.json", '{"a": null}', "vocab.json: cannot be read"),
+        ("merges.txt", "#version: 0.2\na b c", "merges.txt: cannot be read.*'a b c' is not a pair"),
         ("merges.txt", "#version: 0.2\nq q", r"lacks 1 token\(s\), such as 'qq'"),
     ],
 )

@@ -144,7 +144,7 @@ def test_a_tokenizer_for_weights_that_know_none_is_refused(folder: str) -> None:
     ("config", "message"),
     [
         (None, "config.yaml: no such file"),
-        ("[", "config.yaml: no section model.text"),
+        ("[", "config.yaml: not YAML"),
         ("job: {}", "config.yaml: no section model.text"),
         ("model: {hidden_dim: 32}", "config.yaml: no section model.text"),
         ("model: {text: {dimension: 3}}", r"config.yaml, model.text: .*\s+dimension: unknown setting"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shutil
 import subprocess
@@ -16,11 +17,13 @@ import yaml
 
 from semsam.config import config_values, parse_config
 from semsam.data.manifest import MANIFEST_NAME, Vocabulary
+from semsam.data.sealed import seal
 from semsam.data.vocabularies import TEMPLATES
 from semsam.model.semantic_sam import SemanticSam
+from semsam.model.weight_files import STATE_FILE, Fingerprint
 from semsam.storage import Folder
 from semsam.training import train as train_module
-from semsam.training.checkpoint import STATE_FILE, latest_checkpoint, load_weights
+from semsam.training.checkpoint import latest_checkpoint, load_state, load_weights
 from semsam.training.engine import Worker
 from semsam.training.loop import Loop, TrainingFault
 from semsam.training.material import Material, find_checkpoint
@@ -135,6 +138,13 @@ def test_what_decides_nothing_may_change(make_recipe: MakeRecipe, finished: Path
     assert find_checkpoint(Folder(str(finished)), recipe, Material.of(recipe))[1] == 2
 
 
+def note(path: Path) -> None:
+    """Let a checkpoint's state say of a file what it is now."""
+    state = load_state(Folder(path.parent))
+    files = state.files | {path.name: Fingerprint.of(path.read_bytes())}
+    (path.parent / STATE_FILE).write_bytes(seal(dataclasses.asdict(dataclasses.replace(state, files=files))))
+
+
 def test_settings_that_a_checkpoint_does_not_know_count_as_their_defaults(
     make_recipe: MakeRecipe, finished: Path, tmp_path: Path
 ) -> None:
@@ -144,9 +154,11 @@ def test_settings_that_a_checkpoint_does_not_know_count_as_their_defaults(
     sections = yaml.safe_load(path.read_text())
     del sections["job"]["criterion"]["oversample"]
     path.write_text(yaml.safe_dump(sections))
+    note(path)
     recipe = make_recipe(steps=2)
     assert find_checkpoint(Folder(str(folder)), recipe, Material.of(recipe))[1] == 2
     path.write_text("model: {}")
+    note(path)
     with pytest.raises(ValueError, match=r"checkpoint-2/config.yaml: not the settings"):
         find_checkpoint(Folder(str(folder)), recipe, Material.of(recipe))
 
@@ -212,6 +224,17 @@ def changed_weights(before: TrainingStep, folder: Path) -> set[str]:
     after = load_weights(Folder(str(folder)))
     own = before.model.state_dict()
     return {name.split(".")[0] for name in own if not torch.equal(own[name], after[name])}
+
+
+def test_masks_left_out_of_samples_stand_in_the_log(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(steps=3)
+    run(recipe, tmp_path / "all")
+    # A table has a byte for each label and mask, and an image that has masks has four.
+    sample = dataclasses.replace(recipe.data.sample, max_table_bytes=3)
+    run(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sample=sample)), tmp_path / "few")
+    left_out = [sum(one["masks_left_out"] for one in read_log(Folder(tmp_path / name))) for name in ("all", "few")]
+    assert left_out[0] == 0
+    assert left_out[1] > 0
 
 
 @pytest.mark.parametrize(("text", "learns"), [(None, True), ("trained", True), ("frozen", False)])
