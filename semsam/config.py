@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, Validation
 
 T = TypeVar("T")
 
+_TYPES = ("bool", "float", "int", "str")
 _MAX_INT = 2**53  # What every reader of JSON and YAML holds exactly.
 
 
@@ -73,7 +74,7 @@ def parse_config(kind: type[T], values: dict[str, Any], where: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        lines = [f"  {'.'.join(str(part) for part in e['loc']) or '(top level)'}: {_reason(e)}" for e in error.errors()]
+        lines = [f"  {_path(e['loc']) or '(top level)'}: {_reason(e)}" for e in error.errors()]
         raise ConfigError("\n".join([f"{where}: {len(lines)} setting(s) refused", *lines])) from None
 
 
@@ -135,6 +136,11 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"{name}: {section} is not a section")
     values[last] = value
+
+
+def _path(places: Sequence[str | int]) -> str:
+    """The dotted path, without the names of types by which pydantic tells the cases of a union apart."""
+    return ".".join(str(one) for one in places if one not in _TYPES and "[" not in str(one))
 
 
 def _reason(error: Any) -> str:

@@ -44,7 +44,7 @@ def numbers(kind: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
             yield from numbers(hint, (*path, name))
     elif origin is typing.Annotated:
         yield from numbers(arguments[0], path)
-    elif origin in (types.UnionType, typing.Union):
+    elif origin in (types.UnionType, typing.Union) and str not in arguments:  # An id may be any number, or a word.
         for one in arguments:
             yield from numbers(one, path)
     elif origin is tuple:

@@ -22,6 +22,7 @@ class Outer:
     steps: Positive
     inner: Inner = field(default_factory=Inner)
     by_name: dict[str, Inner] = field(default_factory=dict)
+    ids: tuple[int | str, ...] | None = None
     shares: dict[str, Share] = field(default_factory=dict)
 
 
@@ -57,6 +58,7 @@ def test_dumped_settings_read_back_equal(tmp_path: Path) -> None:
         (["steps=1", "by_name.x.rate=.inf"], "by_name.x.rate: must be a finite number, not inf"),
         (["steps=1", "shares.x=-.inf"], "shares.x: must be a finite number, not -inf"),
         (["steps=1", "shares.x=2"], "shares.x: must be less than or equal to 1, not 2"),
+        (["steps=1", "ids=[x, [3]]"], "\n  ids.1: must be a valid"),
         (["steps=0"], "steps: must be greater than or equal to 1, not 0"),
         (["steps"], "an override is section.field=value"),
     ],

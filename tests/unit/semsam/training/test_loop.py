@@ -230,7 +230,7 @@ def test_masks_left_out_of_samples_stand_in_the_log(make_recipe: MakeRecipe, tmp
     recipe = make_recipe(steps=3)
     run(recipe, tmp_path / "all")
     # A table has a byte for each label and mask, and an image that has masks has four.
-    sample = dataclasses.replace(recipe.data.sample, max_table_bytes=3)
+    sample = dataclasses.replace(recipe.data.sample, max_table_bytes=4)
     run(dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, sample=sample)), tmp_path / "few")
     left_out = [sum(one["masks_left_out"] for one in read_log(Folder(tmp_path / name))) for name in ("all", "few")]
     assert left_out[0] == 0
