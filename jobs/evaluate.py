@@ -25,8 +25,8 @@ from semsam.config import (
     settings,
 )
 from semsam.data.atoms import AtomMap
-from semsam.data.draws import some_rows
 from semsam.data.images import decode_jpeg
+from semsam.data.row_order import some_rows
 from semsam.data.shards import Split, is_prepared, open_split
 from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import Baselines

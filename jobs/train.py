@@ -24,11 +24,11 @@ from semsam.training.checkpoint import checkpoint_folder
 from semsam.training.engine import Worker
 from semsam.training.initial_weights import start_from
 from semsam.training.loop import TrainingFault
-from semsam.training.material import Material, find_checkpoint
 from semsam.training.recipe import Recipe
-from semsam.training.same_run import checkpoint_config
+from semsam.training.resume import checkpoint_config
 from semsam.training.train import check_log, train
 from semsam.training.train_log import LOG_FILE, read_log
+from semsam.training.training_data import TrainingData, find_checkpoint
 
 
 @settings
@@ -80,7 +80,7 @@ def run(job: TrainJob) -> Training:
     job = _with_stable_paths(job)
     folder = Folder(job.run.storage) / job.run.name
     recipe = job.in_parts()
-    checkpoint, step = find_checkpoint(folder, recipe, Material.of(recipe))
+    checkpoint, step = find_checkpoint(folder, recipe, TrainingData.of(recipe))
     if checkpoint is not None:
         check_log(folder, checkpoint)
     if step == 0 and recipe.model.init is not None:

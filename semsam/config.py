@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
@@ -51,7 +52,18 @@ def settings(cls: type[T]) -> type[T]:
     several fields go into `__post_init__` and raise it too; the reader of a YAML adds the dotted path.
     """
     config = ConfigDict(extra="forbid", allow_inf_nan=False)
-    return cast(type[T], pydantic.dataclasses.dataclass(frozen=True, config=config)(cls))
+    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=config)(cls)
+    checked = made.__init__
+
+    @functools.wraps(checked)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            checked(self, *args, **kwargs)
+        except ValidationError as error:
+            raise ConfigError("; ".join(": ".join(filter(None, one)) for one in _refusals(error))) from None
+
+    made.__init__ = init
+    return cast(type[T], made)
 
 
 def load_config(kind: type[T], path: str | None, overrides: Sequence[str] = ()) -> T:
@@ -74,7 +86,7 @@ def parse_config(kind: type[T], values: dict[str, Any], where: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        lines = [f"  {_path(e['loc']) or '(top level)'}: {_reason(e)}" for e in error.errors()]
+        lines = [f"  {path or '(top level)'}: {reason}" for path, reason in _refusals(error)]
         raise ConfigError("\n".join([f"{where}: {len(lines)} setting(s) refused", *lines])) from None
 
 
@@ -141,6 +153,11 @@ def _put(values: dict[str, Any], name: str, value: Any) -> None:
 def _path(places: Sequence[str | int]) -> str:
     """The dotted path, without the names of types by which pydantic tells the cases of a union apart."""
     return ".".join(str(one) for one in places if one not in _TYPES and "[" not in str(one))
+
+
+def _refusals(error: ValidationError) -> list[tuple[str, str]]:
+    """The dotted path and the reason of each setting that was refused."""
+    return [(_path(one["loc"]), _reason(one)) for one in error.errors()]
 
 
 def _reason(error: Any) -> str:

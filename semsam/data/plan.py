@@ -4,7 +4,7 @@ Two questions, each answered in closed form so that step 300,000 costs what step
 
 * which dataset does sample `t` of a stage come from?  A pattern repeats in which no dataset ever strays by a whole
   sample from its share (`_Pattern`);
-* which row is draw `k` of a dataset?  Every epoch is another permutation (`semsam.data.draws`).
+* which row is draw `k` of a dataset?  Every epoch is another permutation (`semsam.data.row_order`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import pyarrow as pa
 from jaxtyping import Int64
 
 from semsam.config import Positive, PositiveFloat, PositiveShare, settings
-from semsam.data.draws import Draws, repeated, rows_in_use
+from semsam.data.row_order import RowOrder, repeated, rows_in_use
 
 MAX_PERIOD = 10_000
 
@@ -160,14 +160,14 @@ class Plan:
 
 def _draws(
     seed: int, dataset: str, sizes: tuple[int, ...], settings: PlanSettings, categories: Mapping[str, pa.Table]
-) -> Draws:
+) -> RowOrder:
     """The draws from one dataset."""
     rows = rows_in_use(dataset, sum(sizes), settings.fraction.get(dataset, 1.0))
     if dataset in settings.repeat:
         if dataset not in categories or len(categories[dataset]) != sum(sizes):
             raise ValueError(f"repeat.{dataset}: the plan was not given the names of its {sum(sizes)} rows")
         rows = repeated(dataset, rows, categories[dataset], settings.repeat[dataset])
-    return Draws.of(seed, dataset, sizes, rows, settings.block_rows, settings.window_blocks)
+    return RowOrder.of(seed, dataset, sizes, rows, settings.block_rows, settings.window_blocks)
 
 
 @dataclass(frozen=True)

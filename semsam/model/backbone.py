@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from semsam.config import Positive, ShareBelowOne, settings
 from semsam.ops.keyed_random import keyed_uniform
-from semsam.ops.pieces import by_pieces
+from semsam.ops.row_blocks import by_row_blocks
 
 MLP_RATIO = 4
 OTHER_REGION = -100.0  # Added to the logits of pixels that are neighbours only because the map was rolled.
@@ -87,7 +87,7 @@ class SwinBlock(nn.Module):
         """The map after this block.  `scales`: what each sample's two branches are multiplied by (drop-path)."""
         attended = self._attend(self.attention_norm(x), regions_differ)
         x = x + (attended if scales is None else attended * scales[0].view(-1, 1, 1, 1).to(x.dtype))
-        changed = by_pieces(self._think, x)
+        changed = by_row_blocks(self._think, x)
         return x + (changed if scales is None else changed * scales[1].view(-1, 1, 1, 1).to(x.dtype))
 
     def _think(self, x: Float[Tensor, "*n c"]) -> Float[Tensor, "*n c"]:

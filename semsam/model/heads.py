@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from semsam.model.positions import inverse_sigmoid
 from semsam.model.predictions import Predictions
-from semsam.ops.pieces import by_pieces
+from semsam.ops.row_blocks import by_row_blocks
 
 MAX_SCALE = 100.0  # Of a cosine in a logit, as CLIP bounds it.
 INITIAL_SCALE = 10.0
@@ -41,7 +41,7 @@ class MLP(nn.Module):
 
     def forward(self, values: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         """The output layer's values, without an activation."""
-        return by_pieces(self._apply_layers, values)
+        return by_row_blocks(self._apply_layers, values)
 
     def _apply_layers(self, values: Float[Tensor, "*n i"]) -> Float[Tensor, "*n o"]:
         for layer in self.layers[:-1]:

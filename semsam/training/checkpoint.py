@@ -3,7 +3,7 @@
     <run>/checkpoint-<step>/
         config.yaml                 sections `model` (all an inference needs) and `job`
         model.safetensors           the weights to use, in fp32, by name: with an average (EMA) that, else those trained
-        weight-00000.safetensors    what training goes on from, in pieces, one per worker (see pieces.py):
+        weight-00000.safetensors    what training goes on from, in pieces, one per worker (see partition_files.py):
         exp_avg-00000.safetensors       weights and AdamW's moments,
         exp_avg_sq-00000.safetensors
         ema-00000.safetensors           and the weights' average, where one is kept
@@ -25,7 +25,7 @@ from semsam.data.sealed import unseal
 from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
 from semsam.model.weight_files import STATE_FILE, Fingerprint, read_checked, read_fingerprints, read_own_tensors
 from semsam.storage import Folder
-from semsam.training.pieces import piece_fingerprint, verify_piece
+from semsam.training.partition_files import partition_fingerprint, verify_partitions
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class RunState:
 
     step: int  # Updates made; the next step has this number.
     cursor: int  # Samples consumed.
-    num_pieces: int  # Workers that wrote the checkpoint.
+    num_writers: int  # Workers that wrote the checkpoint.
     seed: int
     global_batch: int
     num_steps: int
@@ -78,7 +78,7 @@ def load_state(folder: Folder) -> RunState:
 def check_files(folder: Folder, state: RunState) -> None:
     """Raise `ValueError`, naming the file, where one of a checkpoint is missing, cut or not as it was written.
 
-    Of the pieces this reads the headers, of the weights nothing: whoever reads the rest checks it (`load_pieces`,
+    Of the pieces this reads the headers, of the weights nothing: whoever reads the rest checks it (`load_partitions`,
     `load_weights`).
     """
     for name, expected in state.files.items():
@@ -91,7 +91,7 @@ def check_files(folder: Folder, state: RunState) -> None:
         elif name == WEIGHTS_FILE:
             expected.check(replace(expected, size=size), path)
         else:
-            expected.check(piece_fingerprint(folder, name), path)
+            expected.check(partition_fingerprint(folder, name), path)
 
 
 def verify_checkpoint(folder: Folder) -> str:
@@ -101,8 +101,8 @@ def verify_checkpoint(folder: Folder) -> str:
     load_weights(folder)
     for name in state.files:
         if name not in (CONFIG_FILE, WEIGHTS_FILE):
-            verify_piece(folder, name)
-    return f"step {state.step} of {state.num_steps}, {len(state.files) + 1} files of {state.num_pieces} workers"
+            verify_partitions(folder, name)
+    return f"step {state.step} of {state.num_steps}, {len(state.files) + 1} files of {state.num_writers} workers"
 
 
 def load_weights(folder: Folder) -> dict[str, Tensor]:

@@ -23,8 +23,15 @@ from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
 from semsam.model.weight_files import STATE_FILE, Fingerprint
 from semsam.storage import Folder
 from semsam.training.checkpoint import RunState, checkpoint_folder, keep_last
-from semsam.training.fragments import EMA, WEIGHT, Fragment, quantities
-from semsam.training.pieces import Wanted, load_pieces, piece_fingerprint, piece_name, snapshot, write_piece
+from semsam.training.partition_files import (
+    Wanted,
+    load_partitions,
+    partition_file,
+    partition_fingerprint,
+    snapshot,
+    write_partitions,
+)
+from semsam.training.partitions import EMA, WEIGHT, Partition, quantities
 
 PATIENCE = 1800.0  # Seconds that the first worker waits for the pieces of the others.
 _POLL = 0.2
@@ -62,14 +69,14 @@ class CheckpointWriter:
         self._in_work: Future[None] | None = None
         self._abandoned = threading.Event()
 
-    def save(self, fragments: Iterable[Fragment], state: RunState) -> None:
-        """Begin the checkpoint of `state`; returns when training may change the fragments again.
+    def save(self, partitions: Iterable[Partition], state: RunState) -> None:
+        """Begin the checkpoint of `state`; returns when training may change the partitions again.
 
         All workers call this at the same step.  Waits for the checkpoint before, if that is not yet written.
         """
         self._wait()
-        fragments = list(fragments)
-        pieces = {quantity: snapshot(fragments, quantity) for quantity in self._quantities}
+        partitions = list(partitions)
+        pieces = {quantity: snapshot(partitions, quantity) for quantity in self._quantities}
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # The copies are made by then.
         self._in_work = self._pool.submit(self._write, pieces, state)
@@ -99,15 +106,17 @@ class CheckpointWriter:
     def _write(self, pieces: dict[str, dict[str, Tensor]], state: RunState) -> None:
         folder = checkpoint_folder(self._run, state.step)
         for quantity in self._quantities:
-            write_piece(folder, quantity, self._rank, pieces.pop(quantity))  # Popped: its memory is no longer needed.
+            write_partitions(
+                folder, quantity, self._rank, pieces.pop(quantity)
+            )  # Popped: its memory is no longer needed.
         if self._whole is None or not self._others_are_there(folder, self._quantities[-1]):
             return
         weights = self._together(folder, EMA if EMA in self._quantities else WEIGHT, self._whole)
         whole = {WEIGHTS_FILE: safetensors.torch.save(weights), CONFIG_FILE: self._whole.config.encode()}
         for name, data in whole.items():
             folder.write(name, data)
-        pieces_of_all = [piece_name(one, rank) for one in self._quantities for rank in range(self._world_size)]
-        files = {name: piece_fingerprint(folder, name) for name in pieces_of_all}
+        pieces_of_all = [partition_file(one, rank) for one in self._quantities for rank in range(self._world_size)]
+        files = {name: partition_fingerprint(folder, name) for name in pieces_of_all}
         files |= {name: Fingerprint.of(data) for name, data in whole.items()}
         folder.write(STATE_FILE, seal(dataclasses.asdict(dataclasses.replace(state, files=files))))
         keep_last(self._run, self._keep, self._keep_every)
@@ -116,9 +125,9 @@ class CheckpointWriter:
         """Wait until all workers have written; False if this was abandoned."""
         deadline = time.monotonic() + PATIENCE
         missing = list(range(self._world_size))
-        while missing := [rank for rank in missing if not folder.exists(piece_name(last_quantity, rank))]:
+        while missing := [rank for rank in missing if not folder.exists(partition_file(last_quantity, rank))]:
             if time.monotonic() > deadline:
-                raise OSError(f"{folder.path}: no {piece_name(last_quantity, missing[0])} after {PATIENCE:.0f} s")
+                raise OSError(f"{folder.path}: no {partition_file(last_quantity, missing[0])} after {PATIENCE:.0f} s")
             if self._abandoned.wait(_POLL):
                 return False
         return True
@@ -127,5 +136,5 @@ class CheckpointWriter:
         weights = {name: torch.empty(shape) for name, shape in whole.shapes.items()}
         sizes = {name: shape.numel() for name, shape in whole.shapes.items()}
         wanted = [Wanted(name, 0, weight.view(-1)) for name, weight in weights.items()]
-        load_pieces(folder, quantity, self._world_size, sizes, wanted)
+        load_partitions(folder, quantity, self._world_size, sizes, wanted)
         return weights | dict(whole.constants)

@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from semsam.training.fragments import Fragment, flat_fragments, split_fragments, whole_fragments
 from semsam.training.optimizer import (
     OptimizerSettings,
     begin_state,
@@ -26,6 +25,7 @@ from semsam.training.optimizer import (
     set_num_updates,
     update_average,
 )
+from semsam.training.partitions import Partition, flat_partitions, split_partitions, whole_partitions
 
 _BUCKET = 2**24  # Elements to a message, about.
 _NO_CLIPPING = 1e30  # DeepSpeed computes the norm only where it clips.
@@ -93,7 +93,7 @@ class Engine(Protocol):
         """The global batch's whole gradients, between `forward_backward` and `step`.  All workers must iterate."""
         ...
 
-    def fragments(self) -> list[Fragment]:
+    def partitions(self) -> list[Partition]:
         """What lies on this worker of the trained parameters and of the optimizer's state, to save it or to fill it.
 
         The weights of a module that an engine was made for must be there before; filling changes the copy that
@@ -102,7 +102,7 @@ class Engine(Protocol):
         ...
 
     def set_num_updates(self, num_updates: int) -> None:
-        """Go on after so many updates, once the fragments are filled."""
+        """Go on after so many updates, once the partitions are filled."""
         ...
 
 
@@ -160,8 +160,8 @@ class PlainEngine:
             if parameter.requires_grad:
                 yield name, cast(Tensor, parameter.grad)
 
-    def fragments(self) -> list[Fragment]:
-        return list(whole_fragments(self.module, self.optimizer, self._worker.rank, self._worker.world_size))
+    def partitions(self) -> list[Partition]:
+        return list(whole_partitions(self.module, self.optimizer, self._worker.rank, self._worker.world_size))
 
     def set_num_updates(self, num_updates: int) -> None:
         set_num_updates(self.optimizer, num_updates)
@@ -251,13 +251,13 @@ class DeepSpeedEngine:
             if parameter.requires_grad:
                 yield name, safe_get_full_grad(parameter)
 
-    def fragments(self) -> list[Fragment]:
+    def partitions(self) -> list[Partition]:
         module, worker = self._engine.module, self._worker
         if self._stage == 3:
-            return list(split_fragments(module, self._engine.optimizer, worker.rank))
+            return list(split_partitions(module, self._engine.optimizer, worker.rank))
         if self._stage:
-            return list(flat_fragments(module, self._engine.optimizer))
-        return list(whole_fragments(module, self.optimizer, worker.rank, worker.world_size))
+            return list(flat_partitions(module, self._engine.optimizer))
+        return list(whole_partitions(module, self.optimizer, worker.rank, worker.world_size))
 
     def set_num_updates(self, num_updates: int) -> None:
         set_num_updates(self.optimizer, num_updates)

@@ -15,11 +15,11 @@ from semsam.data.sample import Batch
 from semsam.losses.targets import NORMALIZERS
 from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Engine, Worker
-from semsam.training.material import Material
 from semsam.training.optimizer import set_lr
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder, peak_memory_gb
-from semsam.training.step import TrainingStep, model_fragments
+from semsam.training.step import TrainingStep, model_partitions
+from semsam.training.training_data import TrainingData
 
 
 class TrainingFault(ValueError):  # noqa: N818
@@ -31,7 +31,7 @@ class Loop:
     """The steps of one worker, with everything that they need."""
 
     recipe: Recipe
-    material: Material
+    training_data: TrainingData
     worker: Worker
     step: TrainingStep
     engine: Engine
@@ -42,8 +42,8 @@ class Loop:
         """Steps from `first` on."""
         training = self.recipe.training
         reader = Reader(
-            self.material.plan,
-            self.material.splits,
+            self.training_data.plan,
+            self.training_data.splits,
             self.recipe.data.sample,
             training.seed,
             self.worker.rank,
@@ -76,10 +76,10 @@ class Loop:
 
     def save(self, step: int) -> None:
         """Begin to write the checkpoint after `step` updates."""
-        state = self.material.run_state(self.recipe, step, self.worker.world_size)
+        state = self.training_data.run_state(self.recipe, step, self.worker.world_size)
         if self.recorder is not None:  # Before the checkpoint: what it says was done must be in the log.
             state = replace(state, log=self.recorder.flush())
-        self.writer.save(model_fragments(self.engine), state)
+        self.writer.save(model_partitions(self.engine), state)
 
     def _is_kept(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` updates."""

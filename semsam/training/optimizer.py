@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from semsam.config import Count, PositiveFloat, PositiveShare, Share, ShareBelowOne, Weight, settings
-from semsam.training.fragments import EMA, MOMENTS
+from semsam.training.partitions import EMA, MOMENTS
 
 # Parameters that say where and not how much: shrinking them towards zero has no meaning.
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)

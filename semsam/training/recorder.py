@@ -11,9 +11,9 @@ from semsam.config import config_values
 from semsam.model.weight_files import Fingerprint
 from semsam.storage import Folder
 from semsam.tracking import Tracker, TrackingSettings
-from semsam.training.material import Material
 from semsam.training.recipe import Recipe
 from semsam.training.train_log import TrainLog
+from semsam.training.training_data import TrainingData
 
 RUN_ID_FILE = "mlflow_run_id"
 
@@ -27,7 +27,7 @@ class Recorder:
     def __init__(
         self,
         recipe: Recipe,
-        material: Material,
+        training_data: TrainingData,
         run: Folder,
         first: int,
         run_name: str,
@@ -35,7 +35,7 @@ class Recorder:
         known_log: Fingerprint | None = None,
     ) -> None:
         self._training = recipe.training
-        self._plan = material.plan
+        self._plan = training_data.plan
         self._log = TrainLog(run, first, known_log)
         self._interval: list[dict[str, float]] = []
         self._tracker: Tracker | None = None
@@ -45,7 +45,9 @@ class Recorder:
             if run_id is None:
                 run.write(RUN_ID_FILE, self._tracker.run_id.encode())
                 self._tracker.log_params(config_values(recipe))
-                self._tracker.log_inputs([split.manifest for split in material.splits.values()], context="training")
+                self._tracker.log_inputs(
+                    [split.manifest for split in training_data.splits.values()], context="training"
+                )
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Record a step; `values` has the loss, its terms and what else is to be said as numbers."""

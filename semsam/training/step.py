@@ -19,8 +19,8 @@ from semsam.losses.targets import Targets, count_targets
 from semsam.model.predictions import ModelOutput, join_queries
 from semsam.model.semantic_sam import SemanticSam, padded_size
 from semsam.training.engine import Engine
-from semsam.training.fragments import Fragment
 from semsam.training.next_clicks import in_rounds, next_clicks
+from semsam.training.partitions import Partition
 
 Precision = Literal["fp32", "bf16"]
 _PREFIX = "model."  # Of the model's parameters in a `TrainingStep`.
@@ -134,6 +134,6 @@ class TrainingStep(nn.Module):
         return self.model.encode_names((*self.vocabulary.objects, *self.vocabulary.parts), template)
 
 
-def model_fragments(engine: Engine) -> list[Fragment]:
-    """The fragments of an engine around a `TrainingStep`, by the names that the model's weights have."""
-    return [replace(one, name=one.name.removeprefix(_PREFIX)) for one in engine.fragments()]
+def model_partitions(engine: Engine) -> list[Partition]:
+    """The partitions of an engine around a `TrainingStep`, by the names that the model's weights have."""
+    return [replace(one, name=one.name.removeprefix(_PREFIX)) for one in engine.partitions()]

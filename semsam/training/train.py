@@ -16,15 +16,15 @@ from semsam.tracking import TrackingSettings
 from semsam.training.checkpoint import checkpoint_folder, load_state, load_weights, remove_incomplete, the_one_before
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Engine, Worker, make_engine
-from semsam.training.fragments import WEIGHT, quantities
 from semsam.training.initial_weights import start_from
 from semsam.training.loop import Loop, TrainingFault
-from semsam.training.material import Material, find_checkpoint
-from semsam.training.pieces import Wanted, load_pieces
+from semsam.training.partition_files import Wanted, load_partitions
+from semsam.training.partitions import WEIGHT, quantities
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder
-from semsam.training.step import TrainingStep, model_fragments
+from semsam.training.step import TrainingStep, model_partitions
 from semsam.training.train_log import read_known_log
+from semsam.training.training_data import TrainingData, find_checkpoint
 
 
 def make_step(recipe: Recipe, vocabulary: JointVocabulary) -> TrainingStep:
@@ -47,10 +47,10 @@ def train(
     `config` is stored with every checkpoint, and the first worker reports to `tracking`.  Raises `TrainingFault` on all
     workers for a sample that cannot be read, and for a loss or gradient that is not finite.
     """
-    material = Material.of(recipe)
-    first = _first_step(run, recipe, material, worker)
+    training_data = TrainingData.of(recipe)
+    first = _first_step(run, recipe, training_data, worker)
     checkpoint = checkpoint_folder(run, first) if first else None
-    step = make_step(recipe, material.vocabulary)
+    step = make_step(recipe, training_data.vocabulary)
     shapes = {name: p.shape for name, p in step.model.named_parameters() if p.requires_grad}
     if checkpoint is not None:
         with _together(worker, checkpoint):
@@ -85,12 +85,12 @@ def train(
     recorder = None
     if worker.rank == 0:
         print(origin, flush=True)
-        recorder = Recorder(recipe, material, run, first, run_name, tracking, known_log)
+        recorder = Recorder(recipe, training_data, run, first, run_name, tracking, known_log)
     writer = CheckpointWriter(
         run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
     )
     try:
-        _to_the_end(Loop(recipe, material, worker, step, engine, writer, recorder), first)
+        _to_the_end(Loop(recipe, training_data, worker, step, engine, writer, recorder), first)
     except BaseException:
         if recorder is not None:
             recorder.close(failed=True)
@@ -107,9 +107,9 @@ def check_log(run: Folder, checkpoint: Folder) -> Fingerprint | None:
     return known
 
 
-def _first_step(run: Folder, recipe: Recipe, material: Material, worker: Worker) -> int:
+def _first_step(run: Folder, recipe: Recipe, training_data: TrainingData, worker: Worker) -> int:
     """The step to go on with, which all workers agree on."""
-    _, found = find_checkpoint(run, recipe, material)
+    _, found = find_checkpoint(run, recipe, training_data)
     first = int(worker.gather(str(found))[0])
     if worker.rank == 0:
         remove_incomplete(run)
@@ -148,17 +148,17 @@ def _load_weights(model: SemanticSam, checkpoint: Folder, shapes: Mapping[str, t
     trained = {name: parameter for name, parameter in model.named_parameters() if name in shapes}
     wanted = [Wanted(name, 0, parameter.data.view(-1)) for name, parameter in trained.items()]
     state = load_state(checkpoint)
-    load_pieces(checkpoint, WEIGHT, state.num_pieces, _sizes(shapes), wanted, state.files)
+    load_partitions(checkpoint, WEIGHT, state.num_writers, _sizes(shapes), wanted, state.files)
 
 
 def _load_moments(engine: Engine, checkpoint: Folder, shapes: Mapping[str, torch.Size], with_average: bool) -> None:
     """Fill an optimizer's state, for a module that has the weights."""
-    state, fragments = load_state(checkpoint), model_fragments(engine)
+    state, partitions = load_state(checkpoint), model_partitions(engine)
     for quantity in quantities(with_average):
         if quantity == WEIGHT:
             continue
-        wanted = [Wanted(one.name, one.start, one.values[quantity]) for one in fragments]
-        load_pieces(checkpoint, quantity, state.num_pieces, _sizes(shapes), wanted, state.files)
+        wanted = [Wanted(one.name, one.start, one.values[quantity]) for one in partitions]
+        load_partitions(checkpoint, quantity, state.num_writers, _sizes(shapes), wanted, state.files)
     engine.set_num_updates(state.step)
 
 

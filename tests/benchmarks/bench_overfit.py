@@ -53,10 +53,10 @@ from semsam.model.pixel_decoder import ImageFeatures
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import existing_folder
 from semsam.training.engine import Worker, make_engine
-from semsam.training.material import Material
 from semsam.training.optimizer import set_lr
 from semsam.training.recipe import Recipe
 from semsam.training.train import make_step
+from semsam.training.training_data import TrainingData
 
 SAMPLES = {
     "coco_panoptic": "coco",
@@ -152,9 +152,9 @@ def work(rank: int, num_workers: int, meeting: str, recipe: Recipe, minutes: flo
     """One worker of the training; the first one prints, and all exit with 1 where the target is not reached."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=num_workers)
-    material = Material.of(recipe)
-    photos = [Photo.of(split.record(row)) for split in material.splits.values() for row in range(len(split))]
-    reached = Overfit(recipe, material, Worker(rank, num_workers, torch.device("cpu")), photos).run(60 * minutes)
+    training_data = TrainingData.of(recipe)
+    photos = [Photo.of(split.record(row)) for split in training_data.splits.values() for row in range(len(split))]
+    reached = Overfit(recipe, training_data, Worker(rank, num_workers, torch.device("cpu")), photos).run(60 * minutes)
     dist.destroy_process_group()
     if not reached:
         sys.exit(1)
@@ -163,17 +163,17 @@ def work(rank: int, num_workers: int, meeting: str, recipe: Recipe, minutes: flo
 class Overfit:
     """A training on all photos that is asked for them now and then."""
 
-    def __init__(self, recipe: Recipe, material: Material, worker: Worker, photos: list[Photo]) -> None:
+    def __init__(self, recipe: Recipe, training_data: TrainingData, worker: Worker, photos: list[Photo]) -> None:
         self.recipe, self.worker = recipe, worker
         self.own_photos = photos[worker.rank :: worker.world_size]
-        self.step = make_step(recipe, material.vocabulary)
+        self.step = make_step(recipe, training_data.vocabulary)
         self.step.embed_frozen_names()
         training = recipe.training
         micro_batch = -(-training.global_batch // worker.world_size)
         self.engine = make_engine(self.step, recipe.optimizer, worker, training.zero_stage, micro_batch, 1)
         self.reader = Reader(
-            material.plan,
-            material.splits,
+            training_data.plan,
+            training_data.splits,
             recipe.data.sample,
             training.seed,
             worker.rank,

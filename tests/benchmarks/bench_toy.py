@@ -33,7 +33,7 @@ from semsam.data.training_sample import SampleSettings
 from semsam.storage import Folder, existing_folder
 from semsam.training.engine import Worker
 from semsam.training.recipe import Recipe
-from semsam.training.same_run import checkpoint_config
+from semsam.training.resume import checkpoint_config
 from semsam.training.train import train
 from semsam.training.train_log import read_log
 

@@ -190,7 +190,7 @@ def compute(run: Run) -> dict[str, float]:
     from semsam.storage import Folder
     from semsam.training.checkpoint import checkpoint_folder
     from semsam.training.engine import Worker
-    from semsam.training.same_run import checkpoint_config
+    from semsam.training.resume import checkpoint_config
     from semsam.training.train import train
 
     torch.set_num_threads(1)

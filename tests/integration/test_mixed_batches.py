@@ -31,9 +31,9 @@ from semsam.storage import Folder
 from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Worker, make_engine
 from semsam.training.loop import Loop
-from semsam.training.material import Material
 from semsam.training.recipe import Recipe
 from semsam.training.train import make_step
+from semsam.training.training_data import TrainingData
 from tests.integration.workers import end_worker, run_workers
 
 NUM_STEPS, WORLD_SIZE, PER_WORKER = 500, 2, 2
@@ -102,14 +102,14 @@ def recipe_for(root: str) -> Recipe:
     return parse_config(Recipe, values, "test")
 
 
-class Draws:
+class RowOrder:
     """A worker's batches, drawn without a look at the others'."""
 
     data_wait = 0.0
 
-    def __init__(self, recipe: Recipe, material: Material, rank: int) -> None:
+    def __init__(self, recipe: Recipe, training_data: TrainingData, rank: int) -> None:
         self.recipe = recipe
-        self.splits: dict[str, Split] = dict(material.splits)
+        self.splits: dict[str, Split] = dict(training_data.splits)
         self.rng = np.random.default_rng(rank)
         self.rank = rank
         self.kinds: list[str] = []
@@ -149,12 +149,12 @@ def main() -> None:
     # Whoever waits this long for another has been forgotten.
     dist.init_process_group("gloo", rank=rank, world_size=WORLD_SIZE, timeout=timedelta(seconds=60))
     recipe = recipe_for(root)
-    material, worker = Material.of(recipe), Worker(rank, WORLD_SIZE, torch.device("cpu"))
-    step = make_step(recipe, material.vocabulary)
+    training_data, worker = TrainingData.of(recipe), Worker(rank, WORLD_SIZE, torch.device("cpu"))
+    step = make_step(recipe, training_data.vocabulary)
     engine = make_engine(step, recipe.optimizer, worker, recipe.training.zero_stage, PER_WORKER, 1)
     writer = CheckpointWriter(Folder(folder), rank, WORLD_SIZE, 1, False, None)
-    loop = Loop(recipe, material, worker, step, engine, writer, None)
-    draws, losses = Draws(recipe, material, rank), []
+    loop = Loop(recipe, training_data, worker, step, engine, writer, None)
+    draws, losses = RowOrder(recipe, training_data, rank), []
     for _ in range(NUM_STEPS):
         batches, normalizers = loop._next(draws)  # type: ignore[arg-type]
         terms, _ = loop._update(batches, normalizers)

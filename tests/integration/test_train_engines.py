@@ -20,9 +20,9 @@ from semsam.storage import Folder
 from semsam.training.checkpoint import RunState, checkpoint_folder, load_weights
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Engine, Worker, make_engine
-from semsam.training.fragments import EMA, MOMENTS, WEIGHT
 from semsam.training.optimizer import OptimizerSettings, set_lr
-from semsam.training.pieces import Wanted, load_pieces
+from semsam.training.partition_files import Wanted, load_partitions
+from semsam.training.partitions import EMA, MOMENTS, WEIGHT
 from tests.integration.workers import end_worker, run_workers
 
 STEPS, SAVED = 6, 3
@@ -105,13 +105,13 @@ def work(mode: str, folder: Path, worker: Worker) -> None:
                 if parameter.requires_grad:
                     parameter.fill_(float("nan"))
         wanted = [Wanted(n, 0, p.data.view(-1)) for n, p in module.named_parameters() if n in shapes]
-        load_pieces(saved, WEIGHT, int(source[0]), sizes, wanted)
+        load_partitions(saved, WEIGHT, int(source[0]), sizes, wanted)
     settings = OptimizerSettings(lr=1e-2, clip_norm=0.5, schedule="constant", warmup_steps=0)
     engine = make_engine(module, settings, worker, None if kind == "plain" else int(kind[-1]), 12, 1, 0.99)
     if saved is not None:
         for quantity in (*MOMENTS, EMA):
-            wanted = [Wanted(one.name, one.start, one.values[quantity]) for one in engine.fragments()]
-            load_pieces(saved, quantity, int(source[0]), sizes, wanted)
+            wanted = [Wanted(one.name, one.start, one.values[quantity]) for one in engine.partitions()]
+            load_partitions(saved, quantity, int(source[0]), sizes, wanted)
         engine.set_num_updates(SAVED)
     writer = CheckpointWriter(
         Folder(str(folder / name)), worker.rank, worker.world_size, 9, True, whole if worker.rank == 0 else None
@@ -130,7 +130,7 @@ def train(
         losses.append(update(engine, settings, worker, step, 1.0))
         norms.append(engine.step())
         if step + 1 in (SAVED, STEPS):
-            writer.save(engine.fragments(), RunState(step + 1, 0, worker.world_size, 0, 0, 0, "", {}, 0, {}))
+            writer.save(engine.partitions(), RunState(step + 1, 0, worker.world_size, 0, 0, 0, "", {}, 0, {}))
     writer.finish()
     return {"losses": losses, "norms": norms}
 
@@ -146,13 +146,13 @@ def update(engine: Engine, settings: OptimizerSettings, worker: Worker, step: in
 
 
 def poison(engine: Engine, worker: Worker) -> dict[str, object]:
-    """Make a step whose gradient is not finite, on the last worker; what of the fragments it changed."""
-    before = [{q: v.clone() for q, v in one.values.items()} for one in engine.fragments()]
+    """Make a step whose gradient is not finite, on the last worker; what of the partitions it changed."""
+    before = [{q: v.clone() for q, v in one.values.items()} for one in engine.partitions()]
     update(engine, OptimizerSettings(), worker, 0, float("inf") if worker.rank == worker.world_size - 1 else 1.0)
     norm = engine.step()
     changed = [
         f"{quantity} of {one.name}"
-        for one, values in zip(engine.fragments(), before, strict=True)
+        for one, values in zip(engine.partitions(), before, strict=True)
         for quantity, value in one.values.items()
         if not torch.equal(value, values[quantity])
     ]

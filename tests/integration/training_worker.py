@@ -24,12 +24,12 @@ from semsam.config import parse_config
 from semsam.storage import Folder
 from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Engine, Worker, make_engine
-from semsam.training.fragments import Fragment
 from semsam.training.loop import Loop
-from semsam.training.material import Material
+from semsam.training.partitions import Partition
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder
 from semsam.training.train import make_step
+from semsam.training.training_data import TrainingData
 from tests.integration.workers import end_worker
 
 NUM_STEPS = 20
@@ -75,8 +75,8 @@ class FirstGradients:
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
         return self.engine.gradients()
 
-    def fragments(self) -> list[Fragment]:
-        return self.engine.fragments()
+    def partitions(self) -> list[Partition]:
+        return self.engine.partitions()
 
     def set_num_updates(self, num_updates: int) -> None:
         self.engine.set_num_updates(num_updates)
@@ -110,8 +110,8 @@ def run_mode(mode: str, root: str, output: Path, worker: Worker) -> None:
         zero_stage=None if kind == "plain" else int(kind.removeprefix("zero")),
         accumulation=int(accumulation or 1),
     )
-    material = Material.of(recipe)
-    step = make_step(recipe, material.vocabulary)
+    training_data = TrainingData.of(recipe)
+    step = make_step(recipe, training_data.vocabulary)
     step.embed_frozen_names()
     training = recipe.training
     micro = -(-training.global_batch // (worker.world_size * training.accumulation))
@@ -120,7 +120,7 @@ def run_mode(mode: str, root: str, output: Path, worker: Worker) -> None:
     )
     losses = Losses()
     writer = CheckpointWriter(Folder(str(output)), worker.rank, worker.world_size, 1, False, None)
-    NoCheckpoints(recipe, material, worker, step, engine, writer, losses).run(0)
+    NoCheckpoints(recipe, training_data, worker, step, engine, writer, losses).run(0)
     writer.finish()
     if worker.rank == 0:
         np.savez(output / f"{mode}.npz", **engine.first)

@@ -33,13 +33,13 @@ from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, existing_folder
 from semsam.training.checkpoint import load_state
 from semsam.training.engine import Worker
-from semsam.training.fragments import MOMENTS, WEIGHT
-from semsam.training.material import Material, find_checkpoint
-from semsam.training.pieces import Wanted, load_pieces
+from semsam.training.partition_files import Wanted, load_partitions
+from semsam.training.partitions import MOMENTS, WEIGHT
 from semsam.training.recipe import Recipe
-from semsam.training.same_run import checkpoint_config
+from semsam.training.resume import checkpoint_config
 from semsam.training.train import check_log, train
 from semsam.training.train_log import read_log
+from semsam.training.training_data import TrainingData, find_checkpoint
 from tests.conftest import ROOT
 from tests.painted_shards import VOCABULARIES, write_painted_shards
 from tests.unit.pipelines.conftest import write_image
@@ -223,7 +223,7 @@ def checkpoints() -> list[Stored]:
     def go_on(folder: Path) -> list[Any]:
         """What going on with the run and using its model read."""
         run, recipe = Folder(folder), small_recipe(folder.parent)
-        checkpoint, step = find_checkpoint(run, recipe, Material.of(recipe))
+        checkpoint, step = find_checkpoint(run, recipe, TrainingData.of(recipe))
         assert checkpoint is not None
         check_log(run, checkpoint)
         state, model = load_state(checkpoint), SemanticSam.load(checkpoint.path)
@@ -233,7 +233,7 @@ def checkpoints() -> list[Stored]:
         for quantity in (WEIGHT, *MOMENTS):
             into = {name: torch.zeros(size) for name, size in sizes.items()}
             wanted = [Wanted(name, 0, values) for name, values in into.items()]
-            load_pieces(checkpoint, quantity, state.num_pieces, sizes, wanted, state.files)
+            load_partitions(checkpoint, quantity, state.num_writers, sizes, wanted, state.files)
             found += [values.sum().item() for values in into.values()]
         return [step, state, found, list(read_log(run))]
 
@@ -295,6 +295,7 @@ def stored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", checkpoints(), ids=lambda stored: stored.kind)
 def test_no_damage_to_a_run_is_silent_nameless_or_blamed_on_another(stored: Stored, stored_run: Path) -> None:
     tried, faults = sweep(stored, stored_run)

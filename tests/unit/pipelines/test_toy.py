@@ -218,7 +218,7 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_split_without_images_is_refused() -> None:
-    with pytest.raises(ValueError, match="needs an image"):
+    with pytest.raises(ValueError, match="val_images"):
         ToySettings(val_images=0)
 
 

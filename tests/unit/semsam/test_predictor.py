@@ -328,12 +328,10 @@ def test_model_and_photo_may_lie_on_s3(predictor: Predictor, bucket: str, image:
         loaded.set_vocabulary(["car", "dog"], ["wheel"])
         loaded.set_image(f"{bucket}/photos/a.png")
         np.testing.assert_array_equal(loaded.predict(POINTS).masks, predictor.predict(POINTS).masks)
-    with pytest.raises(
-        ValueError, match=r"s3://bucket/run/config\.yaml: no such file; s3://bucket/run is not a checkpoint"
-    ):
+    with pytest.raises(ValueError, match=r"s3://bucket/run/config\.yaml: no such file; .* is not a checkpoint"):
         Predictor.load(f"{bucket}/run")
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(ValueError, match=r"model\.safetensors: cannot be read"):
+    with pytest.raises(ValueError, match=r"model\.safetensors: damaged"):
         Predictor.load(tmp_path)
 
 

@@ -241,10 +241,10 @@ def test_a_photo_that_is_gone_or_closed_is_rejected(task: Task, photos: Path) ->
         ({"images": "x", "vocabulary": "paco", "objects": ["car"]}, "either vocabulary or objects"),
         ({"images": "x", "objects": ["car", "car"]}, "different names"),
         ({"images": "x", "parts": [""]}, "none of them empty"),
-        ({"images": "x", "images_per_file": 0}, "must be at least 1"),
-        ({"images": "x", "max_rejected": 2}, "max_rejected must lie in"),
-        ({"images": "x", "file_format": "csv"}, "file_format: Input should be"),
-        ({"images": "x", "masks": {"points_per_side": 0}}, "points_per_side must be at least 1"),
+        ({"images": "x", "images_per_file": 0}, "images_per_file: must be greater than or equal to 1"),
+        ({"images": "x", "max_rejected": 2}, "max_rejected: must be less than or equal to 1"),
+        ({"images": "x", "file_format": "csv"}, "file_format: must be 'arrow' or 'parquet'"),
+        ({"images": "x", "masks": {"points_per_side": 0}}, "masks.points_per_side: must be greater than or equal to 1"),
     ],
 )
 def test_settings_without_sense_are_refused(values: dict[str, Any], message: str) -> None:

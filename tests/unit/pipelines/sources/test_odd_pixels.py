@@ -89,6 +89,7 @@ SOUND = {
 PLACES = [*SOUND, "thing.parts", "anno.objects", "file.anno"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_every_odd_field_of_a_mat_is_read_as_meant_or_counted(write_native: Any, place: str) -> None:
     native = write_native("pascal_part")

@@ -135,6 +135,7 @@ SWEEPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dataset", "file"), SWEEPS)
 def test_every_odd_value_is_read_as_meant_or_counted_or_refused(write_native: Any, dataset: str, file: str) -> None:
     native = write_native(dataset)

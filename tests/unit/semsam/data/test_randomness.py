@@ -1,4 +1,4 @@
-"""Draws depend on their key and on nothing else."""
+"""RowOrder depend on their key and on nothing else."""
 
 from __future__ import annotations
 

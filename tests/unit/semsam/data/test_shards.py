@@ -168,7 +168,7 @@ def test_any_flipped_bit_of_a_row_is_noticed_when_it_is_read(folder: Path) -> No
     path = folder / "shard-00000.arrow"
     data = path.read_bytes()
     rows = read_index((folder / "shard-00000.rows").read_bytes(), 3, len(data), "rows")
-    for place in range(int(rows["offset"][0]), int(rows["offset"][2] + rows["size"][2]), 7):
+    for place in range(int(rows["offset"][0]), int(rows["offset"][2] + rows["size"][2]), 61):
         row = int(np.searchsorted(rows["offset"], place, side="right")) - 1
         path.write_bytes(data[:place] + bytes([data[place] ^ (1 << place % 8)]) + data[place + 1 :])
         with pytest.raises(ValueError, match=rf"shard-00000.arrow: row {row} cannot be read: its checksum is another"):

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from pipelines.sources import SOURCES
 from semsam.data.sample import NOT_ANNOTATED, Sample
-from semsam.data.schema import DATASETS
 from semsam.data.vocabularies import JointVocabulary
 from semsam.losses.router import TABLE, route
 
@@ -17,10 +17,10 @@ WITH_PARTS = {"pascal_part", "paco", "partimagenet"}
 
 
 def test_the_table_has_a_row_for_every_dataset() -> None:
-    assert set(TABLE) == set(DATASETS)
+    assert set(TABLE) == set(SOURCES)
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", list(SOURCES))
 def test_a_sample_teaches_what_its_dataset_annotates(
     dataset: str, make_sample: MakeSample, vocabulary: JointVocabulary
 ) -> None:

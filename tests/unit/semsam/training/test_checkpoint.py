@@ -14,11 +14,11 @@ import torch
 from semsam.storage import Folder
 from semsam.training.checkpoint import checkpoint_steps, latest_checkpoint, load_weights
 from semsam.training.engine import Worker
-from semsam.training.fragments import Fragment
-from semsam.training.pieces import Wanted, load_pieces, piece_name, snapshot, write_piece
+from semsam.training.partition_files import Wanted, load_partitions, partition_file, snapshot, write_partitions
+from semsam.training.partitions import Partition
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder
-from semsam.training.same_run import checkpoint_config
+from semsam.training.resume import checkpoint_config
 from semsam.training.train import train
 from semsam.training.train_log import read_log
 
@@ -38,12 +38,12 @@ def write(folder: Folder, cuts: list[int]) -> int:
     flat, starts = torch.cat(list(VALUES.values())), [0, 7, 10, 11]
     edges = [0, *cuts, len(flat)]
     for worker, (begin, end) in enumerate(pairwise(edges)):
-        fragments = [
-            Fragment(name, max(begin - start, 0), {"ema": flat[max(begin, start) : min(end, stop)]})
+        partitions = [
+            Partition(name, max(begin - start, 0), {"ema": flat[max(begin, start) : min(end, stop)]})
             for name, start, stop in zip(SIZES, starts[:-1], starts[1:], strict=True)
             if max(begin, start) < min(end, stop)
         ]
-        write_piece(folder, "ema", worker, snapshot(fragments, "ema"))
+        write_partitions(folder, "ema", worker, snapshot(partitions, "ema"))
     return len(edges) - 1
 
 
@@ -53,7 +53,7 @@ def test_whatever_is_wanted_is_found_however_it_was_cut(tmp_path: Path, cuts: li
     count = write(folder, cuts)
     for start, stop in [(0, 7), (2, 5), (6, 7), (3, 3)]:
         into = [torch.full((stop - start,), -1.0), torch.full((3,), -1.0)]
-        load_pieces(folder, "ema", count, SIZES, [Wanted("a", start, into[0]), Wanted("b", 0, into[1])])
+        load_partitions(folder, "ema", count, SIZES, [Wanted("a", start, into[0]), Wanted("b", 0, into[1])])
         assert torch.equal(into[0], VALUES["a"][start:stop])
         assert torch.equal(into[1], VALUES["b"])
 
@@ -74,7 +74,7 @@ def test_pieces_that_do_not_fit_the_model_are_refused_by_name(
     folder = Folder(str(tmp_path))
     write(folder, [4, 8])
     with pytest.raises(ValueError, match=reason):
-        load_pieces(folder, "ema", count, sizes, [])
+        load_partitions(folder, "ema", count, sizes, [])
 
 
 @pytest.mark.parametrize(
@@ -90,9 +90,9 @@ def test_pieces_that_do_not_fit_the_model_are_refused_by_name(
     ],
 )
 def test_what_is_no_piece_is_refused_by_name(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / piece_name("ema", 0)).write_bytes(data)
+    (tmp_path / partition_file("ema", 0)).write_bytes(data)
     with pytest.raises(ValueError, match=r"ema-00000.safetensors: "):
-        load_pieces(Folder(str(tmp_path)), "ema", 1, {"a": 7}, [])
+        load_partitions(Folder(str(tmp_path)), "ema", 1, {"a": 7}, [])
 
 
 def test_a_run_that_dies_at_any_write_goes_on_from_the_checkpoint_before(
@@ -189,7 +189,7 @@ def test_with_an_average_it_is_what_a_checkpoint_is_used_with_and_it_resumes_exa
     left = []
     for step in (1, 2, 3):
         folder = tmp_path / "whole" / f"checkpoint-{step}"
-        left.append(safetensors.torch.load_file(folder / piece_name("weight", 0))[f"{name}:0"])
+        left.append(safetensors.torch.load_file(folder / partition_file("weight", 0))[f"{name}:0"])
     used = [load_weights(Folder(str(tmp_path / "whole" / f"checkpoint-{n}")))[name].flatten() for n in (1, 2, 3)]
     for updates in (2, 3):
         decay = min(0.9, (1 + updates) / (10 + updates))

@@ -20,14 +20,14 @@ from semsam.storage import Folder
 from semsam.training.checkpoint import checkpoint_steps, keep_last, load_state
 from semsam.training.engine import Worker
 from semsam.training.loop import TrainingFault
-from semsam.training.pieces import Wanted, load_pieces, piece_name, write_piece
+from semsam.training.partition_files import Wanted, load_partitions, partition_file, write_partitions
 from semsam.training.recipe import Recipe
-from semsam.training.same_run import checkpoint_config
+from semsam.training.resume import checkpoint_config
 from semsam.training.train import train
 from semsam.training.train_log import LOG_FILE, read_log
 
 CPU = Worker(0, 1, torch.device("cpu"))
-PIECES = [piece_name(quantity, 0) for quantity in ("weight", "exp_avg", "exp_avg_sq")]
+PIECES = [partition_file(quantity, 0) for quantity in ("weight", "exp_avg", "exp_avg_sq")]
 FILES = [f"checkpoint-4/{name}" for name in (*PIECES, "model.safetensors", "config.yaml", "state.json")] + [LOG_FILE]
 
 
@@ -142,22 +142,22 @@ def test_a_line_of_the_log_that_is_no_step_is_named(tmp_path: Path, line: bytes)
 def test_overlapping_ranges_are_refused_by_the_tensor_s_name(
     tmp_path: Path, ranges: dict[str, int], reason: str
 ) -> None:
-    write_piece(Folder(tmp_path), "ema", 0, {key: torch.zeros(size) for key, size in ranges.items()})
+    write_partitions(Folder(tmp_path), "ema", 0, {key: torch.zeros(size) for key, size in ranges.items()})
     with pytest.raises(ValueError, match=reason):
-        load_pieces(Folder(tmp_path), "ema", 1, {"a": 7}, [])
+        load_partitions(Folder(tmp_path), "ema", 1, {"a": 7}, [])
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 def test_what_is_not_finite_is_neither_written_nor_read(tmp_path: Path, value: float) -> None:
     folder, values = Folder(tmp_path), torch.tensor([0.0, value])
     with pytest.raises(ValueError, match=f"{tmp_path}: not written: ema of a:0 is not finite"):
-        write_piece(folder, "ema", 0, {"a:0": values})
+        write_partitions(folder, "ema", 0, {"a:0": values})
     sums = {"a:0": zlib.crc32(values.numpy().tobytes(), zlib.crc32(b"a:0"))}
-    (tmp_path / piece_name("ema", 0)).write_bytes(
+    (tmp_path / partition_file("ema", 0)).write_bytes(
         safetensors.torch.save({"a:0": values}, {"crc32": orjson.dumps(sums).decode()})
     )
-    with pytest.raises(ValueError, match=f"{piece_name('ema', 0)}: a:0 is not finite"):
-        load_pieces(folder, "ema", 1, {"a": 2}, [Wanted("a", 0, torch.zeros(1))])
+    with pytest.raises(ValueError, match=f"{partition_file('ema', 0)}: a:0 is not finite"):
+        load_partitions(folder, "ema", 1, {"a": 2}, [Wanted("a", 0, torch.zeros(1))])
 
 
 def test_keep_last_counts_sound_checkpoints_only_and_keeps_multiples(copy: Path) -> None:

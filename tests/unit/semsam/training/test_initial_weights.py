@@ -17,7 +17,7 @@ from semsam.storage import Folder
 from semsam.training.engine import Worker
 from semsam.training.initial_weights import start_from
 from semsam.training.recipe import ModelChoice, Recipe
-from semsam.training.same_run import checkpoint_config
+from semsam.training.resume import checkpoint_config
 from semsam.training.train import train
 
 MakeRecipe = Callable[..., Recipe]

@@ -26,12 +26,12 @@ from semsam.training import train as train_module
 from semsam.training.checkpoint import latest_checkpoint, load_state, load_weights
 from semsam.training.engine import Worker
 from semsam.training.loop import Loop, TrainingFault
-from semsam.training.material import Material, find_checkpoint
 from semsam.training.recipe import Recipe, merged
-from semsam.training.same_run import checkpoint_config
+from semsam.training.resume import checkpoint_config
 from semsam.training.step import TrainingStep
 from semsam.training.train import make_step, train
 from semsam.training.train_log import LOG_FILE, read_log
+from semsam.training.training_data import TrainingData, find_checkpoint
 from tests.painted_shards import VOCABULARIES, write_painted_shards
 
 CPU = Worker(0, 1, torch.device("cpu"))
@@ -125,7 +125,7 @@ def test_a_run_with_another_recipe_is_refused_naming_what_differs(
 ) -> None:
     recipe = parse_config(Recipe, merged(config_values(make_recipe(steps=2)), changes), "test")
     with pytest.raises(ValueError, match=rf"checkpoint-2: another training.*\n.*{re.escape(difference)}$"):
-        find_checkpoint(Folder(str(finished)), recipe, Material.of(recipe))
+        find_checkpoint(Folder(str(finished)), recipe, TrainingData.of(recipe))
 
 
 def test_what_decides_nothing_may_change(make_recipe: MakeRecipe, finished: Path) -> None:
@@ -135,7 +135,7 @@ def test_what_decides_nothing_may_change(make_recipe: MakeRecipe, finished: Path
         "model": {"overrides": {"activation_checkpointing": True}},
     }
     recipe = parse_config(Recipe, merged(config_values(make_recipe(steps=2)), changes), "test")
-    assert find_checkpoint(Folder(str(finished)), recipe, Material.of(recipe))[1] == 2
+    assert find_checkpoint(Folder(str(finished)), recipe, TrainingData.of(recipe))[1] == 2
 
 
 def note(path: Path) -> None:
@@ -156,11 +156,11 @@ def test_settings_that_a_checkpoint_does_not_know_count_as_their_defaults(
     path.write_text(yaml.safe_dump(sections))
     note(path)
     recipe = make_recipe(steps=2)
-    assert find_checkpoint(Folder(str(folder)), recipe, Material.of(recipe))[1] == 2
+    assert find_checkpoint(Folder(str(folder)), recipe, TrainingData.of(recipe))[1] == 2
     path.write_text("model: {}")
     note(path)
     with pytest.raises(ValueError, match=r"checkpoint-2/config.yaml: not the settings"):
-        find_checkpoint(Folder(str(folder)), recipe, Material.of(recipe))
+        find_checkpoint(Folder(str(folder)), recipe, TrainingData.of(recipe))
 
 
 def test_only_the_last_checkpoints_are_kept(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -243,7 +243,7 @@ def test_a_frozen_text_encoder_keeps_its_weights(
 ) -> None:
     recipe = make_recipe(steps=2, checkpoint_every=1, text=text)
     run(recipe, tmp_path)
-    start = make_step(recipe, Material.of(recipe).vocabulary)
+    start = make_step(recipe, TrainingData.of(recipe).vocabulary)
     changed = changed_weights(start, tmp_path / "checkpoint-2")
     assert {"backbone", "pixel_decoder", "mask_decoder"} <= changed
     assert ("text_encoder" in changed) == learns
@@ -261,7 +261,7 @@ def test_frozen_names_are_embedded_in_every_template(make_recipe: MakeRecipe) ->
     clip = {"kind": "clip", "dim": 16, "num_layers": 1, "num_heads": 2, "context": 16, "pretrained": True}
     values = merged(config_values(recipe), {"model": {"overrides": {"text": clip}}})
     recipe = parse_config(Recipe, values, "test")
-    step = make_step(recipe, Material.of(recipe).vocabulary)
+    step = make_step(recipe, TrainingData.of(recipe).vocabulary)
     step.embed_frozen_names()
     names = (*step.vocabulary.objects, *step.vocabulary.parts)
     assert step.name_bank is not None
@@ -278,7 +278,7 @@ def test_without_any_names_the_text_encoder_is_left_alone(make_recipe: MakeRecip
     values["data"]["plan"] = plan["data"]["plan"]
     recipe = parse_config(Recipe, values, "test")
     run(recipe, tmp_path)
-    changed = changed_weights(make_step(recipe, Material.of(recipe).vocabulary), tmp_path / "checkpoint-2")
+    changed = changed_weights(make_step(recipe, TrainingData.of(recipe).vocabulary), tmp_path / "checkpoint-2")
     assert changed == {"backbone", "pixel_decoder", "prompt_encoder", "mask_decoder"}
 
 
@@ -293,7 +293,7 @@ def test_denoising_queries_learn_where_there_are_names(make_recipe: MakeRecipe, 
     assert sum(terms.values()) == pytest.approx(log[0]["loss"], rel=1e-5)
     assert (terms["denoising/mask_bce"] > 0) == (terms["denoising/part"] > 0) == (dataset == "pascal_part")
     name = "mask_decoder.noised_content.projection.bias"
-    start = make_step(recipe, Material.of(recipe).vocabulary).model.state_dict()[name]
+    start = make_step(recipe, TrainingData.of(recipe).vocabulary).model.state_dict()[name]
     after = load_weights(Folder(str(tmp_path / "checkpoint-2")))[name]
     assert torch.equal(start, after) == (dataset == "sa1b")
 

@@ -15,10 +15,10 @@ from semsam.data.reader import Reader
 from semsam.data.sample import Batch, Sample
 from semsam.losses.targets import Targets
 from semsam.model.predictions import Predictions
-from semsam.training.material import Material
 from semsam.training.next_clicks import in_rounds, next_clicks
 from semsam.training.recipe import Recipe
 from semsam.training.train import make_step
+from semsam.training.training_data import TrainingData
 
 MakeRecipe = Callable[..., Recipe]
 SIZE, STRIDE, LEVELS, NUM_PROMPTS = 128, 4, 6, 20
@@ -37,8 +37,10 @@ def recipe(make_recipe: MakeRecipe) -> Recipe:
 @pytest.fixture(scope="module")
 def batch(recipe: Recipe) -> Batch:
     """Samples with masks, with boxes alone, and without any region."""
-    material, training = Material.of(recipe), recipe.training
-    reader = Reader(material.plan, material.splits, recipe.data.sample, training.seed, 0, 1, 1, 0, recipe.data.reader)
+    training_data, training = TrainingData.of(recipe), recipe.training
+    reader = Reader(
+        training_data.plan, training_data.splits, recipe.data.sample, training.seed, 0, 1, 1, 0, recipe.data.reader
+    )
     with reader:
         (found,) = next(reader)
     assert {len(sample.regions) > 0 for sample in found.samples} == {True, False}
@@ -69,7 +71,7 @@ def answers(masks: np.ndarray) -> Predictions:
 
 def ask_again(batch: Batch, recipe: Recipe, said: np.ndarray, number: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Boxes of the prompts of round `number` after these answers to the first one's, and which are boxes."""
-    targets = Targets.of(in_rounds(batch, number + 1), Material.of(recipe).vocabulary, CPU)
+    targets = Targets.of(in_rounds(batch, number + 1), TrainingData.of(recipe).vocabulary, CPU)
     before = torch.from_numpy(batch.prompt_boxes_cxcywh), torch.from_numpy(batch.prompt_is_box)
     boxes, is_box = next_clicks(answers(said), *before, targets, 0, number)
     return boxes.numpy(), is_box.numpy()
@@ -168,7 +170,7 @@ def test_clicks_depend_on_sample_and_round_and_not_on_the_batch(batch: Batch, re
 
 
 def test_a_step_in_rounds_has_the_loss_of_every_round_and_reaches_every_weight(batch: Batch, recipe: Recipe) -> None:
-    step = make_step(recipe, Material.of(recipe).vocabulary)
+    step = make_step(recipe, TrainingData.of(recipe).vocabulary)
     once = make_step(replace(recipe, training=replace(recipe.training, click_rounds=1)), step.vocabulary)
     counts = {rounds: one.count_targets(batch) for rounds, one in ((1, once), (2, step))}
     num_asked = int((batch.prompt_asked >= 0).sum())

@@ -10,10 +10,10 @@ import pytest
 
 from semsam.storage import Folder
 from semsam.tracking import TrackingSettings
-from semsam.training.material import Material
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import RUN_ID_FILE, Recorder
 from semsam.training.train_log import read_log
+from semsam.training.training_data import TrainingData
 
 
 @pytest.mark.slow
@@ -23,15 +23,15 @@ def test_samples_seen_of_each_dataset_stand_in_the_log_and_in_mlflow(
     from mlflow import MlflowClient
 
     recipe = make_recipe(steps=5, global_batch=3, log_every=2)
-    material = Material.of(recipe)
+    training_data = TrainingData.of(recipe)
     tracking = TrackingSettings(uri=f"sqlite:///{tmp_path}/mlflow.db")
     folder = Folder(str(tmp_path / "run"))
     seen: Counter[str] = Counter({"coco_panoptic": 0, "pascal_part": 0})
     counts = []
     for first, last in ((0, 3), (3, 5)):  # Interrupted once.
-        recorder = Recorder(recipe, material, folder, first, "test", tracking)
+        recorder = Recorder(recipe, training_data, folder, first, "test", tracking)
         for step in range(first, last):
-            seen.update(row.dataset for row in material.plan.rows(step))
+            seen.update(row.dataset for row in training_data.plan.rows(step))
             counts.append(dict(seen))
             recorder.add(step, {"loss": 1.0, "seconds": 0.1})
         recorder.close(failed=last < 5)

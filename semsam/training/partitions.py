@@ -19,7 +19,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, by the names that torch gives th
 
 
 @dataclass(frozen=True)
-class Fragment:
+class Partition:
     """Elements from `start` on of a flattened parameter, in fp32.
 
     `values` are views by quantity (see `quantities`): writing to them changes the run.
@@ -37,15 +37,15 @@ def quantities(with_average: bool) -> tuple[str, ...]:
     return (WEIGHT, *MOMENTS, EMA) if with_average else (WEIGHT, *MOMENTS)
 
 
-def whole_fragments(module: nn.Module, optimizer: Optimizer, rank: int, world_size: int) -> Iterator[Fragment]:
+def whole_partitions(module: nn.Module, optimizer: Optimizer, rank: int, world_size: int) -> Iterator[Partition]:
     """Every parameter whole: without sharding.  Workers share in answering for them."""
     for place, (name, parameter) in enumerate(_trained(module)):
         values = _values(optimizer, parameter, 0, parameter.numel())
-        yield Fragment(name, 0, values, is_copy=place % world_size != rank)
+        yield Partition(name, 0, values, is_copy=place % world_size != rank)
 
 
-def flat_fragments(module: nn.Module, zero: Any) -> Iterator[Fragment]:
-    """This worker's fragments under ZeRO 1 and 2; `zero` is DeepSpeed's optimizer.
+def flat_partitions(module: nn.Module, zero: Any) -> Iterator[Partition]:
+    """This worker's partitions under ZeRO 1 and 2; `zero` is DeepSpeed's optimizer.
 
     Each parameter group is one flat vector, cut into a piece for each worker without regard to where parameters end.
     """
@@ -55,17 +55,17 @@ def flat_fragments(module: nn.Module, zero: Any) -> Iterator[Fragment]:
             flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
             at = mapping.hp_fragment_address
             values = _values(zero.optimizer, flat, at.start, at.numel)
-            yield Fragment(name, mapping.lp_fragment_address.start, values)
+            yield Partition(name, mapping.lp_fragment_address.start, values)
 
 
-def split_fragments(module: nn.Module, zero: Any, rank: int) -> Iterator[Fragment]:
-    """This worker's fragments under ZeRO 3: an equal piece of every parameter, the last of them filled with padding."""
+def split_partitions(module: nn.Module, zero: Any, rank: int) -> Iterator[Partition]:
+    """This worker's partitions under ZeRO 3: equal parts of parameters, the last filled with padding."""
     for name, parameter in _trained(module):
         group, at, piece = zero.grad_position[zero.get_param_id(parameter)]
         start = rank * piece
         size = min(piece, parameter.ds_numel - start)  # type: ignore[attr-defined]
         if size > 0:
-            yield Fragment(name, start, _values(zero.optimizer, zero.fp32_partitioned_groups_flat[group], at, size))
+            yield Partition(name, start, _values(zero.optimizer, zero.fp32_partitioned_groups_flat[group], at, size))
 
 
 def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -14,11 +14,11 @@ from semsam.data.vocabularies import JointVocabulary
 from semsam.storage import Folder
 from semsam.training.checkpoint import RunState, check_files, latest_checkpoint, load_state, the_one_before
 from semsam.training.recipe import Recipe
-from semsam.training.same_run import check_same_run
+from semsam.training.resume import check_same_run
 
 
 @dataclass(frozen=True)
-class Material:
+class TrainingData:
     """What a recipe trains on."""
 
     splits: dict[str, Split]
@@ -26,7 +26,7 @@ class Material:
     vocabulary: JointVocabulary
 
     @staticmethod
-    def of(recipe: Recipe) -> Material:
+    def of(recipe: Recipe) -> TrainingData:
         """Open every dataset of the recipe's plan; `ValueError` for one that is not prepared."""
         data, training = recipe.data, recipe.training
         splits = {name: Split(f"{data.root}/{name}/{data.split}") for name in data.datasets()}
@@ -35,14 +35,14 @@ class Material:
             training.seed, sizes, data.plan, training.global_batch, training.steps, _categories(splits, data.plan)
         )
         vocabularies = {name: split.manifest.vocabulary for name, split in splits.items()}
-        return Material(splits, plan, JointVocabulary.of(vocabularies))
+        return TrainingData(splits, plan, JointVocabulary.of(vocabularies))
 
     def run_state(self, recipe: Recipe, step: int, num_workers: int) -> RunState:
         """What a checkpoint after `step` updates says of its run."""
         return RunState(
             step=step,
             cursor=step * recipe.training.global_batch,
-            num_pieces=num_workers,
+            num_writers=num_workers,
             seed=recipe.training.seed,
             global_batch=recipe.training.global_batch,
             num_steps=recipe.training.steps,
@@ -53,7 +53,7 @@ class Material:
         )
 
 
-def find_checkpoint(run: Folder, recipe: Recipe, material: Material) -> tuple[Folder | None, int]:
+def find_checkpoint(run: Folder, recipe: Recipe, training_data: TrainingData) -> tuple[Folder | None, int]:
     """The checkpoint to go on from and its step; `ValueError` if it is damaged or belongs to another training."""
     folder = latest_checkpoint(run)
     if folder is None:
@@ -63,7 +63,7 @@ def find_checkpoint(run: Folder, recipe: Recipe, material: Material) -> tuple[Fo
         check_files(folder, state)
     except ValueError as error:
         raise ValueError(f"{error}; {the_one_before(folder)}") from None
-    check_same_run(folder, state, material.run_state(recipe, state.step, state.num_pieces), recipe)
+    check_same_run(folder, state, training_data.run_state(recipe, state.step, state.num_writers), recipe)
     return folder, state.step
 
 

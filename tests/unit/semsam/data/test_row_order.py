@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from semsam.data.draws import some_rows
 from semsam.data.plan import Plan, PlanSettings, Row, Stage
 from semsam.data.reader import worker_slices
 from semsam.data.row_categories import Names, from_bytes, repeat_factors, to_batch, to_bytes
+from semsam.data.row_order import some_rows
 
 NUM_ROWS = 600
 SIZES = (250, 0, 350)

@@ -57,7 +57,7 @@ def repeated(
 
 
 @dataclass(frozen=True)
-class Draws:
+class RowOrder:
     """The endless sequence of draws from one dataset."""
 
     key: int
@@ -75,10 +75,10 @@ class Draws:
         rows: Int64[np.ndarray, " epoch_size"] | None,
         block_rows: int,
         window_blocks: int,
-    ) -> Draws:
+    ) -> RowOrder:
         starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)[:-1]])
         key = random_key(seed, _key(dataset), "plan")
-        return Draws(key, sum(sizes) if rows is None else len(rows), starts, rows, block_rows, window_blocks)
+        return RowOrder(key, sum(sizes) if rows is None else len(rows), starts, rows, block_rows, window_blocks)
 
     def places(self, draws: Int64[np.ndarray, " b"]) -> Int64[np.ndarray, "b 2"]:
         """(shard, row) of each draw."""

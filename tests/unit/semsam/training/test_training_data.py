@@ -14,8 +14,8 @@ from semsam.config import config_values, parse_config
 from semsam.data.manifest import MANIFEST_NAME, IndexFile
 from semsam.data.row_categories import ROW_CATEGORIES_NAME, row_names, to_batch, to_bytes
 from semsam.data.shards import Split
-from semsam.training.material import Material
 from semsam.training.recipe import Recipe, merged
+from semsam.training.training_data import TrainingData
 from tests.painted_shards import VOCABULARIES, painted_record, write_split
 
 MakeRecipe = Callable[..., Recipe]
@@ -40,11 +40,11 @@ def test_a_plan_repeats_images_by_the_names_beside_the_shards(make_recipe: MakeR
     named, *others = (painted_record("pascal_part", number) for number in (0, *range(2, 41)))
     write_split(folder, [[named, *(replace(one, regions=()) for one in others)]], VOCABULARIES["pascal_part"])
     add_names(folder)
-    plan = Material.of(repeating(make_recipe(tmp_path, steps=43, global_batch=1), 0.4)).plan
+    plan = TrainingData.of(repeating(make_recipe(tmp_path, steps=43, global_batch=1), 0.4)).plan
     assert plan.epoch_size("pascal_part") == 43  # Names that one image in forty shows: sqrt(0.4 * 40) times.
     assert Counter(row.row for step in range(43) for row in plan.rows(step))[0] == 4
 
 
 def test_a_dataset_without_names_cannot_repeat_rare_ones(make_recipe: MakeRecipe) -> None:
     with pytest.raises(ValueError, match=r"^data.plan.repeat.sa1b: .*sa1b/train: this dataset has no names"):
-        Material.of(repeating(make_recipe(), 0.001, "sa1b"))
+        TrainingData.of(repeating(make_recipe(), 0.001, "sa1b"))

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from semsam.model.weight_files import Fingerprint
 from semsam.storage import Folder
-from semsam.training.fragments import Fragment
+from semsam.training.partitions import Partition
 
 _ITEM = 4  # Bytes of an fp32.
 _SUMS = "crc32"  # Of the tensors by name: JSON among the metadata of a file.
@@ -40,44 +40,44 @@ class Wanted:
     into: Tensor
 
 
-def piece_name(quantity: str, worker: int) -> str:
+def partition_file(quantity: str, worker: int) -> str:
     """The file of a quantity that a worker writes."""
     return f"{quantity}-{worker:05d}.safetensors"
 
 
-def snapshot(fragments: Iterable[Fragment], quantity: str) -> dict[str, Tensor]:
-    """Host copies of a quantity, {<parameter>:<start>: values}, of all fragments that this worker answers for.
+def snapshot(partitions: Iterable[Partition], quantity: str) -> dict[str, Tensor]:
+    """Host copies of a quantity, {<parameter>:<start>: values}, of all partitions that this worker answers for.
 
     From CUDA they are complete once the device has been waited for.
     """
     copies = {}
-    for fragment in fragments:
-        if not fragment.is_copy:
-            values = fragment.values[quantity]
+    for partition in partitions:
+        if not partition.is_copy:
+            values = partition.values[quantity]
             host = torch.empty(values.shape, dtype=torch.float32, pin_memory=values.is_cuda)
-            copies[f"{fragment.name}:{fragment.start}"] = host.copy_(values, non_blocking=True)
+            copies[f"{partition.name}:{partition.start}"] = host.copy_(values, non_blocking=True)
     return copies
 
 
-def write_piece(folder: Folder, quantity: str, worker: int, values: Mapping[str, Tensor]) -> None:
+def write_partitions(folder: Folder, quantity: str, worker: int, values: Mapping[str, Tensor]) -> None:
     """Write one file of `snapshot`; `ValueError` for values that are not finite: nobody could go on from them."""
     odd = [key for key, tensor in values.items() if not tensor.isfinite().all()]
     if odd:
         raise ValueError(f"{folder.path}: not written: {quantity} of {', '.join(odd[:3])} is not finite")
     sums = {key: _crc32(key, tensor.numpy().tobytes()) for key, tensor in values.items()}
     data = safetensors.torch.save(dict(values), {_SUMS: orjson.dumps(sums).decode()})
-    folder.write(piece_name(quantity, worker), data)
+    folder.write(partition_file(quantity, worker), data)
 
 
-def piece_fingerprint(folder: Folder, name: str) -> Fingerprint:
+def partition_fingerprint(folder: Folder, name: str) -> Fingerprint:
     """What a checkpoint's state says of a piece: its size, and the CRC-32 of its header."""
-    return _PieceFile(folder, name, None).fingerprint
+    return _PartitionFile(folder, name, None).fingerprint
 
 
-def load_pieces(
+def load_partitions(
     folder: Folder,
     quantity: str,
-    num_pieces: int,
+    num_writers: int,
     sizes: Mapping[str, int],
     wanted: Iterable[Wanted],
     files: Mapping[str, Fingerprint] = MappingProxyType({}),
@@ -88,17 +88,17 @@ def load_pieces(
     naming a file that is another or damaged, and every parameter that is missing, unexpected, not there once from end
     to end or not finite.
     """
-    names = [piece_name(quantity, worker) for worker in range(num_pieces)]
-    pieces = [_PieceFile(folder, name, files.get(name)) for name in names]
+    names = [partition_file(quantity, worker) for worker in range(num_writers)]
+    pieces = [_PartitionFile(folder, name, files.get(name)) for name in names]
     _check_cover(f"{folder.path}: {quantity}", pieces, sizes)
     wanted = list(wanted)
     for piece in pieces:
         piece.fill(wanted)
 
 
-def verify_piece(folder: Folder, name: str) -> None:
-    """Read a whole file of `write_piece`; `ValueError` names it where its numbers are not those that were written."""
-    piece = _PieceFile(folder, name, None)
+def verify_partitions(folder: Folder, name: str) -> None:
+    """Read a whole file; `ValueError` names it where its numbers are not those that were written."""
+    piece = _PartitionFile(folder, name, None)
     for parameter, ranges in piece.ranges.items():
         for here in ranges:
             piece.fill([Wanted(parameter, here.start, torch.empty(here.stop - here.start))])
@@ -112,7 +112,7 @@ class _Range:
     offset: int  # Of the first byte in the file.
 
 
-class _PieceFile:
+class _PartitionFile:
     """The header of a piece, whose values are read when they are asked for."""
 
     def __init__(self, folder: Folder, name: str, expected: Fingerprint | None) -> None:
@@ -189,7 +189,7 @@ def _crc32(key: str, data: bytes | memoryview) -> int:
     return zlib.crc32(data, zlib.crc32(key.encode()))
 
 
-def _check_cover(where: str, files: Iterable[_PieceFile], sizes: Mapping[str, int]) -> None:
+def _check_cover(where: str, files: Iterable[_PartitionFile], sizes: Mapping[str, int]) -> None:
     found: dict[str, list[_Range]] = defaultdict(list)
     for file in files:
         for name, ranges in file.ranges.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 ROWS_AT_ONCE = 512  # Of a hidden layer with 2,048 channels: 4 MB.
 
 
-def by_pieces(
+def by_row_blocks(
     function: Callable[[Float[Tensor, "r i"]], Float[Tensor, "r o"]], values: Float[Tensor, "*n i"]
 ) -> Float[Tensor, "*n o"]:
     """`function` of every row of `values`.
