@@ -15,7 +15,7 @@ import torch
 
 from jobs.cluster import connect, main_exit, stable_path
 from pipelines.generate.generate import Generated, Task, generate
-from pipelines.generate.mask_files import Options
+from pipelines.generate.mask_files import MaskOptions
 from pipelines.model_pool import ModelReference, Pool
 from pipelines.sources import SOURCES
 from pipelines.sources.categories import load_categories
@@ -96,7 +96,7 @@ def generate_task(job: GenerateJob) -> Task:
     if any(not 0 <= level < levels for level in job.masks.levels or ()):
         raise ValueError(f"masks.levels {list(job.masks.levels or ())}: the model's are 0 to {levels - 1}")
     objects, parts, ids = names_of(job)
-    options = Options(
+    options = MaskOptions(
         model=reference,
         model_digest=_digest(model),
         image_size=job.image_size,

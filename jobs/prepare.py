@@ -15,7 +15,7 @@ from pydantic import Field
 
 from jobs.cluster import connect, main_exit, stable_path
 from pipelines.prepare.prepare import prepare
-from pipelines.prepare.shard_writer import Options, SplitTask
+from pipelines.prepare.shard_writer import ShardOptions, SplitTask
 from pipelines.sources import SOURCES
 from pipelines.sources.coco_json import sample_id
 from pipelines.sources.source import Source
@@ -126,7 +126,7 @@ def split_tasks(job: PrepareJob) -> list[SplitTask]:
                     files=files,
                     split=split,
                     output=f"{output}/{dataset}/{split}",
-                    options=Options(job.rows_per_shard, one.long_side(dataset, split), job.jpeg_quality, excluded),
+                    options=ShardOptions(job.rows_per_shard, one.long_side(dataset, split), job.jpeg_quality, excluded),
                     code_version=_code_version(),
                     max_rejected=one.max_rejected,
                     redo=job.redo,

@@ -20,7 +20,7 @@ from ray.data import ActorPoolStrategy
 
 from pipelines.dropped import Dropped
 from pipelines.generate.coco_results import IMAGES_NAME, RESULTS_NAME, write_coco_results
-from pipelines.generate.mask_files import MaskReport, Options, part_name, write_masks
+from pipelines.generate.mask_files import MaskOptions, MaskReport, part_name, write_masks
 from pipelines.model_pool import Pool, load_predictor
 from pipelines.parts import (
     RAY_RETRIES,
@@ -49,7 +49,7 @@ class Task:
 
     files: Files
     output: str  # Local or `s3://`.
-    options: Options
+    options: MaskOptions
     max_rejected: float = 0.01
     redo: bool = False  # Take no finished file for granted.
     verify: bool = False  # Read all bytes of finished files before they are taken for granted.
@@ -65,7 +65,7 @@ class Generated:
     num_images: int
     num_masks: int
     rejected: dict[str, int]  # By reason; every one of them is in `rejected.json`.
-    options: Options
+    options: MaskOptions
 
 
 def find_photos(files: Files) -> list[str]:

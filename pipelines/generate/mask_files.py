@@ -52,7 +52,7 @@ IMAGE_MASKS = pa.schema(
 
 
 @dataclass(frozen=True)
-class Options:
+class MaskOptions:
     """What decides the bytes of the files, beside the photos.  Picklable: it travels to every worker."""
 
     model: ModelReference
@@ -88,7 +88,7 @@ def part_name(position: int) -> str:
 
 def write_masks(
     generator: AutomaticMasks,
-    options: Options,
+    options: MaskOptions,
     files: Files,
     images: Sequence[str],
     output: str,

@@ -28,7 +28,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Options:
+class ShardOptions:
     """What decides the bytes of the shards, beside the source's files."""
 
     rows_per_shard: int
@@ -45,7 +45,7 @@ class SplitTask:
     files: Files
     split: str
     output: str  # Folder of the shards and the manifest, local or `s3://`.
-    options: Options
+    options: ShardOptions
     code_version: str
     max_rejected: float = 0.01
     redo: bool = False  # Take no finished shard for granted.

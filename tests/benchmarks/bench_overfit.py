@@ -38,7 +38,7 @@ from bench_reader import write_split
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from pipelines.prepare.shard_writer import Options, SplitTask, make_record
+from pipelines.prepare.shard_writer import ShardOptions, SplitTask, make_record
 from pipelines.sources import SOURCES
 from semsam.config import parse_config
 from semsam.data.atoms import AtomMap
@@ -142,7 +142,7 @@ def prepare(samples: Path, shards: Path) -> None:
     """The samples as jobs.prepare leaves them, made without Ray."""
     for dataset, folder in SAMPLES.items():
         source = SOURCES[dataset]
-        task = SplitTask(source, existing_folder(str(samples / folder)), "val", "", Options(8, 0, 92), "bench")
+        task = SplitTask(source, existing_folder(str(samples / folder)), "val", "", ShardOptions(8, 0, 92), "bench")
         names = source.vocabulary()
         records = [make_record(task, names, entry).record for entry in source.index(task.files, "val").entries]
         write_split(shards / dataset / "val", records, 8, dataset, names)

@@ -20,7 +20,7 @@ import torch
 from bench_reader import write_split
 
 from jobs.quickstart import DEFAULT_CONFIG, QuickstartJob
-from pipelines.prepare.shard_writer import Options, SplitTask, make_record
+from pipelines.prepare.shard_writer import ShardOptions, SplitTask, make_record
 from pipelines.sources import SOURCES
 from pipelines.sources.source import BadSample
 from pipelines.toy import ToySettings, write_toy_world
@@ -46,7 +46,7 @@ def prepare(toy: Path, shards: Path) -> dict[str, Split]:
     write_toy_world(toy, TOY)
     splits = {}
     for dataset, source in SOURCES.items():
-        task = SplitTask(source, existing_folder(str(toy / dataset)), "train", "", Options(8, 0, 92), "bench")
+        task = SplitTask(source, existing_folder(str(toy / dataset)), "train", "", ShardOptions(8, 0, 92), "bench")
         names = source.vocabulary()
         records: list[Record] = []
         for entry in source.index(task.files, "train").entries:

@@ -20,7 +20,7 @@ import ray
 from jobs import prepare
 from jobs.cluster import connect
 from pipelines.prepare.prepare import prepare as prepare_splits
-from pipelines.prepare.shard_writer import Options, SplitTask
+from pipelines.prepare.shard_writer import ShardOptions, SplitTask
 from pipelines.sources import SOURCES
 from pipelines.sources.sa1b import Sa1b
 from pipelines.sources.source import Entry, Read
@@ -322,5 +322,7 @@ def test_an_image_that_kills_every_worker_is_left_out_and_named(tmp_path: Path) 
 
 
 def _prepare_train(source: Sa1b, root: Path, output: Path, max_rejected: float = 0.01) -> Manifest:
-    task = SplitTask(source, existing_folder(str(root)), "train", str(output), Options(4, 0, 92), "1", max_rejected)
+    task = SplitTask(
+        source, existing_folder(str(root)), "train", str(output), ShardOptions(4, 0, 92), "1", max_rejected
+    )
     return prepare_splits([task], 10.0)[0]

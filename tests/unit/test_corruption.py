@@ -23,7 +23,7 @@ from pipelines.generate.mask_files import MaskReport, read_masks, write_masks
 from pipelines.generate.verify import verify_masks
 from pipelines.model_pool import Pool, load_predictor
 from pipelines.parts import read_sidecar
-from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
+from pipelines.prepare.shard_writer import ShardOptions, ShardReport, SplitTask, write_shard
 from pipelines.sources import SOURCES
 from semsam.automatic_masks import AutomaticMasks
 from semsam.config import ConfigError, load_config, parse_config
@@ -196,7 +196,7 @@ def stored_parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_masks(generator, task.options, task.files, [photo], task.output, position)
     generate(task, Pool(), 10.0)
     shutil.copy(folder / "masks-00000.json", folder / "kept.json")
-    split = SplitTask(SOURCES["sa1b"], existing_folder(photos), "train", str(folder), Options(1, 0, 92), "1")
+    split = SplitTask(SOURCES["sa1b"], existing_folder(photos), "train", str(folder), ShardOptions(1, 0, 92), "1")
     entries = replace(SOURCES["sa1b"], val_share=0.0).index(split.files, "train").entries
     for position, entry in enumerate(entries):
         write_shard(split, position, [entry])

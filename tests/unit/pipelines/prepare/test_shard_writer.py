@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.parts import find_part
-from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
+from pipelines.prepare.shard_writer import ShardOptions, ShardReport, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
 from pipelines.sources.source import Entry, Files, Read
 from semsam.data import rle
@@ -27,7 +27,9 @@ WriteSa1b = Callable[..., Path]
 
 
 def task_of(root: Path, output: Path, max_long_side: int = 0) -> SplitTask:
-    return SplitTask(Sa1b(), existing_folder(str(root)), "train", str(output), Options(4, max_long_side, 92), "1.0")
+    return SplitTask(
+        Sa1b(), existing_folder(str(root)), "train", str(output), ShardOptions(4, max_long_side, 92), "1.0"
+    )
 
 
 def entries_of(task: SplitTask) -> list[Entry]:
@@ -238,10 +240,10 @@ class NoTorch:
 sys.meta_path.insert(0, NoTorch())
 from pipelines.sources.source import Files
 from semsam.storage import existing_folder
-from pipelines.prepare.shard_writer import Options, ShardReport, SplitTask, write_shard
+from pipelines.prepare.shard_writer import ShardOptions, ShardReport, SplitTask, write_shard
 from pipelines.sources.sa1b import Sa1b
 files = existing_folder({str(write_sa1b())!r})
-task = SplitTask(Sa1b(), files, "train", {str(tmp_path / "out")!r}, Options(9, 30, 92), "1")
+task = SplitTask(Sa1b(), files, "train", {str(tmp_path / "out")!r}, ShardOptions(9, 30, 92), "1")
 print(write_shard(task, 0, task.source.index(task.files, "train").entries)[0].report.shard.rows)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.prepare.shard_writer import Options, SplitTask, make_record
+from pipelines.prepare.shard_writer import ShardOptions, SplitTask, make_record
 from semsam.storage import existing_folder
 from tests.unit.pipelines.sources.memory import MemoryFiles, Outcome, enrich, load_folder, outcome_of
 
@@ -166,7 +166,7 @@ def test_the_table_of_rules_is_short() -> None:
 @pytest.mark.parametrize("error", [KeyError, TypeError, AttributeError, OverflowError])
 def test_a_bug_in_a_source_ends_the_job(native: Any, monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
     entry = native.index().entries[0]
-    task = SplitTask(native.source, existing_folder(str(native.root)), "val", "", Options(9, 0, 92), "1")
+    task = SplitTask(native.source, existing_folder(str(native.root)), "val", "", ShardOptions(9, 0, 92), "1")
 
     def stumble(*arguments: Any, **more: Any) -> Any:
         raise error("planted")
