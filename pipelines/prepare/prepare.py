@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import orjson
 import pyarrow as pa
 import ray
 import ray.data
@@ -197,7 +198,7 @@ def _finish(task: SplitTask, summary: IndexSummary, parts: Sequence[Part[ShardRe
         vocabulary=vocabulary,
         vocabulary_digest=vocabulary.digest(),
         code_version=task.code_version,
-        options=dataclasses.asdict(task.options) | {"source": dataclasses.asdict(task.source)},
+        options=orjson.loads(orjson.dumps({**dataclasses.asdict(task.options), "source": task.source})),
         absent=summary.absent,
     )
     faults = [

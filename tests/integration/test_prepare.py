@@ -131,7 +131,7 @@ def test_too_many_broken_images_fail_the_split_and_spare_the_others(tmp_path: Pa
         prepare.run(job(root, tmp_path / "out", dataset={"max_rejected": 0.1}))
     first, second = str(caught.value).splitlines()
     assert first == "sa1b/train: 2 of 11 images are unusable, more than max_rejected = 0.1"
-    assert second.startswith("  2 x broken image (e.g. 000000000002: train/sa_2.jpg: broken JPEG")
+    assert second.startswith(f"  2 x broken image (e.g. 000000000002: {root}/train/sa_2.jpg: broken JPEG")
     assert not (tmp_path / "out" / "sa1b" / "train" / "manifest.json").exists()
     assert (tmp_path / "out" / "sa1b" / "val" / "manifest.json").exists()
     before = identities(tmp_path / "out")
