@@ -198,7 +198,9 @@ def _finish(task: SplitTask, summary: IndexSummary, parts: Sequence[Part[ShardRe
         vocabulary=vocabulary,
         vocabulary_digest=vocabulary.digest(),
         code_version=task.code_version,
-        options=orjson.loads(orjson.dumps({**dataclasses.asdict(task.options), "source": task.source})),
+        options=orjson.loads(
+            orjson.dumps(dataclasses.asdict(task.options) | {"source": dataclasses.asdict(task.source)})
+        ),
         absent=summary.absent,
     )
     faults = [

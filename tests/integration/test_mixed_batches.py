@@ -102,7 +102,7 @@ def recipe_for(root: str) -> Recipe:
     return parse_config(Recipe, values, "test")
 
 
-class RowOrder:
+class Draws:
     """A worker's batches, drawn without a look at the others'."""
 
     data_wait = 0.0
@@ -154,9 +154,9 @@ def main() -> None:
     engine = make_engine(step, recipe.optimizer, worker, recipe.training.zero_stage, PER_WORKER, 1)
     writer = CheckpointWriter(Folder(folder), rank, WORLD_SIZE, 1, False, None)
     loop = Loop(recipe, training_data, worker, step, engine, writer, None)
-    draws, losses = RowOrder(recipe, training_data, rank), []
+    draws, losses = Draws(recipe, training_data, rank), []
     for _ in range(NUM_STEPS):
-        batches, normalizers = loop._next(draws)  # type: ignore[arg-type]
+        batches, normalizers, _ = loop._next(draws)  # type: ignore[arg-type]
         terms, _ = loop._update(batches, normalizers)
         losses.append(terms["loss"])
     found = {"losses": losses, "kinds": draws.kinds, "datasets": sorted(draws.datasets)}
