@@ -6,7 +6,7 @@ import pytest
 
 from tests.chaos.killed_jobs import JOBS, Chaos, World
 
-pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
@@ -14,8 +14,8 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Chaos:
     return Chaos(World(tmp_path_factory.mktemp("chaos")).write())
 
 
-# Prepare, train and generate.
-@pytest.mark.parametrize("seed", [0, 1, 3])
+# Prepare and generate; of a training a worker is killed in test_train_faults.py, and the whole job in `make chaos`.
+@pytest.mark.parametrize("seed", [0, 3])
 def test_a_killed_job_ends_as_an_undisturbed_one(chaos: Chaos, seed: int) -> None:
     job, moment, is_alike = chaos.disturbed(seed)
     assert job == JOBS[seed % len(JOBS)]
