@@ -147,7 +147,7 @@ def _find_splits(job: EvaluateJob) -> dict[str, Split]:
 def _baselines(job: EvaluateJob, splits: Mapping[str, Split], levels: int) -> dict[str, Baselines]:
     roots = {dataset: f"{job.data}/{dataset}/train" for dataset in splits}
     roots = {dataset: root for dataset, root in roots.items() if is_prepared(root)}
-    rows = {dataset: _some(dataset, Split(root), job.baseline_images) for dataset, root in roots.items()}
+    rows = {name: _some(name, open_split(job.data, name, "train"), job.baseline_images) for name in roots}
     fitted = fit_baselines_on(roots, rows, levels, _pool(job))
     for dataset in splits.keys() - roots.keys():
         print(f"{dataset}: no train split, so no blind baselines")

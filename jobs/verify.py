@@ -66,7 +66,7 @@ def table(findings: Sequence[Finding]) -> str:
 def _find(folder: Folder, depth: int) -> Iterator[tuple[str, Folder, Callable[[Folder], str]]]:
     """What can be looked at, here and below: its kind, its folder, and what reads all of it."""
     names = folder.sizes().keys()
-    if is_masks(folder, names):
+    if is_masks(names):
         yield "masks", folder, verify_masks
     elif MANIFEST_NAME in names:
         yield "shards", folder, _verify_split

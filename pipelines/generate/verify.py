@@ -11,7 +11,7 @@ from semsam.data.sealed import unseal
 from semsam.storage import Folder
 
 
-def is_masks(folder: Folder, names: Collection[str]) -> bool:
+def is_masks(names: Collection[str]) -> bool:
     """Whether a folder with files of these names is what jobs.generate leaves."""
     return MANIFEST_NAME in names and any(name.startswith("masks-") for name in names)
 
