@@ -10,7 +10,6 @@ import torch
 from semsam.data.vocabularies import JointVocabulary
 from semsam.losses.criterion import Criterion
 from semsam.model.semantic_sam import SemanticSam
-from semsam.model.weight_files import Fingerprint
 from semsam.storage import Folder
 from semsam.tracking import TrackingSettings
 from semsam.training.checkpoint import checkpoint_folder, load_state, load_weights, remove_incomplete, the_one_before
@@ -76,15 +75,15 @@ def train(
         training.accumulation,
         training.ema_decay,
     )
-    known_log = None
     if checkpoint is not None:
         with _together(worker, checkpoint):
             _load_moments(engine, checkpoint, shapes, with_average)
             if worker.rank == 0:
-                known_log = check_log(run, checkpoint)
+                check_log(run, checkpoint)
     recorder = None
     if worker.rank == 0:
         print(origin, flush=True)
+        known_log = None if checkpoint is None else load_state(checkpoint).log
         recorder = Recorder(recipe, training_data, run, first, run_name, tracking, known_log)
     writer = CheckpointWriter(
         run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
@@ -99,17 +98,17 @@ def train(
         recorder.close(failed=False)
 
 
-def check_log(run: Folder, checkpoint: Folder) -> Fingerprint | None:
-    """What a checkpoint knows of its run's log; `ValueError` where the log has not kept that."""
+def check_log(run: Folder, checkpoint: Folder) -> None:
+    """Raise `ValueError` where a run's log has not kept what a checkpoint knows of it."""
     known = load_state(checkpoint).log
     if known is not None:
         read_known_log(run, known)
-    return known
 
 
 def _first_step(run: Folder, recipe: Recipe, training_data: TrainingData, worker: Worker) -> int:
     """The step to go on with, which all workers agree on."""
-    _, found = find_checkpoint(run, recipe, training_data)
+    # Whoever loads a file checks it: here one worker looks at all of them, for at 512 each would ask 1,536 files.
+    _, found = find_checkpoint(run, recipe, training_data, with_files=worker.rank == 0)
     first = int(worker.gather(str(found))[0])
     if worker.rank == 0:
         remove_incomplete(run)

@@ -53,14 +53,20 @@ class TrainingData:
         )
 
 
-def find_checkpoint(run: Folder, recipe: Recipe, training_data: TrainingData) -> tuple[Folder | None, int]:
-    """The checkpoint to go on from and its step; `ValueError` if it is damaged or belongs to another training."""
+def find_checkpoint(
+    run: Folder, recipe: Recipe, training_data: TrainingData, with_files: bool = True
+) -> tuple[Folder | None, int]:
+    """The checkpoint to go on from and its step; `ValueError` if it is damaged or belongs to another training.
+
+    `with_files` looks at the headers of all its files, too.
+    """
     folder = latest_checkpoint(run)
     if folder is None:
         return None, 0
     try:
         state = load_state(folder)
-        check_files(folder, state)
+        if with_files:
+            check_files(folder, state)
     except ValueError as error:
         raise ValueError(f"{error}; {the_one_before(folder)}") from None
     check_same_run(folder, state, training_data.run_state(recipe, state.step, state.num_writers), recipe)
