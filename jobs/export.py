@@ -30,6 +30,7 @@ from semsam.model.pretrained_swin import load_swin
 from semsam.model.pretrained_text import with_text
 from semsam.model.released_weights import load_released, save_released, unplaced
 from semsam.model.semantic_sam import CONFIG_FILE, SemanticSam
+from semsam.model.weight_files import read_fingerprints, read_own_tensors
 from semsam.storage import Folder
 
 # Beside the weights of a converted checkpoint: released tensors that the model has no place for, kept for the way back.
@@ -142,15 +143,14 @@ def _read_released(job: ExportJob) -> Source:
 
 def _read_checkpoint(uri: str) -> Source:
     model, folder = SemanticSam.load(uri), Folder(uri)
-    unused = safetensors.torch.load(folder.read(UNUSED_FILE)) if folder.exists(UNUSED_FILE) else {}
+    noted = read_fingerprints(folder).get(UNUSED_FILE)
+    unused = read_own_tensors(folder, UNUSED_FILE, noted) if noted or folder.exists(UNUSED_FILE) else {}
     print(f"{uri}: {len(model.state_dict())} weights")
     return Source(model, unused)
 
 
 def _write_folder(source: Source, uri: str) -> None:
-    source.model.save(uri)
-    if source.unused:
-        Folder(uri).write(UNUSED_FILE, safetensors.torch.save(source.unused))
+    source.model.save(uri, {UNUSED_FILE: safetensors.torch.save(source.unused)} if source.unused else None)
 
 
 def _write_released(source: Source, path: str) -> None:

@@ -17,7 +17,7 @@ from semsam.config import Positive, load_config, settings
 from semsam.data.manifest import MANIFEST_NAME
 from semsam.data.shards import Split
 from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE, SemanticSam
-from semsam.model.weight_files import STATE_FILE, read_fingerprints
+from semsam.model.weight_files import STATE_FILE, read_checked, read_fingerprints
 from semsam.storage import Folder
 from semsam.training.checkpoint import verify_checkpoint
 
@@ -94,7 +94,10 @@ def _verify_split(folder: Folder) -> str:
 
 def _verify_model(folder: Folder) -> str:
     count = sum(parameter.numel() for parameter in SemanticSam.load(folder.path).parameters())
-    return f"{count} parameters" + ("" if read_fingerprints(folder) else ", read; of whose bytes nothing was noted")
+    noted = read_fingerprints(folder)
+    for name in noted.keys() - {CONFIG_FILE, WEIGHTS_FILE}:
+        read_checked(folder, name, noted[name])
+    return f"{count} parameters" + ("" if noted else ", read; of whose bytes nothing was noted")
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -21,11 +21,11 @@ from typing import Any, Generic, TypeVar
 import orjson
 import pyarrow as pa
 import ray.data
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
-from semsam.data.sealed import seal, unseal
+from semsam.data.sealed import seal, unseal, unseal_as
 from semsam.storage import Folder
 
 R = TypeVar("R")
@@ -111,18 +111,13 @@ def find_part(folder: Folder, name: str, made_from: str, kind: type[R], *, verif
 
 def read_sidecar(data: bytes, path: str, kind: type[R]) -> Part[R]:
     """The part that a sidecar describes; `ValueError`, beginning with `path`, where it is none or was damaged."""
-    values = unseal(data, path)
-    try:
-        part = TypeAdapter(Part[Any]).validate_python(values)
-        report = TypeAdapter(kind).validate_python(part.report)
-    except ValidationError as error:
-        raise ValueError(f"{path}: not the sidecar of a part: {error}") from None
+    part: Part[R] = unseal_as(Part[kind], data, path, "the sidecar of a part")  # type: ignore[valid-type]
     if path.rpartition("/")[2] != sidecar_name(part.name):
         raise ValueError(f"{path}: this is the sidecar of {part.name}; was a file moved?")
     names = [part.name, *(file.name for file in part.files)]
     if not all(re.fullmatch(r"[\w.-]+", one) and not one.startswith(".") for one in names):
         raise ValueError(f"{path}: a part's files have plain names, not {names}")
-    return dataclasses.replace(part, report=report)
+    return part
 
 
 def sidecar_name(name: str) -> str:
@@ -241,6 +236,7 @@ def parts_of(
         # Ray Data means to name parameters of this kind in a later version; in this one there is no other way to them.
         warnings.simplefilter("ignore", RayDeprecationWarning)
         results = blocks.map_batches(work, batch_size=None, batch_format="pyarrow", **options)
+    made: TypeAdapter[Part[R]] = TypeAdapter(Part[kind])  # type: ignore[valid-type]
     try:
         for row in results.iter_rows():
             if row["error"]:
@@ -248,8 +244,7 @@ def parts_of(
                 error.add_note(row["trace"])
                 raise error
             keys = {name: value for name, value in row.items() if name not in ("part", "found", "error", "trace")}
-            part = TypeAdapter(Part[Any]).validate_json(row["part"])
-            yield keys, dataclasses.replace(part, report=TypeAdapter(kind).validate_python(part.report)), row["found"]
+            yield keys, made.validate_json(row["part"]), row["found"]
     except RayError as error:
         raise RuntimeError(f"a worker died again and again, or would not start: {_first_line(error)}") from error
 

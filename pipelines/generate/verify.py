@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from pydantic import TypeAdapter, ValidationError
-
 from pipelines.generate.generate import MANIFEST_NAME, Generated
-from semsam.data.sealed import unseal
+from semsam.data.sealed import unseal_as
 from semsam.storage import Folder
 
 
@@ -19,11 +17,7 @@ def is_masks(names: Collection[str]) -> bool:
 def verify_masks(folder: Folder) -> str:
     """Read all masks and say how many there are; `ValueError` names the first file that is not as it was written."""
     path = f"{folder.path}/{MANIFEST_NAME}"
-    values = unseal(folder.read(MANIFEST_NAME), path)
-    try:
-        generated = TypeAdapter(Generated).validate_python(values)
-    except ValidationError as error:
-        raise ValueError(f"{path}: not the manifest of masks: {error}") from None
+    generated = unseal_as(Generated, folder.read(MANIFEST_NAME), path, "the manifest of masks")
     sizes = folder.sizes()
     for file in generated.files:
         if sizes.get(file.name) != file.size:

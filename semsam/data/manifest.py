@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from pydantic import TypeAdapter, ValidationError
 
 from semsam.data.schema import SCHEMA_VERSION
-from semsam.data.sealed import seal, unseal
+from semsam.data.sealed import seal, unseal_as
 
 MANIFEST_NAME = "manifest.json"
 
@@ -96,11 +95,7 @@ class Manifest:
     def from_json(data: bytes, path: str) -> Manifest:
         """Raises `ValueError` naming `path` for another schema version and for what contradicts itself."""
         check_version(data, path)
-        try:
-            manifest = TypeAdapter(Manifest).validate_python(unseal(data, path))
-        except ValidationError as error:
-            faults = [f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}" for e in error.errors()]
-            raise ValueError(f"{path}: not a manifest: {'; '.join(faults[:3])}") from None
+        manifest = unseal_as(Manifest, data, path, "a manifest")
         manifest._check(path)
         return manifest
 

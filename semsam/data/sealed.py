@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
+from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
 
 SEAL = "sha256"  # Of the other values, written as `seal` writes them.
 
@@ -29,6 +32,19 @@ def unseal(data: bytes, path: str) -> dict[str, Any]:
     if found != _digest(values):
         raise ValueError(f"{path}: damaged, or edited by hand: its content does not fit its own digest")
     return values
+
+
+def unseal_as(kind: type[T], data: bytes, path: str, what: str) -> T:
+    """The dataclass that was sealed as plain values.  Raises `ValueError`, beginning with `path`, for anything else.
+
+    `what` says in a message what the file should have been: "a manifest".
+    """
+    values = unseal(data, path)
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        faults = [f"{'.'.join(str(part) for part in one['loc'])}: {one['msg']}" for one in error.errors()]
+        raise ValueError(f"{path}: not {what}: {'; '.join(faults[:3])}") from None
 
 
 def _digest(values: Mapping[str, Any]) -> str:

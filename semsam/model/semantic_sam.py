@@ -125,15 +125,15 @@ class SemanticSam(nn.Module):
             torch.manual_seed(seed)
             return SemanticSam(preset(name)).eval()
 
-    def save(self, path_or_uri: str | Path) -> None:
+    def save(self, path_or_uri: str | Path, beside: Mapping[str, bytes] | None = None) -> None:
         """Write `config.yaml` (the section `model`) and `model.safetensors`, for `load`, locally or to `s3://`.
 
-        Beside them lies `files.json`, by which `load` notices a damaged one.
+        With them go the files `beside`, by name, and `files.json`, by which a reader notices a damaged one.
         """
         folder = Folder(path_or_uri)
         config = yaml.safe_dump({"model": config_values(self.settings)}, sort_keys=False).encode()
         weights = safetensors.torch.save({name: tensor.contiguous() for name, tensor in self.state_dict().items()})
-        files = {WEIGHTS_FILE: weights, CONFIG_FILE: config}
+        files = {WEIGHTS_FILE: weights, CONFIG_FILE: config, **(beside or {})}
         folder.remove(FILES_FILE)  # Of what is being replaced.
         for name, data in files.items():
             folder.write(name, data)

@@ -15,10 +15,10 @@ import orjson
 import safetensors
 import safetensors.torch
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, with_config
 from torch import Tensor
 
-from semsam.data.sealed import SEAL, unseal
+from semsam.data.sealed import SEAL, unseal_as
 from semsam.storage import CHUNK, Folder
 
 STATE_FILE, FILES_FILE = "state.json", "files.json"  # The first of them that is there counts.
@@ -46,18 +46,27 @@ class Fingerprint:
             raise ValueError(f"{path}: damaged, or edited by hand: its bytes are not those that were written")
 
 
+@dataclass(frozen=True)
+class _State:
+    """What a checkpoint's state says of files, among other things."""
+
+    files: dict[str, Fingerprint]
+
+
+@with_config(ConfigDict(extra="forbid"))  # Else a state that was moved here would pass.
+@dataclass(frozen=True)
+class _Listing:
+    files: dict[str, Fingerprint]
+
+
 def read_fingerprints(folder: Folder) -> dict[str, Fingerprint]:
     """What is noted of the files in a folder; empty where nothing is.  `ValueError` names a note that is damaged."""
     for name in (STATE_FILE, FILES_FILE):
         data, path = folder.read_if_there(name), f"{folder.path}/{name}"
         if data is not None and not _is_of_old(data):
-            values = unseal(data, path)
-            if name == FILES_FILE and values.keys() != {"files"}:
-                raise ValueError(f"{path}: does not list the files beside it; was a file moved?")
-            try:
-                return TypeAdapter(dict[str, Fingerprint]).validate_python(values.get("files"))
-            except ValidationError:
-                raise ValueError(f"{path}: does not list the files beside it") from None
+            if name == FILES_FILE:
+                return unseal_as(_Listing, data, path, "a list of the files beside it").files
+            return unseal_as(_State, data, path, "a checkpoint's state").files
     return {}
 
 

@@ -18,10 +18,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from semsam.data.sealed import unseal
+from semsam.data.sealed import unseal_as
 from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
 from semsam.model.weight_files import STATE_FILE, Fingerprint, read_checked, read_fingerprints, read_own_tensors
 from semsam.storage import Folder
@@ -65,11 +64,7 @@ def latest_checkpoint(run: Folder) -> Folder | None:
 def load_state(folder: Folder) -> RunState:
     """The run state of a checkpoint; `ValueError` names a file that does not hold its own."""
     path = f"{folder.path}/{STATE_FILE}"
-    values = unseal(folder.read(STATE_FILE), path)
-    try:
-        state = TypeAdapter(RunState).validate_python(values)
-    except ValidationError as error:
-        raise ValueError(f"{path}: not a checkpoint's state: {error}") from None
+    state = unseal_as(RunState, folder.read(STATE_FILE), path, "a checkpoint's state")
     if folder.path.rpartition("/")[2] != _name(state.step):
         raise ValueError(f"{path}: this is the state after step {state.step}, not that of this folder")
     return state

@@ -13,6 +13,8 @@ import yaml
 from torch import Tensor
 
 from jobs.export import UNUSED_FILE, ExportJob, main, run
+from jobs.verify import VerifyJob
+from jobs.verify import run as verify
 from semsam.config import ConfigError, config_values, parse_config
 from semsam.data.sealed import seal
 from semsam.model.presets import PRESETS
@@ -107,6 +109,23 @@ def test_a_trained_model_gets_released_names(checkpoint: Path, tmp_path: Path) -
     run(parse(checkpoint=str(checkpoint), to_released=str(tmp_path / "a.pth")))
     run(parse(released=str(tmp_path / "a.pth"), preset="debug", out=str(tmp_path / "out")))
     assert (tmp_path / "out" / UNUSED_FILE).is_file()
+
+
+def test_released_tensors_kept_for_the_way_back_are_checked_like_the_weights(checkpoint: Path, tmp_path: Path) -> None:
+    run(parse(checkpoint=str(checkpoint), to_released=str(tmp_path / "a.pth")))
+    run(parse(released=str(tmp_path / "a.pth"), preset="debug", out=str(tmp_path / "out")))
+    kept = tmp_path / "out" / UNUSED_FILE
+    data = bytearray(kept.read_bytes())
+    data[-1] ^= 1
+    kept.write_bytes(data)
+    back = parse(checkpoint=str(tmp_path / "out"), to_released=str(tmp_path / "b.pth"))
+    for damage in (lambda: None, kept.unlink):
+        damage()
+        with pytest.raises(ValueError, match=str(kept)):
+            run(back)
+        [finding] = verify(VerifyJob(str(tmp_path / "out")))
+        assert str(kept) in finding.fault
+    assert not (tmp_path / "b.pth").exists()
 
 
 @pytest.mark.slow

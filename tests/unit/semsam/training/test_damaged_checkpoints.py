@@ -216,7 +216,7 @@ def test_weights_of_another_type_or_not_finite_are_refused_by_name(exported: Pat
 def test_a_state_that_lists_no_files_is_named(exported: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "run"))
     (folder / "files.json").write_bytes(seal({"files": 3}))
-    with pytest.raises(ValueError, match=f"{folder}/files.json: does not list"):
+    with pytest.raises(ValueError, match=f"{folder}/files.json: not a list of the files beside it"):
         SemanticSam.load(folder)
 
 
