@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 # Read when Ray is imported.  `uv run` would otherwise ship the folder a second time, beside what we set below.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # A training worker's lines reach the driver already; Ray Train's own copy of them would show each twice.
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+# Ray's core keeps its remarks of this process to itself, of which every pool of actors brings one.  `putenv`, so that
+# Ray's other processes, which get `os.environ`, log as ever.
+if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
+    os.putenv("RAY_BACKEND_LOG_LEVEL", "fatal")
+if not sys.stdout.isatty():
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # No colours in a file.
 
 import ray
 import ray.data
@@ -37,25 +46,52 @@ def connect(num_cpus: int | None = None, dashboard: bool = False) -> Iterator[No
         yield
         return
     _quiet_logs()
-    if _is_submitted():
-        ray.init(logging_level=logging.ERROR)
-    elif os.environ.get("RAY_ADDRESS"):
-        # A checkout need not be installed on the other machines: they get this one's files.
-        ray.init(logging_level=logging.ERROR, runtime_env={"working_dir": str(ROOT)})
-    else:
-        # Nobody announces that this machine will be taken away, so nobody need watch for it.
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=dashboard,
-            logging_level=logging.ERROR,
-            runtime_env={"env_vars": {"PYTHONPATH": _with_root(os.environ.get("PYTHONPATH", ""))}},
-        )
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with _quiet_core():
+        if _is_submitted():
+            ray.init(logging_level=logging.ERROR)
+        elif os.environ.get("RAY_ADDRESS"):
+            # A checkout need not be installed on the other machines: they get this one's files.
+            ray.init(logging_level=logging.ERROR, runtime_env={"working_dir": str(ROOT)})
+        else:
+            # Nobody announces that this machine will be taken away, so nobody need watch for it.
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+            _start(num_cpus, dashboard)
+    # Ray has put two of its own over it: one of Python, which ends without a word, one of C++, which dumps a stack.
+    signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _start(num_cpus: int | None, dashboard: bool) -> None:
+    """Start a cluster on this machine, more than once where it is too busy for the half minute that Ray waits."""
+    port = _free_port()
+    # Ray Train asks the dashboard whether its controller lives; left to itself it looks for any cluster of the machine.
+    known = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"} if dashboard else {}
+    for tries_left in reversed(range(3)):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=dashboard,
+                dashboard_port=port,
+                logging_level=logging.ERROR,
+                runtime_env={"env_vars": {"PYTHONPATH": _with_root(os.environ.get("PYTHONPATH", "")), **known}},
+            )
+            return
+        except Exception as error:  # Ray raises this one as it is.
+            if type(error) is not Exception or "timed out during startup" not in str(error) or not tries_left:
+                raise
+            print("Ray did not start in time: the machine is busy; trying again", flush=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
 
 
 def stable_path(path: str) -> str:
@@ -74,10 +110,18 @@ def main_exit(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -
 
     What a user can mend (`ValueError`, with the path, key or field) is shown without a traceback.
     """
+    received = signal.SIGINT
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = signal.SIGTERM
+        raise KeyboardInterrupt  # Ray makes this very class of any of its kind.
+
+    signal.signal(signal.SIGTERM, terminate)
     try:
         main(arguments)
     except KeyboardInterrupt:
-        _end(130, "interrupted")
+        _end(128 + received, "interrupted" if received == signal.SIGINT else "ended by SIGTERM")
     except ValueError as error:
         _end(1, f"error: {error}")
     except Exception as error:
@@ -99,6 +143,23 @@ def _is_submitted() -> bool:
 
 def _with_root(python_path: str) -> str:
     return os.pathsep.join([str(ROOT), *(part for part in python_path.split(os.pathsep) if part)])
+
+
+@contextmanager
+def _quiet_core() -> Iterator[None]:
+    """Nothing reaches this process's stderr: Ray's core would say there at which level it is going to be quiet.
+
+    What goes wrong comes as an exception all the same.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _quiet_logs() -> None:

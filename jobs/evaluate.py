@@ -36,6 +36,8 @@ from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
 from semsam.tracking import Tracker, TrackingSettings
 
+LOOKED_AT = 20  # Images, for each one in the picture.
+
 
 @settings
 class EvaluateJob:
@@ -180,10 +182,13 @@ def _pool(job: EvaluateJob) -> Pool:
 
 
 def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor) -> bytes | None:
-    """A PNG with a row per image, for the middle-sized region with a mask of each; None where there is none."""
+    """A PNG with a row per image, for the middle-sized region with a mask of each; None where none is found.
+
+    Looks at a bounded number of images: a dataset of boxes has no masks in any.
+    """
     use_vocabulary(predictor, split)
     rows: list[Row] = []
-    for index in range(len(split)):
+    for index in _some(dataset, split, LOOKED_AT * job.pictures):
         if len(rows) == job.pictures:
             break
         record = split.record(index)

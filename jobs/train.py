@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import connect, main_exit, stable_path
 from semsam.config import Count, PlainName, Positive, config_values, load_config, parse_config, settings
@@ -29,6 +29,9 @@ from semsam.training.resume import checkpoint_config
 from semsam.training.train import check_log, train
 from semsam.training.train_log import LOG_FILE, read_log
 from semsam.training.training_data import TrainingData, find_checkpoint
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
 
 
 @settings
@@ -110,7 +113,7 @@ def _with_stable_paths(job: TrainJob) -> TrainJob:
 
 
 def _fit(job: TrainJob, folder: Folder) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     filesystem, path = open_filesystem(folder.path)
@@ -132,6 +135,8 @@ def _fit(job: TrainJob, folder: Folder) -> None:
             storage_path=f"{path}/ray",
             storage_filesystem=None if is_local else filesystem,
             failure_config=FailureConfig(max_failures=job.run.max_failures),
+            logging_config=LoggingConfig(log_level="WARNING"),
+            callbacks=[_deaths()],
         ),
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -139,11 +144,26 @@ def _fit(job: TrainJob, folder: Folder) -> None:
         result = trainer.fit()
     except TrainingFailedError as error:
         raise RuntimeError(_root_cause(error)) from None
+    except SystemExit:  # Of Ray's handler of Ctrl-C, when the workers are gone: with status 0.
+        raise KeyboardInterrupt from None
     finally:
         # Ray leaves its own handler behind, which would go on asking this training's controller, ended or not.
         signal.signal(signal.SIGINT, on_interrupt)
     if result.return_value:
         raise ValueError(result.return_value)
+
+
+def _deaths() -> UserCallback:
+    """Says why workers are started again, which Ray Train says at a level of its log that also has much else."""
+    from ray.train import UserCallback
+
+    class Deaths(UserCallback):
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            for rank, error in sorted(worker_exceptions.items()):
+                lines = str(error).strip().splitlines() or [type(error).__name__]
+                print(f"worker {rank} ended: {lines[0]}", flush=True)
+
+    return Deaths()
 
 
 def _work(config: dict[str, Any]) -> str | None:

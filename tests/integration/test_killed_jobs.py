@@ -14,8 +14,8 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Chaos:
     return Chaos(World(tmp_path_factory.mktemp("chaos")).write())
 
 
-# Prepare and generate; of a training a worker is killed in test_train_faults.py, and the whole job in `make chaos`.
-@pytest.mark.parametrize("seed", [0, 3])
+# Prepare, train and generate; an evaluation, which begins anew, in `make chaos`.
+@pytest.mark.parametrize("seed", [0, 1, 3])
 def test_a_killed_job_ends_as_an_undisturbed_one(chaos: Chaos, seed: int) -> None:
     job, moment, is_alike = chaos.disturbed(seed)
     assert job == JOBS[seed % len(JOBS)]
