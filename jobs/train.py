@@ -12,7 +12,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from jobs.cluster import connect, main_exit, stable_path
@@ -20,12 +19,12 @@ from semsam.config import Count, PlainName, Positive, config_values, load_config
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, open_filesystem
 from semsam.tracking import TrackingSettings, tracking_uri
+from semsam.training.attempt import RunFolder, attempt_on
 from semsam.training.checkpoint import checkpoint_folder
 from semsam.training.engine import Worker
+from semsam.training.faults import TrainingFault
 from semsam.training.initial_weights import start_from
-from semsam.training.loop import TrainingFault
 from semsam.training.recipe import Recipe
-from semsam.training.resume import checkpoint_config
 from semsam.training.train import check_log, train
 from semsam.training.train_log import LOG_FILE, read_log
 from semsam.training.training_data import TrainingData, find_checkpoint
@@ -74,8 +73,9 @@ class Training:
 def run(job: TrainJob) -> Training:
     """Train to the last step, going on from the run's latest checkpoint.
 
-    Raises `ValueError`, before any worker starts, for data that is not prepared, for a checkpoint of another training
-    and for weights to begin with that do not fit; and for a sample that cannot be read.
+    Raises `ValueError`, before any worker starts, for data that is not prepared, for a checkpoint of another training,
+    for weights to begin with that do not fit and where another training writes to the run's folder; and later for what
+    trying again would not mend (`TrainingFault`).
     """
     job = _with_stable_paths(job)
     folder = Folder(job.run.storage) / job.run.name
@@ -86,8 +86,9 @@ def run(job: TrainJob) -> Training:
     if step == 0 and recipe.model.init is not None:
         start_from(SemanticSam(recipe.model.resolve()), recipe.model)  # For its errors: the workers do it again.
     if step < job.training.steps:
-        with connect(num_cpus=max(os.cpu_count() or 1, job.run.num_workers * job.run.cpus_per_worker), dashboard=True):
-            _fit(job, folder)
+        num_cpus = max(os.cpu_count() or 1, job.run.num_workers * job.run.cpus_per_worker)
+        with attempt_on(folder) as run_folder, connect(num_cpus=num_cpus, dashboard=True):
+            _fit(job, run_folder)
     losses = [entry["loss"] for entry in read_log(folder)]
     return Training(
         checkpoint=checkpoint_folder(folder, job.training.steps).path,
@@ -109,17 +110,14 @@ def _with_stable_paths(job: TrainJob) -> TrainJob:
     )
 
 
-def _fit(job: TrainJob, folder: Folder) -> None:
+def _fit(job: TrainJob, folder: RunFolder) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     filesystem, path = open_filesystem(folder.path)
-    is_local = "://" not in folder.path
-    if is_local:
-        Path(path).mkdir(parents=True, exist_ok=True)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": config_values(job)},
+        train_loop_config={"job": config_values(job), "attempt": folder.attempt},
         scaling_config=ScalingConfig(
             num_workers=job.run.num_workers,
             use_gpu=job.run.use_gpu,
@@ -130,7 +128,7 @@ def _fit(job: TrainJob, folder: Folder) -> None:
         run_config=RunConfig(
             name=f"attempt-{int(time.time())}",
             storage_path=f"{path}/ray",
-            storage_filesystem=None if is_local else filesystem,
+            storage_filesystem=None if folder.is_local else filesystem,
             failure_config=FailureConfig(max_failures=job.run.max_failures),
         ),
     )
@@ -158,17 +156,10 @@ def _work(config: dict[str, Any]) -> str | None:
     torch.set_num_threads(job.run.cpus_per_worker)
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    folder = Folder(job.run.storage) / job.run.name
-    recipe = job.in_parts()
+    folder = RunFolder(f"{job.run.storage}/{job.run.name}", config["attempt"])
+    tracking = job.tracking if job.tracking.enabled else None
     try:
-        train(
-            recipe,
-            checkpoint_config(recipe, config_values(job)),
-            folder,
-            worker,
-            job.run.name,
-            job.tracking if job.tracking.enabled else None,
-        )
+        train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking)
     except TrainingFault as fault:
         return str(fault)
     return None

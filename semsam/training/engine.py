@@ -67,11 +67,6 @@ class Worker:
         dist.all_gather_object(found, value)
         return found
 
-    def barrier(self) -> None:
-        """Wait for all workers."""
-        if self.world_size > 1:
-            dist.barrier()
-
 
 class Engine(Protocol):
     """Runs a module whose output is (loss, terms) on this worker's share of the global batch."""

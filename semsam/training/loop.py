@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -15,15 +16,12 @@ from semsam.data.sample import Batch
 from semsam.losses.targets import NORMALIZERS
 from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Engine, Worker
+from semsam.training.faults import TrainingFault, noting, tell
 from semsam.training.optimizer import set_lr
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder, peak_memory_gb
 from semsam.training.step import TrainingStep, model_partitions
 from semsam.training.training_data import TrainingData
-
-
-class TrainingFault(ValueError):  # noqa: N818
-    """What makes going on useless, and trying again too; all workers raise it together."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ class Loop:
     engine: Engine
     writer: CheckpointWriter
     recorder: Recorder | None
+    on_step: Callable[[int], None] = lambda step: None
+    faults: list[str] = field(default_factory=list)  # Of this worker, until all workers are told.
 
     def run(self, first: int) -> None:
         """Steps from `first` on."""
@@ -54,8 +54,8 @@ class Loop:
         )
         with reader:
             for index in range(first, training.steps):
+                self.on_step(index)
                 started = time.perf_counter()
-                self.writer.check()
                 batches, normalizers, left_out = self._next(reader)
                 lr = set_lr(self.engine.optimizer, index, training.steps, self.recipe.optimizer)
                 terms, norm = self._update(batches, normalizers)
@@ -70,16 +70,33 @@ class Loop:
                         "masks_left_out": left_out,
                         "memory_gb": peak_memory_gb(self.worker.device),
                     }
-                    self.recorder.add(index, terms | values)
+                    with noting(self.faults):
+                        self.recorder.add(index, terms | values)
                 if self._is_kept(index + 1):
                     self.save(index + 1)
 
     def save(self, step: int) -> None:
         """Begin to write the checkpoint after `step` updates."""
+        self._agree_on_pieces()
         state = self.training_data.run_state(self.recipe, step, self.worker.world_size)
-        if self.recorder is not None:  # Before the checkpoint: what it says was done must be in the log.
-            state = replace(state, log=self.recorder.flush())
-        self.writer.save(model_partitions(self.engine), state)
+        with noting(self.faults):
+            if self.recorder is not None:  # Before the checkpoint: what it says was done must be in the log.
+                state = replace(state, log=self.recorder.flush())
+            self.writer.save(model_partitions(self.engine), state)
+
+    def finish(self) -> None:
+        """Wait until the checkpoint in work is complete."""
+        self._agree_on_pieces()
+        with noting(self.faults):
+            self.writer.finish()
+        if self.faults:  # The first worker's alone: the others are done.
+            raise TrainingFault("\n".join(self.faults))
+
+    def _agree_on_pieces(self) -> None:
+        """Know that all workers have written their part of the checkpoint in work, or end: it is waited for next."""
+        with noting(self.faults):
+            self.writer.wait_for_pieces()
+        tell(self.worker, self.faults)
 
     def _is_kept(self, step: int) -> bool:
         """Whether a checkpoint is due after `step` updates."""
@@ -89,17 +106,17 @@ class Loop:
 
     def _next(self, reader: Reader) -> tuple[list[Batch], Tensor, float]:
         """This worker's batches of the next step; the normalisers and the masks left out of all workers' together."""
-        fault, batches = "", []
+        batches: list[Batch] = []
         counts = np.zeros(len(NORMALIZERS) + 2)
-        try:
+        with noting(self.faults):
+            self.writer.check()
             batches = next(reader)
             counts[:-2] = sum(self.step.count_targets(batch) for batch in batches)
             counts[-2] = sum(sample.masks_left_out for batch in batches for sample in batch.samples)
-        except ValueError as error:
-            fault, counts[-1] = str(error), 1
+        counts[-1] = len(self.faults)
         summed = self.worker.sum(torch.from_numpy(counts).to(self.worker.device))
         if summed[-1].item():
-            raise TrainingFault("\n".join(text for text in self.worker.gather(fault) if text))
+            tell(self.worker, self.faults)
         return batches, summed[:-2].float(), summed[-2].item()
 
     def _update(self, batches: list[Batch], normalizers: Tensor) -> tuple[dict[str, float], float]:

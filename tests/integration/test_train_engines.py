@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from semsam.storage import Folder
+from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import RunState, checkpoint_folder, load_weights
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Engine, Worker, make_engine
@@ -114,7 +115,7 @@ def work(mode: str, folder: Path, worker: Worker) -> None:
             load_partitions(saved, quantity, int(source[0]), sizes, wanted)
         engine.set_num_updates(SAVED)
     writer = CheckpointWriter(
-        Folder(str(folder / name)), worker.rank, worker.world_size, 9, True, whole if worker.rank == 0 else None
+        RunFolder(folder / name), worker.rank, worker.world_size, 9, True, whole if worker.rank == 0 else None
     )
     found = train(engine, settings, worker, writer, SAVED if source else 0)
     found |= poison(engine, worker)
