@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jobs.cluster import connect, main_exit, stable_path
-from semsam.config import Count, PlainName, Positive, config_values, load_config, parse_config, settings
+from semsam.config import Count, PlainName, Positive, PositiveFloat, config_values, load_config, parse_config, settings
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, open_filesystem
 from semsam.tracking import TrackingSettings, tracking_uri
@@ -28,6 +28,7 @@ from semsam.training.recipe import Recipe
 from semsam.training.train import check_log, train
 from semsam.training.train_log import LOG_FILE, read_log
 from semsam.training.training_data import TrainingData, find_checkpoint
+from semsam.training.watchdog import Watchdog
 
 
 @settings
@@ -40,6 +41,10 @@ class RunSettings:
     use_gpu: bool = True  # One for each worker.
     cpus_per_worker: Positive = 4
     max_failures: Count = 10  # Times that a worker may die before the job gives up.
+    # Seconds without a new step after which it is said where all workers stand, and after which they are ended, to go
+    # on from the last checkpoint.  The start, compiling and a checkpoint that is waited for count as part of a step.
+    stall_warning_s: PositiveFloat = 180.0
+    stall_timeout_s: PositiveFloat = 900.0
 
 
 @settings
@@ -159,7 +164,8 @@ def _work(config: dict[str, Any]) -> str | None:
     folder = RunFolder(f"{job.run.storage}/{job.run.name}", config["attempt"])
     tracking = job.tracking if job.tracking.enabled else None
     try:
-        train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking)
+        with Watchdog(worker, job.run.stall_warning_s, job.run.stall_timeout_s) as watchdog:
+            train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, watchdog)
     except TrainingFault as fault:
         return str(fault)
     return None

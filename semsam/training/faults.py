@@ -32,11 +32,14 @@ def noting(faults: list[str]) -> Iterator[None]:
         faults.append(str(error))
 
 
-def tell(worker: Worker, faults: list[str]) -> None:
-    """Raise `TrainingFault` on all workers, who all call this, if any of them has noted something."""
+def tell(worker: Worker, faults: list[str], advice: str = "") -> None:
+    """Raise `TrainingFault` on all workers, who all call this, if any of them has noted something.
+
+    `advice`, the same on all workers, is how to go on.
+    """
     told = [text for text in worker.gather("\n".join(faults)) if text]
     if told:
-        raise TrainingFault("\n".join(dict.fromkeys(told)))
+        raise TrainingFault("\n".join(dict.fromkeys(told)) + advice)
 
 
 @contextmanager

@@ -26,6 +26,9 @@ MAY_CHANGE = (
     "training.keep_last",
     "training.keep_every",
     "training.log_every",
+    # What would have ended the run may be left out of it.
+    "training.skip_samples",
+    "training.max_skipped_steps",
 )
 MAX_NAMED = 8
 _MISSING = "not set"

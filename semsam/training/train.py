@@ -111,7 +111,10 @@ def train(
         run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
     )
     try:
-        _to_the_end(Loop(recipe, training_data, worker, step, engine, writer, recorder, on_step), first)
+        loop = Loop(recipe, training_data, worker, step, engine, writer, recorder, on_step)
+        if checkpoint is not None:
+            loop.skipped_steps.extend(load_state(checkpoint).skipped_steps)
+        _to_the_end(loop, first)
     except BaseException:
         if recorder is not None:
             with suppress(ValueError, OSError):  # A log that cannot be written must not hide why the run ended.
@@ -170,7 +173,7 @@ def _load_moments(engine: Engine, checkpoint: Folder, shapes: Mapping[str, torch
         wanted = [Wanted(one.name, one.start, one.values[quantity]) for one in partitions]
         with _damaged(checkpoint):
             load_partitions(checkpoint, quantity, state.num_writers, _sizes(shapes), wanted, state.files)
-    engine.set_num_updates(state.step)
+    engine.set_num_updates(state.num_updates)
 
 
 def _sizes(shapes: Mapping[str, torch.Size]) -> dict[str, int]:

@@ -75,6 +75,7 @@ def test_every_engine_trains_and_goes_on_as_one_worker_does(results: Path, world
     assert found["norms"] == pytest.approx(expected["norms"][first:], rel=1e-5)
     assert not found["poisoned_norm"] < float("inf")
     assert found["changed_by_poison"] == []
+    assert found["after_poison"] == pytest.approx(expected["after_poison"], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -119,6 +120,7 @@ def work(mode: str, folder: Path, worker: Worker) -> None:
     )
     found = train(engine, settings, worker, writer, SAVED if source else 0)
     found |= poison(engine, worker)
+    found["after_poison"] = [update(engine, settings, worker, 0, 1.0), engine.step()]
     if worker.rank == 0:
         (folder / f"{name}.json").write_text(json.dumps(found))
 
