@@ -41,8 +41,8 @@ class RunSettings:
     use_gpu: bool = True  # One for each worker.
     cpus_per_worker: Positive = 4
     max_failures: Count = 10  # Times that a worker may die before the job gives up.
-    # Seconds without a new step after which it is said where all workers stand, and after which they are ended, to go
-    # on from the last checkpoint.  The start, compiling and a checkpoint that is waited for count as part of a step.
+    # Seconds that a step may take until it is said where all workers stand, and until they are ended, to go on from the
+    # last checkpoint.  A wait for a checkpoint is part of a step; a start with its first step has at least these.
     stall_warning_s: PositiveFloat = 180.0
     stall_timeout_s: PositiveFloat = 900.0
 

@@ -23,7 +23,7 @@ from typing import Any
 from uuid import uuid4
 
 from semsam.data.sealed import seal, unseal
-from semsam.storage import Folder
+from semsam.storage import Folder, is_lasting
 
 BEAT = 2.0  # Seconds between heartbeats.
 STALE = 14.0  # Seconds without one after which an attempt counts as dead.
@@ -106,14 +106,18 @@ class RunFolder(Folder):
 def attempt_on(run: Folder) -> Iterator[RunFolder]:
     """The right to write to a run for the length of a `with` block, kept by a thread.
 
-    Raises `ValueError`, within seconds, where another attempt has it and lives; takes it from one that does not.
+    Raises `ValueError`, within seconds, where another attempt has it and lives, and where nothing can be written; takes
+    it from one that is dead.
     """
     _wait_for_silence(run)
     own, folder = RunFolder(run.path, uuid4().hex[:12]), run / _FOLDER
     since = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-    folder.write(f"{own.attempt}.heartbeat", b"0")
     owner = {"id": own.attempt, "host": socket.gethostname(), "pid": os.getpid(), "since": since}
-    folder.write(_OWNER, seal(owner))
+    try:
+        folder.write(f"{own.attempt}.heartbeat", b"0")
+        folder.write(_OWNER, seal(owner))
+    except OSError as error:
+        raise (ValueError(f"{error} (run.storage)") if is_lasting(error) else error) from None
     time.sleep(_SETTLE)
     own.check()
     for name in folder.names():  # Of those before.

@@ -20,19 +20,23 @@ import torch.distributed as dist
 from semsam.training.engine import Worker
 
 _GRACE = 4.0  # Seconds within which all workers that can still say something have noticed the same.
-_FRAMES = 8  # Of a stack, the last ones.
+# Of a start with its first step: for imports, weights to load and whatever is compiled.
+_WARNING_OF_START, _TIMEOUT_OF_START = 180.0, 900.0
+_POLL = 0.5
+_FRAMES = 10  # Of a stack, the last ones.
 
 
 class Watchdog:
     """Watches the thread that makes it; use as a context manager, and call it at the beginning of every step.
 
-    `warning_s` and `timeout_s` are how long the time between two calls may be.  The first answering worker speaks for
-    all of them.
+    `warning_s` and `timeout_s` are how long the time between two calls may be; until the second call it is at least
+    some minutes.  The first worker that answers speaks for all of them.
     """
 
     def __init__(self, worker: Worker, warning_s: float, timeout_s: float) -> None:
         self._worker = worker
-        self._warning_s, self._timeout_s = warning_s, timeout_s
+        self._limits = warning_s, timeout_s
+        self._warning_s, self._timeout_s = max(warning_s, _WARNING_OF_START), max(timeout_s, _TIMEOUT_OF_START)
         self._watched = threading.get_ident()
         self._step, self._since, self._has_warned = -1, time.monotonic(), False
         self._ended = threading.Event()
@@ -40,6 +44,8 @@ class Watchdog:
 
     def __call__(self, step: int) -> None:
         """Note that a step begins."""
+        if self._step >= 0:
+            self._warning_s, self._timeout_s = self._limits
         self._step, self._since, self._has_warned = step, time.monotonic(), False
 
     def __enter__(self) -> Self:
@@ -52,7 +58,7 @@ class Watchdog:
         self._ended.set()
 
     def _watch(self) -> None:
-        while not self._ended.wait(min(1.0, self._warning_s / 4)):
+        while not self._ended.wait(_POLL):
             silent = time.monotonic() - self._since
             if silent > self._timeout_s:
                 self._say(f"ended after {silent:.0f} s (run.stall_timeout_s), to begin again from the last checkpoint")
@@ -70,7 +76,7 @@ class Watchdog:
         name = "the start" if self._step < 0 else f"step {self._step}"
         lines = [f"{name} is {what}"]
         if silent := [rank for rank in range(self._worker.world_size) if rank not in stacks]:
-            lines.append(f"  no answer from worker {_listed(silent)}: stopped, or its machine is gone")
+            lines.append(f"  no answer in {_GRACE:.0f} s from worker {_listed(silent)}: stopped, gone or very busy")
         for stack in dict.fromkeys(stacks.values()):
             lines += [f"  worker {_listed([rank for rank, one in stacks.items() if one == stack])} is at", stack]
         print("\n".join(lines), flush=True)
