@@ -12,23 +12,23 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.cluster import connect, main_exit, stable_path
-from semsam.config import Count, PlainName, Positive, config_values, load_config, parse_config, settings
+from semsam.config import Count, PlainName, Positive, PositiveFloat, config_values, load_config, parse_config, settings
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, open_filesystem
 from semsam.tracking import TrackingSettings, tracking_uri
+from semsam.training.attempt import RunFolder, attempt_on
 from semsam.training.checkpoint import checkpoint_folder
 from semsam.training.engine import Worker
+from semsam.training.faults import TrainingFault
 from semsam.training.initial_weights import start_from
-from semsam.training.loop import TrainingFault
 from semsam.training.recipe import Recipe
-from semsam.training.resume import checkpoint_config
 from semsam.training.train import check_log, train
 from semsam.training.train_log import LOG_FILE, read_log
 from semsam.training.training_data import TrainingData, find_checkpoint
+from semsam.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -44,6 +44,10 @@ class RunSettings:
     use_gpu: bool = True  # One for each worker.
     cpus_per_worker: Positive = 4
     max_failures: Count = 10  # Times that a worker may die before the job gives up.
+    # Seconds that a step may take until it is said where all workers stand, and until they are ended, to go on from the
+    # last checkpoint.  A wait for a checkpoint is part of a step; a start with its first step has at least these.
+    stall_warning_s: PositiveFloat = 180.0
+    stall_timeout_s: PositiveFloat = 900.0
 
 
 @settings
@@ -77,8 +81,9 @@ class Training:
 def run(job: TrainJob) -> Training:
     """Train to the last step, going on from the run's latest checkpoint.
 
-    Raises `ValueError`, before any worker starts, for data that is not prepared, for a checkpoint of another training
-    and for weights to begin with that do not fit; and for a sample that cannot be read.
+    Raises `ValueError`, before any worker starts, for data that is not prepared, for a checkpoint of another training,
+    for weights to begin with that do not fit and where another training writes to the run's folder; and later for what
+    trying again would not mend (`TrainingFault`).
     """
     job = _with_stable_paths(job)
     folder = Folder(job.run.storage) / job.run.name
@@ -89,8 +94,9 @@ def run(job: TrainJob) -> Training:
     if step == 0 and recipe.model.init is not None:
         start_from(SemanticSam(recipe.model.resolve()), recipe.model)  # For its errors: the workers do it again.
     if step < job.training.steps:
-        with connect(num_cpus=max(os.cpu_count() or 1, job.run.num_workers * job.run.cpus_per_worker), dashboard=True):
-            _fit(job, folder)
+        num_cpus = max(os.cpu_count() or 1, job.run.num_workers * job.run.cpus_per_worker)
+        with attempt_on(folder) as run_folder, connect(num_cpus=num_cpus, dashboard=True):
+            _fit(job, run_folder)
     losses = [entry["loss"] for entry in read_log(folder)]
     return Training(
         checkpoint=checkpoint_folder(folder, job.training.steps).path,
@@ -112,17 +118,14 @@ def _with_stable_paths(job: TrainJob) -> TrainJob:
     )
 
 
-def _fit(job: TrainJob, folder: Folder) -> None:
+def _fit(job: TrainJob, folder: RunFolder) -> None:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     filesystem, path = open_filesystem(folder.path)
-    is_local = "://" not in folder.path
-    if is_local:
-        Path(path).mkdir(parents=True, exist_ok=True)
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"job": config_values(job)},
+        train_loop_config={"job": config_values(job), "attempt": folder.attempt},
         scaling_config=ScalingConfig(
             num_workers=job.run.num_workers,
             use_gpu=job.run.use_gpu,
@@ -133,7 +136,7 @@ def _fit(job: TrainJob, folder: Folder) -> None:
         run_config=RunConfig(
             name=f"attempt-{int(time.time())}",
             storage_path=f"{path}/ray",
-            storage_filesystem=None if is_local else filesystem,
+            storage_filesystem=None if folder.is_local else filesystem,
             failure_config=FailureConfig(max_failures=job.run.max_failures),
             logging_config=LoggingConfig(log_level="WARNING"),
             callbacks=[_deaths()],
@@ -178,17 +181,11 @@ def _work(config: dict[str, Any]) -> str | None:
     torch.set_num_threads(job.run.cpus_per_worker)
     context = ray.train.get_context()
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    folder = Folder(job.run.storage) / job.run.name
-    recipe = job.in_parts()
+    folder = RunFolder(f"{job.run.storage}/{job.run.name}", config["attempt"])
+    tracking = job.tracking if job.tracking.enabled else None
     try:
-        train(
-            recipe,
-            checkpoint_config(recipe, config_values(job)),
-            folder,
-            worker,
-            job.run.name,
-            job.tracking if job.tracking.enabled else None,
-        )
+        with Watchdog(worker, job.run.stall_warning_s, job.run.stall_timeout_s) as watchdog:
+            train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, watchdog)
     except TrainingFault as fault:
         return str(fault)
     return None

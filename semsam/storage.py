@@ -81,7 +81,7 @@ def with_retries(attempt: Callable[[], T], path: str) -> T:
         except (FileNotFoundError, NotADirectoryError):
             raise NoSuchFileError(f"{path}: no such file") from None
         except OSError as error:
-            if delay is None or _is_lasting(error):
+            if delay is None or is_lasting(error):
                 raise _named(error, path) from error
             time.sleep(delay)
     raise AssertionError("the last attempt returns or raises")
@@ -239,8 +239,14 @@ class Folder:
         path = self._full(name)
         with _named_errors(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "ab") as file:
-                file.write(data)
+            with open(path, "ab", buffering=0) as file:
+                size, left = file.tell(), memoryview(data)
+                try:
+                    while left:
+                        left = left[file.write(left) :]
+                except OSError:
+                    file.truncate(size)  # Of what has no room nothing is left.
+                    raise
 
     def read_appended(self, name: str) -> bytes:
         """What `write_appended` and `append` have put under a name; empty where nothing has."""
@@ -416,7 +422,8 @@ def _named_errors(path: str) -> Iterator[None]:
         raise _named(error, path) from error
 
 
-def _is_lasting(error: OSError) -> bool:
+def is_lasting(error: OSError) -> bool:
+    """Whether this stays as it is however often one asks: no space, no permission, no such file."""
     words = str(error)
     return isinstance(error, _LASTING) or error.errno in _LASTING_NUMBERS or any(one in words for one in _LASTING_WORDS)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -31,6 +31,24 @@ class ReaderSettings:
     prefetch: Positive = 4
 
 
+class SampleError(ValueError):
+    """Something is wrong with a sample; `key` is how to name it among those to be left out."""
+
+    def __init__(self, message: str, key: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def sample_key(dataset: str, sample_id: str) -> str:
+    """The name of a sample, by which it can be left out: `coco_panoptic/000000123456`."""
+    return f"{dataset}/{sample_id}"
+
+
+def row_key(dataset: str, position: int) -> str:
+    """The name of a sample that cannot be read, by its position in the split: `coco_panoptic:7`."""
+    return f"{dataset}:{position}"
+
+
 def worker_slices(global_batch: int, rank: int, world_size: int, accumulation: int) -> list[range]:
     """Which positions of a global batch a worker takes, one range for each of its `accumulation` batches.
 
@@ -50,22 +68,30 @@ def load_sample(
     seed: int,
     sample_settings: SampleSettings,
     out: UInt8[np.ndarray, "3 s s"] | None = None,
+    skip: Collection[str] = (),
 ) -> Sample:
     """The sample of one row of the plan, its image written to `out` if that is given.
 
-    Whatever is wrong with it raises `ValueError` naming shard and row, and storage that cannot be read an `OSError`.
+    One that `skip` names, by `sample_key` or `row_key`, is an empty one.  Whatever is wrong with a sample raises
+    `SampleError` naming shard and row, and storage that cannot be read an `OSError`.
     """
     where = f"{row.dataset}: {split.shard_path(row.shard)}, row {row.row} (sample {row.index} of the run)"
+    place = row_key(row.dataset, split.position(row.shard, row.row))
+    if place in skip:  # Without reading it.
+        return empty_sample(sample_settings, out)
     try:
         record = split.record_at(row.shard, row.row)
     except OSError as error:
         raise OSError(f"{where}: {error}") from error
     except Exception as error:
-        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+        raise SampleError(f"{where}: {type(error).__name__}: {error}", place) from error
+    name = sample_key(row.dataset, record.sample_id)
+    if name in skip:
+        return empty_sample(sample_settings, out)
     try:
         return training_sample(record, row.index, seed, sample_settings, out)
     except Exception as error:  # An OSError too: to Pillow a broken image is one.
-        raise ValueError(f"{where}: {type(error).__name__}: {error}") from error
+        raise SampleError(f"{where}: {type(error).__name__}: {error}", name) from error
 
 
 @dataclass(frozen=True)
@@ -103,7 +129,8 @@ class Reader:
 
     A batch has ceil(global batch / (workers * accumulation)) samples, empty ones at its end where there are not that
     many.  `data_wait` is how many seconds the last step's batches kept the caller waiting.  An error in a thread is
-    raised where its sample would have come.  Use it as a context manager, or `close` it: that ends its threads.
+    raised where its sample would have come.  Samples that `skip` names are empty ones, too (see `load_sample`).  Use it
+    as a context manager, or `close` it: that ends its threads.
 
     `allocate(shape, dtype)` makes the memory that images are stacked in (pinned, say).  It is used again for a later
     batch as soon as nothing refers to the earlier one, not before.
@@ -121,6 +148,7 @@ class Reader:
         start_step: int = 0,
         settings: ReaderSettings | None = None,
         allocate: Callable[[tuple[int, ...], type], np.ndarray] = np.empty,
+        skip: Collection[str] = (),
     ) -> None:
         for dataset in plan.datasets:
             if dataset not in splits:
@@ -133,6 +161,7 @@ class Reader:
         self._splits = splits
         self._sample_settings = sample_settings
         self._seed = seed
+        self._skip = frozenset(skip)
         self._slices = worker_slices(plan.global_batch, rank, world_size, accumulation)
         self._batch_size = -(-plan.global_batch // (world_size * accumulation))
         self._padding = empty_sample(sample_settings)
@@ -205,4 +234,5 @@ class Reader:
                 yield step, rows[part.start : part.stop]
 
     def _load(self, row: Row, image: UInt8[np.ndarray, "3 h w"]) -> Sample:
-        return load_sample(self._splits[row.dataset], row, self._seed, self._sample_settings, image)
+        split = self._splits[row.dataset]
+        return load_sample(split, row, self._seed, self._sample_settings, image, self._skip)

@@ -78,6 +78,10 @@ class Split:
             raise IndexError(f"{self.root}: no row {row} of shard {shard}")
         return self._shard(shard).read(row)
 
+    def position(self, shard: int, row: int) -> int:
+        """The position in the split, as `record` takes it, of a row of a shard."""
+        return int(self._starts[shard]) + row
+
     def row_categories(self) -> pa.Table:
         """The names of every row, as in `semsam.data.row_categories.ROW_CATEGORIES`.
 

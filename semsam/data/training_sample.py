@@ -71,14 +71,19 @@ def training_sample(
     )
 
 
-def empty_sample(settings: SampleSettings) -> Sample:
-    """Padding for a batch that is short of samples: grey, without regions, and counted nowhere."""
+def empty_sample(settings: SampleSettings, out: UInt8[np.ndarray, "3 s s"] | None = None) -> Sample:
+    """Padding for a batch that is short of samples: grey, without regions, and counted nowhere.
+
+    Its image is written to `out`, if that is given.
+    """
     size = settings.augmentation.crop_size
+    image = np.empty((3, size, size), np.uint8) if out is None else out
+    image[:] = PADDING_GREY
     return Sample(
         index=-1,
         dataset="",
         sample_id="",
-        image=np.full((3, size, size), PADDING_GREY, np.uint8),
+        image=image,
         atoms=AtomMap.from_rles([], size, size),
         regions=_columns({}, np.zeros(0, bool), np.zeros((0, 4), np.float32)),
         prompts=no_prompts(settings.prompts),

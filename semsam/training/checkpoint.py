@@ -31,7 +31,7 @@ from semsam.training.partition_files import partition_fingerprint, verify_partit
 class RunState:
     """Where a run stands, and what it must be continued with to stay the same run."""
 
-    step: int  # Updates made; the next step has this number.
+    step: int  # Steps done; the next one has this number.
     cursor: int  # Samples consumed.
     num_writers: int  # Workers that wrote the checkpoint.
     seed: int
@@ -43,6 +43,12 @@ class RunState:
     versions: dict[str, str]  # Of this code and of the packages below it.
     files: dict[str, Fingerprint] = field(default_factory=dict)  # By name; a piece's CRC-32 is that of its header.
     log: Fingerprint | None = None  # Of the run's log up to this step.
+    skipped_steps: tuple[int, ...] = ()  # Those of the steps that updated nothing.
+
+    @property
+    def num_updates(self) -> int:
+        """How often the weights were updated."""
+        return self.step - len(self.skipped_steps)
 
 
 def checkpoint_steps(run: Folder) -> list[int]:

@@ -22,6 +22,7 @@ from semsam.data.sealed import seal
 from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
 from semsam.model.weight_files import STATE_FILE, Fingerprint
 from semsam.storage import Folder
+from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import RunState, checkpoint_folder, keep_last
 from semsam.training.partition_files import (
     Wanted,
@@ -51,7 +52,7 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        run: Folder,
+        run: RunFolder,
         rank: int,
         world_size: int,
         keep: int,
@@ -66,25 +67,34 @@ class CheckpointWriter:
         self._quantities = quantities(with_average)
         self._whole = whole
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._in_work: Future[None] | None = None
+        self._in_work: list[Future[None]] = []  # This worker's pieces and, on the first worker, the whole.
         self._abandoned = threading.Event()
 
     def save(self, partitions: Iterable[Partition], state: RunState) -> None:
         """Begin the checkpoint of `state`; returns when training may change the partitions again.
 
-        All workers call this at the same step.  Waits for the checkpoint before, if that is not yet written.
+        All workers call this at the same step, after `wait_for_pieces`.  The first worker waits for the checkpoint
+        before, if that is not yet complete.
         """
         self._wait()
         partitions = list(partitions)
         pieces = {quantity: snapshot(partitions, quantity) for quantity in self._quantities}
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # The copies are made by then.
-        self._in_work = self._pool.submit(self._write, pieces, state)
+        self._in_work = [self._pool.submit(self._write_pieces, pieces, state)]
+        if self._whole is not None:
+            self._in_work.append(self._pool.submit(self._complete, self._whole, state, self._in_work[0]))
 
     def check(self) -> None:
         """Raise the error that writing ended with, if it did."""
-        if self._in_work is not None and self._in_work.done():
-            self._wait()
+        for future in self._in_work:
+            if future.done():
+                future.result()
+
+    def wait_for_pieces(self) -> None:
+        """Wait until this worker's part of the checkpoint in work is written, and raise what went wrong with it."""
+        for future in self._in_work[:1]:
+            future.result()
 
     def finish(self) -> None:
         """Wait for the checkpoint in work, and raise what went wrong with it.  For the end that all workers reach."""
@@ -99,26 +109,30 @@ class CheckpointWriter:
         self._pool.shutdown()
 
     def _wait(self) -> None:
-        if self._in_work is not None:
-            self._in_work.result()
-            self._in_work = None
+        for future in self._in_work:
+            future.result()
+        self._in_work = []
 
-    def _write(self, pieces: dict[str, dict[str, Tensor]], state: RunState) -> None:
+    def _write_pieces(self, pieces: dict[str, dict[str, Tensor]], state: RunState) -> None:
         folder = checkpoint_folder(self._run, state.step)
         for quantity in self._quantities:
-            write_partitions(
-                folder, quantity, self._rank, pieces.pop(quantity)
-            )  # Popped: its memory is no longer needed.
-        if self._whole is None or not self._others_are_there(folder, self._quantities[-1]):
+            own = pieces.pop(quantity)  # Popped: its memory is no longer needed.
+            write_partitions(folder, quantity, self._rank, own)
+
+    def _complete(self, known: Whole, state: RunState, own_pieces: Future[None]) -> None:
+        own_pieces.result()  # Done, for there is one thread.
+        folder = checkpoint_folder(self._run, state.step)
+        if not self._others_are_there(folder, self._quantities[-1]):
             return
-        weights = self._together(folder, EMA if EMA in self._quantities else WEIGHT, self._whole)
-        whole = {WEIGHTS_FILE: safetensors.torch.save(weights), CONFIG_FILE: self._whole.config.encode()}
+        weights = self._together(folder, EMA if EMA in self._quantities else WEIGHT, known)
+        whole = {WEIGHTS_FILE: safetensors.torch.save(weights), CONFIG_FILE: known.config.encode()}
         for name, data in whole.items():
             folder.write(name, data)
         pieces_of_all = [partition_file(one, rank) for one in self._quantities for rank in range(self._world_size)]
         files = {name: partition_fingerprint(folder, name) for name in pieces_of_all}
         files |= {name: Fingerprint.of(data) for name, data in whole.items()}
         folder.write(STATE_FILE, seal(dataclasses.asdict(dataclasses.replace(state, files=files))))
+        self._run.publish(state.step)
         keep_last(self._run, self._keep, self._keep_every)
 
     def _others_are_there(self, folder: Folder, last_quantity: str) -> bool:

@@ -67,11 +67,6 @@ class Worker:
         dist.all_gather_object(found, value)
         return found
 
-    def barrier(self) -> None:
-        """Wait for all workers."""
-        if self.world_size > 1:
-            dist.barrier()
-
 
 class Engine(Protocol):
     """Runs a module whose output is (loss, terms) on this worker's share of the global batch."""
@@ -79,7 +74,10 @@ class Engine(Protocol):
     optimizer: torch.optim.Optimizer
 
     def forward_backward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and terms of one accumulation batch, without gradient; gradients add up until `step`."""
+        """Loss and terms of one accumulation batch, without gradient; gradients add up until `step`.
+
+        Where the loss is not finite, they are not finite either.
+        """
         ...
 
     def step(self) -> float:
@@ -140,7 +138,7 @@ class PlainEngine:
 
     def forward_backward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, terms = self.module(*inputs)
-        loss.backward()
+        _spoilt(loss).backward()
         self._is_reduced = False
         return loss.detach(), terms
 
@@ -227,7 +225,7 @@ class DeepSpeedEngine:
 
     def forward_backward(self, *inputs: Any) -> tuple[Tensor, dict[str, Tensor]]:
         loss, terms = self._engine(*inputs)
-        self._engine.backward(loss * self._scale)
+        self._engine.backward(_spoilt(loss) * self._scale)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()  # Counts the batch; updates only after the last one.
         return loss.detach(), terms
@@ -240,6 +238,9 @@ class DeepSpeedEngine:
             norm = _clip(self._engine.module, self._settings)
             if math.isfinite(norm):
                 self._engine.step()
+            else:  # As if it had.
+                self._engine.zero_grad()
+                self._engine.micro_steps += 1
         if math.isfinite(norm) and self._ema_decay is not None:
             update_average(self.optimizer, self._ema_decay)
         return norm
@@ -261,6 +262,11 @@ class DeepSpeedEngine:
 
     def set_num_updates(self, num_updates: int) -> None:
         set_num_updates(self.optimizer, num_updates)
+
+
+def _spoilt(loss: Tensor) -> Tensor:
+    """The loss, whose gradient is nowhere finite if it is not: a term may hide from its gradient."""
+    return loss * torch.where(loss.detach().isfinite(), 1.0, torch.nan)
 
 
 def _updated_by(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from semsam.config import Positive, PositiveShare, Seed, config_values, parse_config, parse_yaml, settings
+from semsam.config import Count, Positive, PositiveShare, Seed, config_values, parse_config, parse_yaml, settings
 from semsam.data.plan import PlanSettings
 from semsam.data.reader import ReaderSettings
 from semsam.data.training_sample import SampleSettings
@@ -108,6 +109,11 @@ class TrainingSettings:
     keep_last: Positive = 3
     keep_every: Positive | None = None  # Checkpoints at multiples of this many steps are made, and stay for ever.
     log_every: Positive = 20
+    # Samples that are left out, each an empty one in its place, so that all others stay in theirs: by dataset and id
+    # (coco_panoptic/000000123456), or by dataset and row where it cannot be read (coco_panoptic:7).
+    skip_samples: tuple[str, ...] = ()
+    # Steps of the run whose loss or gradient may be not finite; they update nothing, and one more ends the run.
+    max_skipped_steps: Count = 0
 
 
 @settings
@@ -126,6 +132,12 @@ class Recipe:
             raise ValueError(
                 f"data.sample.prompts.num_levels is {targets}, but the model of section `model` has {levels} levels"
             )
+        for key in self.training.skip_samples:
+            named = re.fullmatch(r"([^/:]+)(/.+|:\d+)", key)
+            if named is None:
+                raise ValueError(f"training.skip_samples: {key!r} is neither <dataset>/<sample id> nor <dataset>:<row>")
+            if named[1] not in self.data.datasets():
+                raise ValueError(f"training.skip_samples: {key}: no stage of data.plan uses a dataset {named[1]!r}")
 
     def text_is_trained(self) -> bool:
         """Whether the text encoder's weights are to change."""

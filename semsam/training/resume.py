@@ -26,6 +26,9 @@ MAY_CHANGE = (
     "training.keep_last",
     "training.keep_every",
     "training.log_every",
+    # What would have ended the run may be left out of it.
+    "training.skip_samples",
+    "training.max_skipped_steps",
 )
 MAX_NAMED = 8
 _MISSING = "not set"
@@ -38,6 +41,17 @@ def checkpoint_config(recipe: Recipe, job: dict[str, Any]) -> str:
     )
 
 
+def resumed(recipe: Recipe, checkpoint: Folder) -> Recipe:
+    """The recipe as a checkpoint's training goes on with it: without `model.init`, which has done its part.
+
+    The text encoder, whose settings may have come from there, has those of the checkpoint where the recipe does not say
+    otherwise.
+    """
+    theirs, choice = _sections(checkpoint)[1].text, recipe.model
+    text = config_values(theirs) | choice.overrides.get("text", {})
+    return dataclasses.replace(recipe, model=ModelChoice(choice.preset, choice.overrides | {"text": text}))
+
+
 def check_same_run(folder: Folder, found: RunState, expected: RunState, recipe: Recipe) -> None:
     """Raise `ValueError`, naming the checkpoint and what differs, where going on would not be the same run."""
     if found.vocabulary_digest != expected.vocabulary_digest:
@@ -46,7 +60,7 @@ def check_same_run(folder: Folder, found: RunState, expected: RunState, recipe: 
             f"({found.vocabulary_digest[:12]}, the data has {expected.vocabulary_digest[:12]}); "
             "choose another run.name, or the data that it was trained on"
         )
-    differing = _differences(_deciding_values(folder), _values(recipe, config_values(recipe.model.resolve())))
+    differing = _differences(_deciding_values(folder), _values(resumed(recipe, folder)))
     states = [{name: getattr(s, name) for name in ("manifest_digests", "schema_version")} for s in (found, expected)]
     differing += _differences(*states)
     if differing:
@@ -59,23 +73,25 @@ def check_same_run(folder: Folder, found: RunState, expected: RunState, recipe: 
 
 def _deciding_values(folder: Folder) -> dict[str, Any]:
     """The settings that a checkpoint was trained with, those that it does not know yet at their defaults."""
+    recipe, model = _sections(folder)
+    return config_values(recipe) | {"model": config_values(model)}
+
+
+def _sections(folder: Folder) -> tuple[Recipe, ModelSettings]:
+    """What a checkpoint's config.yaml holds; of the recipe without the model."""
     where = f"{folder.path}/{CONFIG_FILE}"
     sections = parse_yaml(folder.read(CONFIG_FILE), where)
     try:
         names = {field.name for field in dataclasses.fields(Recipe)} - {"model"}
         job = parse_config(Recipe, {k: v for k, v in sections["job"].items() if k in names}, where)
-        choice = parse_config(ModelChoice, sections["job"]["model"], where)
-        model = parse_config(ModelSettings, sections["model"], where)
+        return job, parse_config(ModelSettings, sections["model"], where)
     except (KeyError, TypeError, AttributeError, ConfigError) as error:
         raise ValueError(f"{where}: not the settings of a training that this version can go on with: {error}") from None
-    return _values(dataclasses.replace(job, model=choice), config_values(model))
 
 
-def _values(recipe: Recipe, model: dict[str, Any]) -> dict[str, Any]:
-    """The recipe's settings with the model's own ones in place of the preset that stood for them."""
-    choice = config_values(recipe.model)
-    started = {name: value for name, value in choice.items() if name not in ("preset", "overrides")}
-    return config_values(recipe) | {"model": model | started}
+def _values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe's settings with the model's own ones in place of the choice that stood for them."""
+    return config_values(recipe) | {"model": config_values(recipe.model.resolve())}
 
 
 def _differences(theirs: dict[str, Any], ours: dict[str, Any]) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 
@@ -12,15 +13,18 @@ from semsam.losses.criterion import Criterion
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder
 from semsam.tracking import TrackingSettings
+from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import checkpoint_folder, load_state, load_weights, remove_incomplete, the_one_before
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Engine, Worker, make_engine
+from semsam.training.faults import TrainingFault, together
 from semsam.training.initial_weights import start_from
-from semsam.training.loop import Loop, TrainingFault
+from semsam.training.loop import Loop
 from semsam.training.partition_files import Wanted, load_partitions
 from semsam.training.partitions import WEIGHT, quantities
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder
+from semsam.training.resume import checkpoint_config, resumed
 from semsam.training.step import TrainingStep, model_partitions
 from semsam.training.train_log import read_known_log
 from semsam.training.training_data import TrainingData, find_checkpoint
@@ -39,28 +43,45 @@ def make_step(recipe: Recipe, vocabulary: JointVocabulary) -> TrainingStep:
 
 
 def train(
-    recipe: Recipe, config: str, run: Folder, worker: Worker, run_name: str, tracking: TrackingSettings | None
+    recipe: Recipe,
+    job: dict[str, Any],
+    run: RunFolder,
+    worker: Worker,
+    run_name: str,
+    tracking: TrackingSettings | None,
+    on_step: Callable[[int], None] = lambda step: None,
 ) -> None:
     """Train until the recipe's last step; all workers call this with the same arguments.
 
-    `config` is stored with every checkpoint, and the first worker reports to `tracking`.  Raises `TrainingFault` on all
-    workers for a sample that cannot be read, and for a loss or gradient that is not finite.
+    `job` has the settings beside the recipe that are stored with every checkpoint; the first worker reports to
+    `tracking`; `on_step` is called at the beginning of every step.  Raises `TrainingFault` on all workers for whatever
+    trying again would not mend: a sample that cannot be read, a loss or gradient that is not finite, a checkpoint that
+    is damaged, a disk that is full, a run that is another's by now.
     """
-    training_data = TrainingData.of(recipe)
-    first = _first_step(run, recipe, training_data, worker)
+    with together(worker):
+        training_data = TrainingData.of(recipe)
+        # Whoever loads a file checks it: here one worker looks at all of them, for at 512 each would ask 1,536 files.
+        _, found = find_checkpoint(run, recipe, training_data, with_files=worker.rank == 0)
+        if worker.rank == 0:
+            run.check_holds_published(found)
+    first = int(worker.gather(str(found))[0])
     checkpoint = checkpoint_folder(run, first) if first else None
-    step = make_step(recipe, training_data.vocabulary)
-    shapes = {name: p.shape for name, p in step.model.named_parameters() if p.requires_grad}
-    if checkpoint is not None:
-        with _together(worker, checkpoint):
+    with together(worker):
+        if worker.rank == 0:
+            remove_incomplete(run)
+        if checkpoint is not None:
+            recipe = resumed(recipe, checkpoint)
+        step = make_step(recipe, training_data.vocabulary)
+        shapes = {name: p.shape for name, p in step.model.named_parameters() if p.requires_grad}
+        if checkpoint is not None:
             _load_weights(step.model, checkpoint, shapes)
-        origin = f"going on after step {first} from {checkpoint.path}"
-    else:
-        origin = start_from(step.model, recipe.model)
+            origin = f"going on after step {first} from {checkpoint.path}"
+        else:
+            origin = start_from(step.model, recipe.model)
     whole = None
     if worker.rank == 0:
         rest = {name: tensor.clone() for name, tensor in step.model.state_dict().items() if name not in shapes}
-        whole = Whole(config, shapes, rest)
+        whole = Whole(checkpoint_config(recipe, job), shapes, rest)
     step.to(worker.device)
     step.embed_frozen_names()
     training = recipe.training
@@ -75,24 +96,29 @@ def train(
         training.accumulation,
         training.ema_decay,
     )
-    if checkpoint is not None:
-        with _together(worker, checkpoint):
-            _load_moments(engine, checkpoint, shapes, with_average)
-            if worker.rank == 0:
-                check_log(run, checkpoint)
     recorder = None
-    if worker.rank == 0:
-        print(origin, flush=True)
-        known_log = None if checkpoint is None else load_state(checkpoint).log
-        recorder = Recorder(recipe, training_data, run, first, run_name, tracking, known_log)
+    with together(worker):
+        if checkpoint is not None:
+            _load_moments(engine, checkpoint, shapes, with_average)
+        if worker.rank == 0:
+            known_log = None
+            if checkpoint is not None:
+                check_log(run, checkpoint)
+                known_log = load_state(checkpoint).log
+            recorder = Recorder(recipe, training_data, run, first, run_name, tracking, known_log)
+            print(origin, flush=True)
     writer = CheckpointWriter(
         run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
     )
     try:
-        _to_the_end(Loop(recipe, training_data, worker, step, engine, writer, recorder), first)
+        loop = Loop(recipe, training_data, worker, step, engine, writer, recorder, on_step)
+        if checkpoint is not None:
+            loop.skipped_steps.extend(load_state(checkpoint).skipped_steps)
+        _to_the_end(loop, first)
     except BaseException:
         if recorder is not None:
-            recorder.close(failed=True)
+            with suppress(ValueError, OSError):  # A log that cannot be written must not hide why the run ended.
+                recorder.close(failed=True)
         raise
     if recorder is not None:
         recorder.close(failed=False)
@@ -105,49 +131,37 @@ def check_log(run: Folder, checkpoint: Folder) -> None:
         read_known_log(run, known)
 
 
-def _first_step(run: Folder, recipe: Recipe, training_data: TrainingData, worker: Worker) -> int:
-    """The step to go on with, which all workers agree on."""
-    # Whoever loads a file checks it: here one worker looks at all of them, for at 512 each would ask 1,536 files.
-    _, found = find_checkpoint(run, recipe, training_data, with_files=worker.rank == 0)
-    first = int(worker.gather(str(found))[0])
-    if worker.rank == 0:
-        remove_incomplete(run)
-    worker.barrier()
-    return first
-
-
-@contextmanager
-def _together(worker: Worker, checkpoint: Folder) -> Iterator[None]:
-    """Raise what is wrong with any worker's part of a checkpoint on all of them: trying again would mend nothing."""
-    fault = ""
-    try:
-        yield
-    except ValueError as error:
-        fault = f"{error}; {the_one_before(checkpoint)}"
-    faults = [text for text in worker.gather(fault) if text]
-    if faults:
-        raise TrainingFault(faults[0])
-
-
 def _to_the_end(loop: Loop, first: int) -> None:
     try:
-        loop.run(first)
-    except TrainingFault:
-        loop.writer.finish()  # All workers are here, so the checkpoint before the fault becomes complete.
-        raise
+        try:
+            loop.run(first)
+        except TrainingFault:
+            loop.faults.clear()
+            loop.finish()  # All workers are here, so the checkpoint before the fault becomes complete.
+            raise
+        loop.finish()
     except BaseException:
         loop.writer.abandon()
         raise
-    loop.writer.finish()
+
+
+@contextmanager
+def _damaged(checkpoint: Folder) -> Iterator[None]:
+    """Add to a `ValueError` what can be done where a checkpoint is damaged."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}; {the_one_before(checkpoint)}") from None
 
 
 def _load_weights(model: SemanticSam, checkpoint: Folder, shapes: Mapping[str, torch.Size]) -> None:
     """Give a model the weights that a checkpoint's training goes on from."""
-    model.load_weights(load_weights(checkpoint), checkpoint.path)  # Those to use: all names, but maybe averages.
-    trained = {name: parameter for name, parameter in model.named_parameters() if name in shapes}
-    wanted = [Wanted(name, 0, parameter.data.view(-1)) for name, parameter in trained.items()]
-    state = load_state(checkpoint)
-    load_partitions(checkpoint, WEIGHT, state.num_writers, _sizes(shapes), wanted, state.files)
+    with _damaged(checkpoint):
+        model.load_weights(load_weights(checkpoint), checkpoint.path)  # Those to use: all names, but maybe averages.
+        trained = {name: parameter for name, parameter in model.named_parameters() if name in shapes}
+        wanted = [Wanted(name, 0, parameter.data.view(-1)) for name, parameter in trained.items()]
+        state = load_state(checkpoint)
+        load_partitions(checkpoint, WEIGHT, state.num_writers, _sizes(shapes), wanted, state.files)
 
 
 def _load_moments(engine: Engine, checkpoint: Folder, shapes: Mapping[str, torch.Size], with_average: bool) -> None:
@@ -157,8 +171,9 @@ def _load_moments(engine: Engine, checkpoint: Folder, shapes: Mapping[str, torch
         if quantity == WEIGHT:
             continue
         wanted = [Wanted(one.name, one.start, one.values[quantity]) for one in partitions]
-        load_partitions(checkpoint, quantity, state.num_writers, _sizes(shapes), wanted, state.files)
-    engine.set_num_updates(state.step)
+        with _damaged(checkpoint):
+            load_partitions(checkpoint, quantity, state.num_writers, _sizes(shapes), wanted, state.files)
+    engine.set_num_updates(state.num_updates)
 
 
 def _sizes(shapes: Mapping[str, torch.Size]) -> dict[str, int]:

@@ -31,14 +31,18 @@ class TrainingData:
         data, training = recipe.data, recipe.training
         splits = {name: Split(f"{data.root}/{name}/{data.split}") for name in data.datasets()}
         sizes = {name: split.rows_of_shard for name, split in splits.items()}
+        for key in training.skip_samples:
+            name, _, row = key.partition(":")
+            if name in splits and int(row) >= len(splits[name]):
+                raise ValueError(f"training.skip_samples: {key}: {splits[name].root} has {len(splits[name])} rows")
         plan = Plan(
             training.seed, sizes, data.plan, training.global_batch, training.steps, _categories(splits, data.plan)
         )
         vocabularies = {name: split.manifest.vocabulary for name, split in splits.items()}
         return TrainingData(splits, plan, JointVocabulary.of(vocabularies))
 
-    def run_state(self, recipe: Recipe, step: int, num_workers: int) -> RunState:
-        """What a checkpoint after `step` updates says of its run."""
+    def run_state(self, recipe: Recipe, step: int, num_workers: int, skipped_steps: tuple[int, ...] = ()) -> RunState:
+        """What a checkpoint after `step` steps says of its run."""
         return RunState(
             step=step,
             cursor=step * recipe.training.global_batch,
@@ -49,6 +53,7 @@ class TrainingData:
             vocabulary_digest=self.vocabulary.digest(),
             manifest_digests={name: split.manifest.digest() for name, split in self.splits.items()},
             schema_version=SCHEMA_VERSION,
+            skipped_steps=skipped_steps,
             versions={name: _version(name) for name in ("semsam", "torch", "numpy", "deepspeed")},
         )
 

@@ -31,9 +31,9 @@ from semsam.data.schema import Record
 from semsam.data.shards import Split
 from semsam.data.training_sample import SampleSettings
 from semsam.storage import Folder, existing_folder
+from semsam.training.attempt import RunFolder
 from semsam.training.engine import Worker
 from semsam.training.recipe import Recipe
-from semsam.training.resume import checkpoint_config
 from semsam.training.train import train
 from semsam.training.train_log import read_log
 
@@ -85,7 +85,7 @@ def samples_per_second(split: Split, plan: Plan, step: int, settings: SampleSett
 
 def bench_training(recipe: Recipe, folder: Path) -> None:
     """The share of a training's steps that it spends waiting for data, the first step (nothing read ahead) left out."""
-    train(recipe, checkpoint_config(recipe, {}), Folder(str(folder)), Worker(0, 1, torch.device("cpu")), "bench", None)
+    train(recipe, {}, RunFolder(folder), Worker(0, 1, torch.device("cpu")), "bench", None)
     log = list(read_log(Folder(str(folder))))[1:]
     waited, took = sum(entry["data_wait"] for entry in log), sum(entry["seconds"] for entry in log)
     print(f"debug training, batches of {recipe.training.global_batch}: {1e3 * took / len(log):.0f} ms a step")

@@ -187,10 +187,9 @@ def compute(run: Run) -> dict[str, float]:
     import cv2
     import torch
 
-    from semsam.storage import Folder
+    from semsam.training.attempt import RunFolder
     from semsam.training.checkpoint import checkpoint_folder
     from semsam.training.engine import Worker
-    from semsam.training.resume import checkpoint_config
     from semsam.training.train import train
 
     torch.set_num_threads(1)
@@ -198,11 +197,10 @@ def compute(run: Run) -> dict[str, float]:
     files = Path(run.out, "runs", run.name)
     shutil.rmtree(files, ignore_errors=True)
     files.mkdir(parents=True)
-    job, folder = run.job(), Folder(str(files))
+    job, folder = run.job(), RunFolder(files)
     recipe, started = job.train.in_parts(), time.process_time()
     with (files / "log.txt").open("w", buffering=1) as log, contextlib.redirect_stdout(log):
-        config = checkpoint_config(recipe, config_values(recipe))
-        train(recipe, config, folder, Worker(0, 1, torch.device("cpu")), run.name, None)
+        train(recipe, {}, folder, Worker(0, 1, torch.device("cpu")), run.name, None)
     trained = time.process_time()
     model = ModelReference(checkpoint_folder(folder, run.steps).path, recipe.model.preset, run.seed)
     predictor = load_predictor(model, job.evaluate.image_size)

@@ -27,7 +27,7 @@ from semsam.data.reader import load_sample
 from semsam.data.sample import Batch
 from semsam.data.shards import Split
 from semsam.data.training_sample import empty_sample
-from semsam.storage import Folder
+from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Worker, make_engine
 from semsam.training.loop import Loop
@@ -152,7 +152,7 @@ def main() -> None:
     training_data, worker = TrainingData.of(recipe), Worker(rank, WORLD_SIZE, torch.device("cpu"))
     step = make_step(recipe, training_data.vocabulary)
     engine = make_engine(step, recipe.optimizer, worker, recipe.training.zero_stage, PER_WORKER, 1)
-    writer = CheckpointWriter(Folder(folder), rank, WORLD_SIZE, 1, False, None)
+    writer = CheckpointWriter(RunFolder(folder), rank, WORLD_SIZE, 1, False, None)
     loop = Loop(recipe, training_data, worker, step, engine, writer, None)
     draws, losses = Draws(recipe, training_data, rank), []
     for _ in range(NUM_STEPS):

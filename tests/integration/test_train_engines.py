@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from semsam.storage import Folder
+from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import RunState, checkpoint_folder, load_weights
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Engine, Worker, make_engine
@@ -74,6 +75,7 @@ def test_every_engine_trains_and_goes_on_as_one_worker_does(results: Path, world
     assert found["norms"] == pytest.approx(expected["norms"][first:], rel=1e-5)
     assert not found["poisoned_norm"] < float("inf")
     assert found["changed_by_poison"] == []
+    assert found["after_poison"] == pytest.approx(expected["after_poison"], rel=1e-5)
 
 
 @pytest.mark.slow
@@ -114,10 +116,11 @@ def work(mode: str, folder: Path, worker: Worker) -> None:
             load_partitions(saved, quantity, int(source[0]), sizes, wanted)
         engine.set_num_updates(SAVED)
     writer = CheckpointWriter(
-        Folder(str(folder / name)), worker.rank, worker.world_size, 9, True, whole if worker.rank == 0 else None
+        RunFolder(folder / name), worker.rank, worker.world_size, 9, True, whole if worker.rank == 0 else None
     )
     found = train(engine, settings, worker, writer, SAVED if source else 0)
     found |= poison(engine, worker)
+    found["after_poison"] = [update(engine, settings, worker, 0, 1.0), engine.step()]
     if worker.rank == 0:
         (folder / f"{name}.json").write_text(json.dumps(found))
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from semsam.config import parse_config
-from semsam.storage import Folder
+from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Engine, Worker, make_engine
 from semsam.training.loop import Loop
@@ -119,7 +119,7 @@ def run_mode(mode: str, root: str, output: Path, worker: Worker) -> None:
         make_engine(step, recipe.optimizer, worker, training.zero_stage, micro, training.accumulation)
     )
     losses = Losses()
-    writer = CheckpointWriter(Folder(str(output)), worker.rank, worker.world_size, 1, False, None)
+    writer = CheckpointWriter(RunFolder(output), worker.rank, worker.world_size, 1, False, None)
     NoCheckpoints(recipe, training_data, worker, step, engine, writer, losses).run(0)
     writer.finish()
     if worker.rank == 0:

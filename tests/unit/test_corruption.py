@@ -31,12 +31,12 @@ from semsam.data.sealed import SEAL
 from semsam.data.shards import open_split
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, existing_folder
+from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import load_state
 from semsam.training.engine import Worker
 from semsam.training.partition_files import Wanted, load_partitions
 from semsam.training.partitions import MOMENTS, WEIGHT
 from semsam.training.recipe import Recipe
-from semsam.training.resume import checkpoint_config
 from semsam.training.train import check_log, train
 from semsam.training.train_log import read_log
 from semsam.training.training_data import TrainingData, find_checkpoint
@@ -290,7 +290,7 @@ def stored_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_painted_shards(folder / "shards", 4, {"pascal_part": VOCABULARIES["pascal_part"]})
     recipe = small_recipe(folder)
     worker = Worker(0, 1, torch.device("cpu"))
-    train(recipe, checkpoint_config(recipe, {}), Folder(folder / "run"), worker, "test", None)
+    train(recipe, {}, RunFolder(folder / "run"), worker, "test", None)
     SemanticSam.untrained("debug").save(folder / "run" / "exported")
     return folder / "run"
 

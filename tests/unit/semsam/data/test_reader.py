@@ -171,6 +171,26 @@ def test_short_batches_are_padded_with_empty_samples(splits: dict[str, Split]) -
     assert padding == 2 * 2
 
 
+@pytest.mark.parametrize(("world_size", "accumulation"), [(1, 1), (3, 1), (2, 2)])
+def test_a_skipped_sample_is_an_empty_one_in_its_place_for_any_number_of_workers(
+    splits: dict[str, Split], world_size: int, accumulation: int
+) -> None:
+    plan = plan_for(splits, num_steps=3)
+    whole = [sample for step in global_batches(plan, splits, 1, 1) for sample in step]
+    row = plan.rows(1)[2]
+    by_row = f"{row.dataset}:{splits[row.dataset].position(row.shard, row.row)}"
+    names = [f"{sample.dataset}/{sample.sample_id}" for sample in whole]
+    for key in (names[plan.global_batch + 2], by_row):
+        found = []
+        for rank in range(world_size):
+            batches = read(plan, splits, rank, world_size, accumulation=accumulation, skip=(key,))
+            found += [sample for step in batches for batch in step for sample in batch.samples if sample.index >= 0]
+        left = [one.index for one, name in zip(whole, names, strict=True) if name != names[plan.global_batch + 2]]
+        assert sorted(sample.index for sample in found) == left
+        for sample in found:
+            assert_same_sample(sample, whole[sample.index])
+
+
 def test_a_broken_row_is_raised_at_its_place_and_named(
     tmp_path: Path, write_split: Callable[..., Path], records: dict[str, list[list[Record]]]
 ) -> None:

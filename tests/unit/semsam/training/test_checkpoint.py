@@ -12,13 +12,13 @@ import safetensors.torch
 import torch
 
 from semsam.storage import Folder
+from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import checkpoint_steps, latest_checkpoint, load_weights
 from semsam.training.engine import Worker
 from semsam.training.partition_files import Wanted, load_partitions, partition_file, snapshot, write_partitions
 from semsam.training.partitions import Partition
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder
-from semsam.training.resume import checkpoint_config
 from semsam.training.train import train
 from semsam.training.train_log import read_log
 
@@ -29,7 +29,7 @@ VALUES = {name: torch.arange(float(size)) + 10 * place for place, (name, size) i
 
 
 def run(recipe: Recipe, folder: Path) -> list[float]:
-    train(recipe, checkpoint_config(recipe, {}), Folder(str(folder)), CPU, "test", None)
+    train(recipe, {}, RunFolder(folder), CPU, "test", None)
     return [entry["loss"] for entry in read_log(Folder(str(folder)))]
 
 

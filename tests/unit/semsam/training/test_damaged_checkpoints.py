@@ -17,12 +17,12 @@ import torch
 from semsam.data.sealed import seal
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder
+from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import checkpoint_steps, keep_last, load_state
 from semsam.training.engine import Worker
-from semsam.training.loop import TrainingFault
+from semsam.training.faults import TrainingFault
 from semsam.training.partition_files import Wanted, load_partitions, partition_file, write_partitions
 from semsam.training.recipe import Recipe
-from semsam.training.resume import checkpoint_config
 from semsam.training.train import train
 from semsam.training.train_log import LOG_FILE, read_log
 
@@ -32,7 +32,7 @@ FILES = [f"checkpoint-4/{name}" for name in (*PIECES, "model.safetensors", "conf
 
 
 def run(recipe: Recipe, folder: Path) -> None:
-    train(recipe, checkpoint_config(recipe, {}), Folder(folder), CPU, "test", None)
+    train(recipe, {}, RunFolder(folder), CPU, "test", None)
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +237,7 @@ def test_a_log_that_has_not_kept_what_the_checkpoint_knows_is_refused(
     path = copy / LOG_FILE
     path.unlink() if change is None else path.write_bytes(change(path.read_bytes()))
     with pytest.raises(TrainingFault, match=rf"^{path}: damaged: its first \d+ bytes are not those"):
-        train(recipe, checkpoint_config(recipe, {}), Folder(copy), CPU, "test", None)
+        train(recipe, {}, RunFolder(copy), CPU, "test", None)
 
 
 def test_a_checkpoint_from_before_files_were_noted_is_read_as_other_peoples(exported: Path, tmp_path: Path) -> None:

@@ -13,11 +13,10 @@ import yaml
 
 from semsam.model.presets import ModelSettings
 from semsam.model.semantic_sam import SemanticSam
-from semsam.storage import Folder
+from semsam.training.attempt import RunFolder
 from semsam.training.engine import Worker
 from semsam.training.initial_weights import start_from
 from semsam.training.recipe import ModelChoice, Recipe
-from semsam.training.resume import checkpoint_config
 from semsam.training.train import train
 
 MakeRecipe = Callable[..., Recipe]
@@ -77,7 +76,7 @@ def test_a_training_begins_with_them(
     recipe = make_recipe(steps=1, text="frozen")
     recipe = dataclasses.replace(recipe, model=dataclasses.replace(recipe.model, init=folder))
     worker = Worker(0, 1, torch.device("cpu"))
-    train(recipe, checkpoint_config(recipe, {}), Folder(str(tmp_path)), worker, "test", None)
+    train(recipe, {}, RunFolder(tmp_path), worker, "test", None)
     assert f"weights from {folder}" in capsys.readouterr().out
     learned = {name.split(".")[0] for name in changed(folder, SemanticSam.load(tmp_path / "checkpoint-1"))}
     assert "backbone" in learned
@@ -164,8 +163,6 @@ def test_a_training_and_its_continuation_take_the_settings_from_there(
     sizes = {name: value for name, value in recipe.model.overrides.items() if name != "text"}
     recipe = dataclasses.replace(recipe, model=ModelChoice("debug", sizes, init=folder))
     for said in ("weights from", "going on after step 1"):
-        train(
-            recipe, checkpoint_config(recipe, {}), Folder(str(tmp_path)), Worker(0, 1, torch.device("cpu")), "x", None
-        )
+        train(recipe, {}, RunFolder(tmp_path), Worker(0, 1, torch.device("cpu")), "x", None)
         assert said in capsys.readouterr().out
     assert SemanticSam.load(tmp_path / "checkpoint-1").settings == make_recipe().model.resolve()

@@ -23,11 +23,12 @@ from semsam.model.semantic_sam import SemanticSam
 from semsam.model.weight_files import STATE_FILE, Fingerprint
 from semsam.storage import Folder
 from semsam.training import train as train_module
+from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import latest_checkpoint, load_state, load_weights
 from semsam.training.engine import Worker
-from semsam.training.loop import Loop, TrainingFault
+from semsam.training.faults import TrainingFault
+from semsam.training.loop import Loop
 from semsam.training.recipe import Recipe, merged
-from semsam.training.resume import checkpoint_config
 from semsam.training.step import TrainingStep
 from semsam.training.train import make_step, train
 from semsam.training.train_log import LOG_FILE, read_log
@@ -39,7 +40,7 @@ MakeRecipe = Callable[..., Recipe]
 
 
 def run(recipe: Recipe, folder: Path) -> list[dict[str, float]]:
-    train(recipe, checkpoint_config(recipe, {}), Folder(str(folder)), CPU, "test", None)
+    train(recipe, {}, RunFolder(folder), CPU, "test", None)
     return list(read_log(Folder(str(folder))))
 
 
@@ -178,7 +179,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_naming_the_samples(
         return step
 
     monkeypatch.setattr(train_module, "make_step", poisoned)
-    with pytest.raises(TrainingFault, match=r"step 0: .*object.* of .*(coco_panoptic|pascal_part) 00000\d"):
+    with pytest.raises(TrainingFault, match=r"step 0: .*object.* of .*(coco_panoptic|pascal_part)/00000\d"):
         run(make_recipe(), tmp_path)
 
 
@@ -194,7 +195,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_naming_the_samples_and_updat
         return steps[0]
 
     monkeypatch.setattr(train_module, "make_step", poisoned)
-    with pytest.raises(TrainingFault, match=r"step 0: the gradient's norm .*: worker 0: (coco_panoptic|pascal_part) 0"):
+    with pytest.raises(TrainingFault, match=r"step 0: the gradient's norm .*: worker 0: (coco_panoptic|pascal_part)/0"):
         run(make_recipe(), tmp_path)
     monkeypatch.undo()
     untouched = make_step(make_recipe(), steps[0].vocabulary)
