@@ -1,5 +1,7 @@
 """Weights from one form to another: `python -m jobs.export <source> <outputs>`.
 
+    python -m jobs.export checkpoint=/data/runs/seven/checkpoint-368750 onnx=/data/onnx
+
     released=<file.pth> preset=swin_tiny out=<folder>     the authors' weights as a checkpoint folder of ours
     checkpoint=<folder> out=<folder>                      a training's checkpoint, its optimizer left behind
     checkpoint=<folder> to_released=<file.pth>            under the released names
@@ -22,8 +24,9 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
-from semsam.config import Seed, load_config, settings
+from semsam.config import Seed, settings
 from semsam.model.onnx_export import export_onnx
 from semsam.model.presets import preset
 from semsam.model.pretrained_swin import load_swin
@@ -95,7 +98,9 @@ def run(job: ExportJob) -> list[str]:
 
 def _with_stable_paths(job: ExportJob) -> ExportJob:
     names = ("released", "checkpoint", "backbone", "text", "out", "to_released", "onnx")
-    given: dict[str, Any] = {name: stable_path(path) for name in names if (path := getattr(job, name)) is not None}
+    given: dict[str, Any] = {
+        name: stable_path(path, name) for name in names if (path := getattr(job, name)) is not None
+    }
     return replace(job, **given)
 
 
@@ -174,8 +179,7 @@ def _print_parts(what: str, names: Iterable[str]) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the outputs are."""
-    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
-    print("; ".join(run(load_config(ExportJob, config, overrides))))
+    print("; ".join(run(read_arguments(ExportJob, arguments, __doc__))))
 
 
 if __name__ == "__main__":

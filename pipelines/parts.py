@@ -240,7 +240,7 @@ def parts_of(
     with warnings.catch_warnings():
         # Ray Data means to name parameters of this kind in a later version; in this one there is no other way to them.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        results = blocks.map_batches(work, batch_size=None, batch_format="pyarrow", **options)
+        results = blocks.map_batches(work, batch_format="pyarrow", **{"batch_size": None} | options)
     try:
         for row in results.iter_rows():
             if row["error"]:

@@ -123,6 +123,7 @@ def _generate_missing(
         "fn_constructor_kwargs": {"task": task},
         "compute": ActorPoolStrategy(size=min(pool.num_actors, len(blocks))),
         "num_gpus": pool.num_gpus,
+        "batch_size": 1,  # A block has one row; Ray Data wants it said where there are GPUs.
         "max_task_retries": RAY_RETRIES,
     }
     for keys, part, _ in parts_of(ray.data.from_arrow(blocks), _Generate, MaskReport, **options):
