@@ -19,7 +19,7 @@ import ray
 import ray.data
 
 from jobs.address import join
-from jobs.resources import Workers, machines_here, refusal, wait_for
+from jobs.resources import Workers, machines_here, refuse_here, refuse_there, wait_for
 from semsam.storage import S3, Folder, existing_folder, normal_path
 
 ROOT = Path(__file__).parents[1]
@@ -43,21 +43,18 @@ def connect(*workers: Workers, num_cpus: int | None = None, dashboard: bool = Fa
         _wait_for_all(workers)
         yield
         return
-    address = os.environ.get("RAY_ADDRESS", "").strip()
     if _is_submitted():
         ray.init(logging_level=logging.ERROR)
-    elif address not in ("", "local"):
+    elif _address():
         # A checkout need not be installed on the other machines: they get this one's files.
-        join(address, runtime_env={"working_dir": str(ROOT)})
+        join(_address(), runtime_env={"working_dir": str(ROOT)})
     else:
-        machines = machines_here(workers)
-        for reason in filter(None, (refusal(one, machines, "this machine") for one in workers)):
-            raise ValueError(reason)
+        refuse_here(workers)
         # Nobody announces that this machine will be taken away, so nobody need watch for it.
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
             address="local",
-            num_cpus=num_cpus or int(machines[0]["CPU"]),
+            num_cpus=num_cpus or int(machines_here(workers)[0]["CPU"]),
             include_dashboard=dashboard,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {"PYTHONPATH": _with_root(os.environ.get("PYTHONPATH", ""))}},
@@ -68,6 +65,23 @@ def connect(*workers: Workers, num_cpus: int | None = None, dashboard: bool = Fa
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def joined(*workers: Workers) -> Iterator[None]:
+    """The cluster that is to be joined, if any, for the length of a `with` block around a whole job.
+
+    Raises `ValueError` as `connect` does, for an address and for workers that can never run, before the job looks at
+    anything else; whether there is room for them now is for `connect` to say.
+    """
+    if not (ray.is_initialized() or _is_submitted() or _address()):
+        refuse_here(workers)
+        yield
+        return
+    with connect():
+        for one in workers:
+            refuse_there(one)
+        yield
 
 
 def stable_path(path: str, setting: str) -> str:
@@ -123,6 +137,12 @@ def _end(status: int, message: str = "") -> None:
 def _wait_for_all(workers: Sequence[Workers]) -> None:
     for one in workers:
         wait_for(one)
+
+
+def _address() -> str:
+    """The cluster that the environment names; empty where a job is to start its own."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return "" if address == "local" else address
 
 
 def _is_submitted() -> bool:

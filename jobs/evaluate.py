@@ -8,13 +8,13 @@ Numbers go to MLflow, each beside that of a guess that has not seen the image, a
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from jobs.arguments import read_arguments
-from jobs.cluster import connect, main_exit, stable_path
+from jobs.cluster import connect, joined, main_exit, stable_path
 from jobs.resources import WAIT, Workers, actors
 from pipelines.evaluate.evaluate import fit_baselines_on, measure_splits
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
@@ -42,6 +42,8 @@ from semsam.model.presets import preset
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
 from semsam.tracking import Tracker, TrackingSettings
+
+MARKER = "evaluation.yaml"  # Beside the pictures: how they were made.
 
 
 @settings
@@ -103,6 +105,7 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     model = ModelReference(job.checkpoint, job.preset, job.seed)
     predictor = load_predictor(model, job.image_size)
     output = Folder(job.output)
+    _check_output(output, splits)
     with connect(workers(job)):
         fitted = dict(baselines or _baselines(job, splits, predictor.model.settings.num_levels))
         measured = _measure(job, splits, model, fitted)
@@ -112,6 +115,8 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
         total.merge_sums(one.sums())
     drawn = {f"{dataset}.png": _draw(job, dataset, split, predictor) for dataset, split in splits.items()}
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
+    if pictures:
+        output.write(MARKER, dump_config(job).encode())
     for name, picture in pictures.items():
         output.write(name, picture)
     print(table(metrics))
@@ -150,6 +155,15 @@ def _with_stable_paths(job: EvaluateJob) -> EvaluateJob:
         output=stable_path(job.output, "output"),
         checkpoint=None if job.checkpoint is None else stable_path(job.checkpoint, "checkpoint"),
     )
+
+
+def _check_output(output: Folder, datasets: Iterable[str]) -> None:
+    """Raise `ValueError` where pictures would replace those of others."""
+    taken = [name for name in (f"{dataset}.png" for dataset in datasets) if output.exists(name)]
+    if taken and not output.exists(MARKER):
+        raise ValueError(
+            f"output: {output.path} holds {taken[0]!r}, which no evaluation has written; name another folder"
+        )
 
 
 def _find_splits(job: EvaluateJob) -> dict[str, Split]:
@@ -224,7 +238,9 @@ def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor) ->
 
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the outputs are."""
-    result = run(read_arguments(EvaluateJob, arguments, __doc__))
+    job = read_arguments(EvaluateJob, arguments, __doc__)
+    with joined(workers(job)):
+        result = run(job)
     print(f"pictures in {result.pictures}, numbers in MLflow run {result.run_id} at {result.tracking_uri}")
 
 

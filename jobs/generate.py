@@ -16,9 +16,9 @@ from typing import Literal
 import torch
 
 from jobs.arguments import read_arguments
-from jobs.cluster import connect, main_exit, readable_folder, stable_path
-from jobs.resources import WAIT, actors
-from pipelines.generate.generate import Generated, Task, generate
+from jobs.cluster import connect, joined, main_exit, readable_folder, stable_path
+from jobs.resources import WAIT, Workers, actors
+from pipelines.generate.generate import Generated, Task, check_output, generate
 from pipelines.generate.mask_files import MaskOptions
 from pipelines.model_pool import ModelReference, Pool
 from pipelines.sources import check_datasets
@@ -30,6 +30,7 @@ from semsam.data.vocabularies import clean_name
 from semsam.model.presets import preset
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, PromptStyle
+from semsam.storage import Folder
 
 
 @settings
@@ -82,16 +83,23 @@ def run(job: GenerateJob) -> Generated:
     task = generate_task(job)
     if job.checkpoint is None:
         print(f"no checkpoint: masks of the preset {job.preset} with random weights, which mean nothing")
-    with connect(actors(job.num_actors, job.gpus_per_actor, job.wait_for_resources)):
+    with connect(workers(job)):
         generated = generate(task, Pool(job.num_actors, job.gpus_per_actor), job.progress_interval)
     rejected = sum(generated.rejected.values())
     print(f"{generated.num_masks} masks in {generated.num_images} images, {rejected} images rejected")
     return generated
 
 
+def workers(job: GenerateJob) -> Workers:
+    """What the job needs of a cluster."""
+    return actors(job.num_actors, job.gpus_per_actor, job.wait_for_resources)
+
+
 def generate_task(job: GenerateJob) -> Task:
     """The task that a configuration describes; folder, model and levels are looked at."""
     files = readable_folder(job.images, "images")
+    output = stable_path(job.output, "output")
+    check_output(Folder(output))
     checkpoint = None if job.checkpoint is None else stable_path(job.checkpoint, "checkpoint")
     reference = ModelReference(checkpoint, job.preset, job.seed)
     model = reference.load("cpu")
@@ -112,7 +120,7 @@ def generate_task(job: GenerateJob) -> Task:
         max_pixels=job.max_pixels,
     )
     categories = dict(zip(objects, ids, strict=True)) if job.coco_results else None
-    return Task(files, stable_path(job.output, "output"), options, job.max_rejected, job.redo, job.verify, categories)
+    return Task(files, output, options, job.max_rejected, job.redo, job.verify, categories)
 
 
 def names_of(job: GenerateJob) -> tuple[tuple[str, ...], tuple[str, ...], list[int]]:
@@ -139,7 +147,8 @@ def _digest(model: SemanticSam) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the masks are."""
     job = read_arguments(GenerateJob, arguments, __doc__)
-    run(job)
+    with joined(workers(job)):
+        run(job)
     print(f"masks and manifest in {stable_path(job.output, 'output')}")
 
 

@@ -16,9 +16,9 @@ from typing import Annotated
 from pydantic import Field
 
 from jobs.arguments import read_arguments
-from jobs.cluster import connect, main_exit, readable_folder, stable_path
+from jobs.cluster import connect, joined, main_exit, readable_folder, stable_path
 from jobs.resources import WAIT, Workers
-from pipelines.prepare.prepare import prepare
+from pipelines.prepare.prepare import check_output, prepare
 from pipelines.prepare.shard_writer import ShardOptions, SplitTask
 from pipelines.sources import SOURCES, check_datasets
 from pipelines.sources.coco_json import sample_id
@@ -27,7 +27,7 @@ from semsam.config import Count, Positive, PositiveFloat, Share, settings
 from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Manifest
 from semsam.data.schema import SPLITS
-from semsam.storage import read_file
+from semsam.storage import Folder, read_file
 
 
 @settings
@@ -120,6 +120,7 @@ def split_tasks(job: PrepareJob) -> list[SplitTask]:
         except ValueError as error:
             raise ValueError(f"datasets.{dataset}.{error}") from None
         for split in one.splits:
+            check_output(Folder(f"{output}/{dataset}/{split}"))
             tasks.append(
                 SplitTask(
                     source=one.source(dataset),
@@ -168,7 +169,8 @@ def _code_version() -> str:
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the shards are."""
     job = read_arguments(PrepareJob, arguments, __doc__)
-    run(job)
+    with joined(workers(job)):
+        run(job)
     print(f"shards and manifests in {stable_path(job.output, 'output')}")
 
 

@@ -74,15 +74,27 @@ def machines_here(workers: Sequence[Workers]) -> list[dict[str, float]]:
     return [{"CPU": float(cpus), "GPU": float(torch.cuda.device_count())}]
 
 
+def refuse_here(workers: Sequence[Workers]) -> None:
+    """Raise `ValueError` for the first of the workers that can never run on a cluster of this machine alone."""
+    machines = machines_here(workers)
+    for reason in filter(None, (refusal(one, machines, "this machine") for one in workers)):
+        raise ValueError(reason)
+
+
+def refuse_there(workers: Workers) -> None:
+    """Raise `ValueError` for workers that can never run on the cluster that this process is connected to."""
+    reason = refusal(workers, _machines_of_cluster())
+    if reason and not _may_grow_enough(workers):
+        raise ValueError(reason)
+
+
 def wait_for(workers: Workers) -> None:
     """Return when the cluster that this process is connected to has room for the workers.
 
     Raises `ValueError` with the setting to change: at once where the room can never be had, and after `workers.wait`
     seconds otherwise.
     """
-    reason = refusal(workers, _machines_of_cluster())
-    if reason and not _may_grow_enough(workers):
-        raise ValueError(reason)
+    refuse_there(workers)
     group = placement_group([workers.needs()] * workers.count, strategy="PACK")
     try:
         _wait_until_ready(group, workers)

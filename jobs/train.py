@@ -7,6 +7,7 @@ The same command again goes on after the last checkpoint of its run, and returns
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
@@ -17,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from jobs.arguments import read_arguments
-from jobs.cluster import connect, main_exit, stable_path
+from jobs.cluster import connect, joined, main_exit, stable_path
 from jobs.resources import WAIT, Workers
 from pipelines.sources import check_datasets
 from semsam.config import Count, PlainName, Positive, PositiveFloat, config_values, parse_config, settings
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, open_filesystem
 from semsam.tracking import TrackingSettings, tracking_uri
-from semsam.training.checkpoint import checkpoint_folder
+from semsam.training.checkpoint import checkpoint_folder, checkpoint_steps
 from semsam.training.engine import Worker
 from semsam.training.initial_weights import start_from
 from semsam.training.loop import TrainingFault
@@ -87,6 +88,7 @@ def run(job: TrainJob) -> Training:
     """
     job = _with_stable_paths(job)
     folder = Folder(job.run.storage) / job.run.name
+    _check_is_a_run(folder)
     recipe = job.in_parts()
     checkpoint, step = find_checkpoint(folder, recipe, TrainingData.of(recipe))
     if checkpoint is not None:
@@ -119,6 +121,15 @@ def workers(job: TrainJob) -> Workers:
         wait_setting="run.wait_for_resources",
         wait=run.wait_for_resources,
     )
+
+
+def _check_is_a_run(folder: Folder) -> None:
+    """Raise `ValueError` for a folder with checkpoints of something else: a training deletes those it cannot use."""
+    steps = [name for name in folder.folders() if re.fullmatch(r"checkpoint-\d+", name)]
+    if steps and not ("ray" in folder.folders() or folder.read_appended(LOG_FILE) or checkpoint_steps(folder)):
+        raise ValueError(
+            f"run.name: {folder.path} holds {steps[0]!r}, which no training of ours has written; choose another name"
+        )
 
 
 def _with_stable_paths(job: TrainJob) -> TrainJob:
@@ -207,7 +218,9 @@ def _root_cause(error: Exception) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the outputs are."""
-    result = run(read_arguments(TrainJob, arguments, __doc__))
+    job = read_arguments(TrainJob, arguments, __doc__)
+    with joined(workers(job)):
+        result = run(job)
     print(f"loss {result.first_loss:.4f} at first, {result.last_loss:.4f} at last; log in {result.log}")
     print(f"checkpoint in {result.checkpoint}")
 

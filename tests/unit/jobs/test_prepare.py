@@ -84,6 +84,22 @@ def test_a_submitted_job_refuses_relative_paths(tmp_path: Path, monkeypatch: pyt
         split_tasks(parse(datasets={"sa1b": {"root": "data"}}, output="s3://bucket/shards"))
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00000.arrow", "row_categories.arrow"])
+def test_a_folder_with_files_of_others_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "out" / "sa1b" / "train"
+    folder.mkdir(parents=True)
+    (folder / name).write_text('{"name": "an app"}')
+    with pytest.raises(ValueError, match=f"^output: {folder} holds '{name}', which this job has not written"):
+        main([f"datasets.sa1b.root={tmp_path}", f"output={tmp_path}/out"])
+
+
+def test_shards_of_an_earlier_version_are_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "sa1b" / "train"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"schema_version": 1}')
+    assert split_tasks(parse(datasets={"sa1b": {"root": str(tmp_path)}}, output=str(tmp_path / "out")))
+
+
 def test_resolved_settings_read_back() -> None:
     job = parse(datasets={"sa1b": {"root": "s3://bucket/sa1b"}})
     assert parse_config(PrepareJob, config_values(job), "test") == job
