@@ -31,6 +31,7 @@ class Workers:
     gpus_setting: str
     wait_setting: str
     wait: float = WAIT  # Seconds to wait for what others use, or what an autoscaler may add.
+    shares_cpus: bool = False  # Whether a cluster of this machine alone may count more CPUs than there are.
 
     def needs(self) -> dict[str, float]:
         """What one of them needs, as Ray counts it."""
@@ -53,12 +54,12 @@ def room_for(workers: Workers, machines: Iterable[Mapping[str, float]]) -> int:
     )
 
 
-def refusal(workers: Workers, machines: Sequence[Mapping[str, float]], where: str = "the cluster") -> str:
+def refusal(workers: Workers, machines: Sequence[Mapping[str, float]]) -> str:
     """Why the workers can never run on these machines, beginning with the setting to change; empty if they can."""
     room = room_for(workers, machines)
     if room >= workers.count:
         return ""
-    there = f"{where} has {_machines(machines)}"
+    there = f"machines: {_machines(machines)}"
     for name, setting in (("GPU", workers.gpus_setting), ("CPU", workers.cpus_setting)):
         need = workers.needs().get(name, 0)
         if need > max((machine.get(name, 0) for machine in machines), default=0):
@@ -67,17 +68,20 @@ def refusal(workers: Workers, machines: Sequence[Mapping[str, float]], where: st
 
 
 def machines_here(workers: Sequence[Workers]) -> list[dict[str, float]]:
-    """This machine as a cluster of its own: its GPUs, and as many CPUs as are asked for, for they can be shared."""
+    """This machine as a cluster of its own: its GPUs, and its CPUs, or as many as workers are to share.
+
+    At least two, so that the jobs' defaults run anywhere.
+    """
     import torch
 
-    cpus = max([os.cpu_count() or 1, *(one.count * one.cpus for one in workers)])
+    cpus = max([os.cpu_count() or 1, 2, *(one.count * one.cpus for one in workers if one.shares_cpus)])
     return [{"CPU": float(cpus), "GPU": float(torch.cuda.device_count())}]
 
 
 def refuse_here(workers: Sequence[Workers]) -> None:
     """Raise `ValueError` for the first of the workers that can never run on a cluster of this machine alone."""
     machines = machines_here(workers)
-    for reason in filter(None, (refusal(one, machines, "this machine") for one in workers)):
+    for reason in filter(None, (refusal(one, machines) for one in workers)):
         raise ValueError(reason)
 
 
@@ -161,7 +165,7 @@ def _machines(machines: Iterable[Mapping[str, float]]) -> str:
     kinds = Counter(
         _resources({name: machine[name] for name in ("CPU", "GPU") if machine.get(name)}) for machine in machines
     )
-    return " and ".join(f"{_counted(count, 'machine')} with {kind}" for kind, count in kinds.most_common()) or "none"
+    return ", ".join(f"{count} with {kind}" for kind, count in kinds.most_common()) or "none"
 
 
 def _resources(amounts: Mapping[str, float]) -> str:

@@ -120,6 +120,7 @@ def workers(job: TrainJob) -> Workers:
         gpus_setting="run.use_gpu",
         wait_setting="run.wait_for_resources",
         wait=run.wait_for_resources,
+        shares_cpus=True,
     )
 
 

@@ -81,7 +81,11 @@ def test_an_evaluation_on_a_gpu_knows_where_relative_paths_lead(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("job", "arguments", "message"),
     [
-        (train, [], "run.cpus_per_worker: no machine has 6 CPUs for 8 workers with 6 CPUs and 1 GPU each; the cluster"),
+        (
+            train,
+            [],
+            "run.cpus_per_worker: no machine has 6 CPUs for 8 workers with 6 CPUs and 1 GPU each; machines: 1 with",
+        ),
         (train, ["run.cpus_per_worker=1"], "run.num_workers: there is room for 1 of 8 workers"),
         (generate, ["gpus_per_actor=2"], "gpus_per_actor: no machine has 2 GPUs for 2 workers"),
         (

@@ -11,7 +11,7 @@ import pytest
 
 import jobs.train
 from jobs.cluster import connect
-from jobs.resources import Workers, actors, refusal, room_for
+from jobs.resources import Workers, actors, machines_here, refusal, room_for
 from jobs.train import TrainJob
 from semsam.config import load_config
 
@@ -46,29 +46,31 @@ def test_a_worker_has_all_it_needs_on_one_machine(
         (
             TRAINING,
             [{"CPU": 1.0}],
-            "run.use_gpu: no machine has 1 GPU for 8 workers with 6 CPUs and 1 GPU each; the cluster has 1 "
-            "machine with 1 CPU",
+            "run.use_gpu: no machine has 1 GPU for 8 workers with 6 CPUs and 1 GPU each; machines: 1 with 1 CPU",
         ),
         (
             replace(TRAINING, gpus=0),
             [{"CPU": 4.0}] * 20,
-            "run.cpus_per_worker: no machine has 6 CPUs for 8 workers with 6 CPUs each; the cluster has 20 "
-            "machines with 4 CPUs",
+            "run.cpus_per_worker: no machine has 6 CPUs for 8 workers with 6 CPUs each; machines: 20 with 4 CPUs",
         ),
         (
             TRAINING,
             [LARGE | {"CPU": 13.0}, {"CPU": 64.0}],
-            "run.num_workers: there is room for 2 of 8 workers with 6 CPUs and 1 GPU each; the cluster has 1 "
-            "machine with 13 CPUs and 8 GPUs and 1 machine with 64 CPUs",
+            "run.num_workers: there is room for 2 of 8 workers with 6 CPUs and 1 GPU each; machines: 1 "
+            "with 13 CPUs and 8 GPUs, 1 with 64 CPUs",
         ),
         (
             actors(2, 0.5, 9),
             [],
-            "gpus_per_actor: no machine has 0.5 GPU for 2 workers with 1 CPU and 0.5 GPU each; the cluster has none",
+            "gpus_per_actor: no machine has 0.5 GPU for 2 workers with 1 CPU and 0.5 GPU each; machines: none",
         ),
         (actors(3, 2, 9), [LARGE | {"GPU": 1.0}] * 9, "gpus_per_actor: no machine has 2 GPUs"),
         (actors(3, 1, 9), [LARGE | {"GPU": 1.0}] * 2, "num_actors: there is room for 2 of 3 workers"),
-        (actors(1, 0, 9), [{"GPU": 1.0}], "num_actors: no machine has 1 CPU for 1 worker with 1 CPU; the cluster has"),
+        (
+            actors(1, 0, 9),
+            [{"GPU": 1.0}],
+            "num_actors: no machine has 1 CPU for 1 worker with 1 CPU; machines: 1 with 1 GPU",
+        ),
     ],
 )
 def test_what_can_never_be_had_is_told_by_its_setting(
@@ -84,12 +86,21 @@ def test_gpus_that_this_machine_lacks_are_refused_before_ray_starts(monkeypatch:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     job = load_config(TrainJob, str(CONFIGS / "seven_swin_tiny.yaml"))
     with (
-        pytest.raises(
-            ValueError, match=r"run.use_gpu: no machine has 1 GPU .* this machine has 1 machine with 48 CPUs"
-        ),
+        pytest.raises(ValueError, match=r"run.use_gpu: no machine has 1 GPU .*; machines: 1 with 48 CPUs"),
         connect(jobs.train.workers(job)),
     ):
         raise AssertionError("connected")
+
+
+def test_a_laptop_s_cpus_are_shared_by_a_training_and_not_by_actors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    training = replace(TRAINING, gpus=0, shares_cpus=True)
+    assert [machine["CPU"] for machine in machines_here([training])] == [48]
+    assert [machine["CPU"] for machine in machines_here([actors(64, 0, 9)])] == [2]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ValueError, match="num_actors: there is room for 2 of 64 workers with 1 CPU each"):  # noqa: SIM117
+        with connect(actors(64, 0, 9)):
+            raise AssertionError("connected")
 
 
 @pytest.mark.parametrize(
