@@ -27,7 +27,9 @@ if not sys.stdout.isatty():
 import ray
 import ray.data
 
-from semsam.storage import S3, normal_path
+from jobs.address import join
+from jobs.resources import Workers, machines_here, refuse_here, refuse_there, wait_for
+from semsam.storage import S3, Folder, existing_folder, normal_path
 
 ROOT = Path(__file__).parents[1]
 # Set by `ray job submit` for the command it starts: the runtime environment of the job is already chosen then.
@@ -35,37 +37,44 @@ _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 @contextmanager
-def connect(num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
-    """A Ray connection for the length of a `with` block.
+def connect(*workers: Workers, num_cpus: int | None = None, dashboard: bool = False) -> Iterator[None]:
+    """A Ray connection for the length of a `with` block, with room for each of `workers`.
 
     Joins the connection that this process already has, so that jobs can be chained; else the cluster that it was
     submitted to or that `RAY_ADDRESS` names; else starts one on this machine and ends it with the block.  `num_cpus`
-    and `dashboard` are for that last case (Ray Train asks the dashboard's process whether its controller lives).
+    (by default what the machine has and the workers need) and `dashboard` are for that last case: Ray Train asks the
+    dashboard's process whether its controller lives.
+
+    Raises `ValueError` for an address where no cluster answers within seconds, and for workers that find no room there
+    (see `jobs.resources`).
     """
     if ray.is_initialized():
+        _wait_for_all(workers)
         yield
         return
-    _quiet_logs()
     on_sigterm = signal.getsignal(signal.SIGTERM)
     with _quiet_core():
         if _is_submitted():
             ray.init(logging_level=logging.ERROR)
-        elif os.environ.get("RAY_ADDRESS"):
+        elif _address():
             # A checkout need not be installed on the other machines: they get this one's files.
-            ray.init(logging_level=logging.ERROR, runtime_env={"working_dir": str(ROOT)})
+            join(_address(), runtime_env={"working_dir": str(ROOT)})
         else:
+            refuse_here(workers)
             # Nobody announces that this machine will be taken away, so nobody need watch for it.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            _start(num_cpus, dashboard)
+            _start(num_cpus or int(machines_here(workers)[0]["CPU"]), dashboard)
     # Ray has put two of its own over it: one of Python, which ends without a word, one of C++, which dumps a stack.
     signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
     try:
+        _quiet_logs()
+        _wait_for_all(workers)
         yield
     finally:
         ray.shutdown()
 
 
-def _start(num_cpus: int | None, dashboard: bool) -> None:
+def _start(num_cpus: int, dashboard: bool) -> None:
     """Start a cluster on this machine, more than once where it is too busy for the half minute that Ray waits."""
     port = _free_port()
     # Ray Train asks the dashboard whether its controller lives; left to itself it looks for any cluster of the machine.
@@ -94,15 +103,47 @@ def _free_port() -> int:
         return port
 
 
-def stable_path(path: str) -> str:
+@contextmanager
+def joined(*workers: Workers) -> Iterator[None]:
+    """The cluster that is to be joined, if any, for the length of a `with` block around a whole job.
+
+    Raises `ValueError` as `connect` does, for an address and for workers that can never run, before the job looks at
+    anything else; whether there is room for them now is for `connect` to say.
+    """
+    if not (ray.is_initialized() or _is_submitted() or _address()):
+        refuse_here(workers)
+        yield
+        return
+    with connect():
+        for one in workers:
+            refuse_there(one)
+        yield
+
+
+def stable_path(path: str, setting: str) -> str:
     """The path in its normal form (`semsam.storage`), which means the same to this process and to its workers.
 
-    Raises `ValueError` for a relative path in a submitted job: there it would point into the
-    cluster's temporary copy of the working directory, which is deleted after the job.
+    Raises `ValueError`, beginning with the setting, for what is no path, and for a relative one in a submitted job:
+    there it would point into the cluster's temporary copy of the working directory, which is deleted after the job.
     """
     if _is_submitted() and not path.startswith((S3, "/", "~")):
-        raise ValueError(f"{path!r} is relative; a submitted job needs an absolute path or s3://")
-    return normal_path(path)
+        raise ValueError(f"{setting}: {path!r} is relative; a submitted job needs an absolute path or s3://")
+    try:
+        return normal_path(path)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
+
+
+def readable_folder(path: str, setting: str, neighbours: Sequence[str] = ()) -> Folder:
+    """The folder at a path, whose files are to be read (see `semsam.storage.existing_folder`).
+
+    Raises `ValueError`, beginning with the setting, for one that does not exist, and as `stable_path` does.
+    """
+    place = stable_path(path, setting)
+    try:
+        return existing_folder(place, neighbours)
+    except ValueError as error:
+        raise ValueError(f"{setting}: {error}") from None
 
 
 def main_exit(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
@@ -135,6 +176,17 @@ def _end(status: int, message: str = "") -> None:
     if message:
         print(message, file=sys.stderr, flush=True)
     sys.exit(status)
+
+
+def _wait_for_all(workers: Sequence[Workers]) -> None:
+    for one in workers:
+        wait_for(one)
+
+
+def _address() -> str:
+    """The cluster that the environment names; empty where a job is to start its own."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return "" if address == "local" else address
 
 
 def _is_submitted() -> bool:

@@ -1,27 +1,33 @@
-"""Evaluate a checkpoint on prepared splits: `python -m jobs.evaluate <config.yaml> [section.field=value ...]`."""
+"""Evaluate a checkpoint on prepared splits: `python -m jobs.evaluate [<config.yaml>] [section.field=value ...]`.
+
+    python -m jobs.evaluate checkpoint=/data/runs/seven/checkpoint-368750 data=/data/shards output=/data/evaluation
+
+Numbers go to MLflow, each beside that of a guess that has not seen the image, and so do pictures.
+"""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from jobs.cluster import connect, main_exit, stable_path
+from jobs.arguments import read_arguments
+from jobs.cluster import connect, joined, main_exit, stable_path
+from jobs.resources import WAIT, Workers, actors
 from pipelines.evaluate.evaluate import fit_baselines_on, measure_splits
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
 from pipelines.progress import Progress
-from pipelines.sources import SOURCES
+from pipelines.sources import SOURCES, check_datasets
 from semsam.config import (
     Count,
+    Gpus,
     Positive,
     PositiveFloat,
     Seed,
-    Weight,
     config_values,
     dump_config,
-    load_config,
     settings,
 )
 from semsam.data.atoms import AtomMap
@@ -32,11 +38,13 @@ from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import Baselines
 from semsam.evaluation.pictures import Row, click_row, encode_png, grid
 from semsam.evaluation.protocols import BASELINE, Protocols, clicked_regions
+from semsam.model.presets import preset
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
 from semsam.tracking import Tracker, TrackingSettings
 
 LOOKED_AT = 20  # Images, for each one in the picture.
+MARKER = "evaluation.yaml"  # Beside the pictures: how they were made.
 
 
 @settings
@@ -45,7 +53,10 @@ class EvaluateJob:
 
     data: str = "outputs/shards"  # Where jobs.prepare wrote.
     output: str = "outputs/evaluation"
-    checkpoint: str | None = None  # None: random weights of `preset`, the floor that a training starts from.
+    checkpoint: str | None = None  # A folder, local or s3://.
+    untrained: bool = (
+        False  # In place of a checkpoint: random weights of `preset`, the floor that a training starts from.
+    )
     preset: str = "debug"
     seed: Seed = 0
     run_name: str = "evaluation"
@@ -56,15 +67,18 @@ class EvaluateJob:
     baseline_images: Count = 500  # Train images per dataset that the blind baselines are tuned on.
     pictures: Count = 3  # Rows of the picture grid per dataset.
     num_actors: Positive = 2
-    gpus_per_actor: Weight = 0.0
+    gpus_per_actor: Gpus = 0.0  # May be a share of one.
+    # Seconds to wait for CPUs and GPUs that others use or that an autoscaler may add.
+    wait_for_resources: PositiveFloat = WAIT
     rows_per_task: Positive = 16
     progress_interval: PositiveFloat = 10.0  # Seconds between lines where there is no terminal.
     tracking: TrackingSettings = field(default_factory=TrackingSettings)
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.datasets) - set(SOURCES))
-        if unknown:
-            raise ValueError(f"datasets: {unknown} not among {list(SOURCES)}")
+        check_datasets("datasets", self.datasets)
+        if self.checkpoint is not None and self.untrained:
+            raise ValueError("checkpoint and untrained=true contradict each other")
+        preset(self.preset)
 
 
 @dataclass(frozen=True)
@@ -85,12 +99,15 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     `baselines` are those of an earlier evaluation of the same data, None to tune them.  Raises `ValueError` for a
     dataset that was not prepared or a checkpoint that cannot be read, before any worker starts.
     """
+    if job.checkpoint is None and not job.untrained:
+        raise ValueError("checkpoint: name the folder to evaluate, or set untrained=true for random weights")
     job = _with_stable_paths(job)
     splits = _find_splits(job)
     model = ModelReference(job.checkpoint, job.preset, job.seed)
     predictor = load_predictor(model, job.image_size)
     output = Folder(job.output)
-    with connect():
+    _check_output(output, splits)
+    with connect(workers(job)):
         fitted = dict(baselines or _baselines(job, splits, predictor.model.settings.num_levels))
         measured = _measure(job, splits, model, fitted)
     metrics = {name: value for dataset, one in measured.items() for name, value in one.compute(dataset).items()}
@@ -99,6 +116,8 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
         total.merge_sums(one.sums())
     drawn = {f"{dataset}.png": _draw(job, dataset, split, predictor) for dataset, split in splits.items()}
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
+    if pictures:
+        output.write(MARKER, dump_config(job).encode())
     for name, picture in pictures.items():
         output.write(name, picture)
     print(table(metrics))
@@ -133,10 +152,19 @@ def _with_stable_paths(job: EvaluateJob) -> EvaluateJob:
     """The job with paths that mean the same to its workers, whatever folder they run in."""
     return replace(
         job,
-        data=stable_path(job.data),
-        output=stable_path(job.output),
-        checkpoint=None if job.checkpoint is None else stable_path(job.checkpoint),
+        data=stable_path(job.data, "data"),
+        output=stable_path(job.output, "output"),
+        checkpoint=None if job.checkpoint is None else stable_path(job.checkpoint, "checkpoint"),
     )
+
+
+def _check_output(output: Folder, datasets: Iterable[str]) -> None:
+    """Raise `ValueError` where pictures would replace those of others."""
+    taken = [name for name in (f"{dataset}.png" for dataset in datasets) if output.exists(name)]
+    if taken and not output.exists(MARKER):
+        raise ValueError(
+            f"output: {output.path} holds {taken[0]!r}, which no evaluation has written; name another folder"
+        )
 
 
 def _find_splits(job: EvaluateJob) -> dict[str, Split]:
@@ -177,6 +205,11 @@ def _some(dataset: str, split: Split, limit: int | None) -> list[int]:
     return rows
 
 
+def workers(job: EvaluateJob) -> Workers:
+    """What the job needs of a cluster."""
+    return actors(job.num_actors, job.gpus_per_actor, job.wait_for_resources)
+
+
 def _pool(job: EvaluateJob) -> Pool:
     return Pool(job.num_actors, job.gpus_per_actor, job.rows_per_task)
 
@@ -209,8 +242,9 @@ def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor) ->
 
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the outputs are."""
-    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
-    result = run(load_config(EvaluateJob, config, overrides))
+    job = read_arguments(EvaluateJob, arguments, __doc__)
+    with joined(workers(job)):
+        result = run(job)
     print(f"pictures in {result.pictures}, numbers in MLflow run {result.run_id} at {result.tracking_uri}")
 
 

@@ -1,5 +1,7 @@
 """Weights from one form to another: `python -m jobs.export <source> <outputs>`.
 
+    python -m jobs.export checkpoint=/data/runs/seven/checkpoint-368750 onnx=/data/onnx
+
     released=<file.pth> preset=swin_tiny out=<folder>     the authors' weights as a checkpoint folder of ours
     checkpoint=<folder> out=<folder>                      a training's checkpoint, its optimizer left behind
     checkpoint=<folder> to_released=<file.pth>            under the released names
@@ -12,6 +14,7 @@ Folders that are read or written as a whole may be `s3://`.  Needs no cluster.
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -22,15 +25,16 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
-from semsam.config import Seed, load_config, settings
-from semsam.model.onnx_export import export_onnx
+from semsam.config import Seed, settings
+from semsam.model.onnx_export import DECODER_FILE, ENCODER_FILE, export_onnx
 from semsam.model.presets import preset
 from semsam.model.pretrained_swin import load_swin
 from semsam.model.pretrained_text import with_text
 from semsam.model.released_weights import load_released, save_released, unplaced
-from semsam.model.semantic_sam import CONFIG_FILE, SemanticSam
-from semsam.model.weight_files import read_fingerprints, read_own_tensors
+from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE, SemanticSam
+from semsam.model.weight_files import FILES_FILE, read_fingerprints, read_own_tensors
 from semsam.storage import Folder
 
 # Beside the weights of a converted checkpoint: released tensors that the model has no place for, kept for the way back.
@@ -75,11 +79,10 @@ def run(job: ExportJob) -> list[str]:
     """Write what the job asks for; gives back where each output is.
 
     Raises `ValueError`, before anything is written, for a source that cannot be read or whose weights do not fit, and
-    for an `out` that holds a checkpoint already.
+    for outputs that are there already.
     """
     job = _with_stable_paths(job)
-    if job.out is not None and Folder(job.out).exists(CONFIG_FILE):
-        raise ValueError(f"out: {job.out} already holds a checkpoint; choose another folder")
+    _check_outputs(job)
     source = _read_source(job)
     outputs = []
     if job.out is not None:
@@ -94,9 +97,24 @@ def run(job: ExportJob) -> list[str]:
     return outputs
 
 
+def _check_outputs(job: ExportJob) -> None:
+    """Raise `ValueError` for files that are there already: of whatever they are, another may be in need."""
+    outputs = {"out": (CONFIG_FILE, WEIGHTS_FILE, FILES_FILE, UNUSED_FILE), "onnx": (ENCODER_FILE, DECODER_FILE)}
+    for setting, names in outputs.items():
+        path = getattr(job, setting)
+        taken = [name for name in names if path is not None and Folder(path).exists(name)]
+        if taken:
+            what = "a checkpoint" if CONFIG_FILE in taken else repr(taken[0])
+            raise ValueError(f"{setting}: {path} already holds {what}; choose another folder")
+    if job.to_released is not None and os.path.lexists(job.to_released):
+        raise ValueError(f"to_released: {job.to_released} is there already; choose another name")
+
+
 def _with_stable_paths(job: ExportJob) -> ExportJob:
     names = ("released", "checkpoint", "backbone", "text", "out", "to_released", "onnx")
-    given: dict[str, Any] = {name: stable_path(path) for name in names if (path := getattr(job, name)) is not None}
+    given: dict[str, Any] = {
+        name: stable_path(path, name) for name in names if (path := getattr(job, name)) is not None
+    }
     return replace(job, **given)
 
 
@@ -174,8 +192,7 @@ def _print_parts(what: str, names: Iterable[str]) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the outputs are."""
-    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
-    print("; ".join(run(load_config(ExportJob, config, overrides))))
+    print("; ".join(run(read_arguments(ExportJob, arguments, __doc__))))
 
 
 if __name__ == "__main__":

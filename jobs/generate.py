@@ -1,5 +1,7 @@
 """Masks of everything in a folder of photos: `python -m jobs.generate <config.yaml> [section.field=value ...]`.
 
+    python -m jobs.generate jobs/configs/generate.yaml images=/data/photos output=/data/masks gpus_per_actor=1
+
 A job that was killed goes on where it stopped when it is started again with the same settings.
 """
 
@@ -13,19 +15,22 @@ from typing import Literal
 
 import torch
 
-from jobs.cluster import connect, main_exit, stable_path
-from pipelines.generate.generate import Generated, Task, generate
+from jobs.arguments import read_arguments
+from jobs.cluster import connect, joined, main_exit, readable_folder, stable_path
+from jobs.resources import WAIT, Workers, actors
+from pipelines.generate.generate import Generated, Task, check_output, generate
 from pipelines.generate.mask_files import MaskOptions
 from pipelines.model_pool import ModelReference, Pool
-from pipelines.sources import SOURCES
+from pipelines.sources import check_datasets
 from pipelines.sources.categories import load_categories
 from semsam.automatic_masks import AutomaticMaskSettings
-from semsam.config import Positive, PositiveFloat, Seed, Share, Weight, load_config, settings
+from semsam.config import Gpus, Positive, PositiveFloat, Seed, Share, settings
 from semsam.data.images import MAX_PIXELS
 from semsam.data.vocabularies import clean_name
+from semsam.model.presets import preset
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, PromptStyle
-from semsam.storage import existing_folder
+from semsam.storage import Folder
 
 
 @settings
@@ -54,12 +59,14 @@ class GenerateJob:
     redo: bool = False  # Make finished files again: for photos that changed in place.
     verify: bool = False  # Read all bytes of finished files before they are taken for granted.
     num_actors: Positive = 2
-    gpus_per_actor: Weight = 0.0
+    gpus_per_actor: Gpus = 0.0  # May be a share of one.
+    # Seconds to wait for CPUs and GPUs that others use or that an autoscaler may add.
+    wait_for_resources: PositiveFloat = WAIT
     progress_interval: PositiveFloat = 10.0  # Seconds between lines where there is no terminal.
 
     def __post_init__(self) -> None:
-        if self.vocabulary is not None and self.vocabulary not in SOURCES:
-            raise ValueError(f"vocabulary {self.vocabulary!r} is not one of {list(SOURCES)}")
+        check_datasets("vocabulary", [] if self.vocabulary is None else [self.vocabulary])
+        preset(self.preset)
         if self.vocabulary is not None and (self.objects or self.parts):
             raise ValueError("give either vocabulary or objects and parts")
         for names in (self.objects, self.parts):
@@ -76,20 +83,24 @@ def run(job: GenerateJob) -> Generated:
     task = generate_task(job)
     if job.checkpoint is None:
         print(f"no checkpoint: masks of the preset {job.preset} with random weights, which mean nothing")
-    with connect():
+    with connect(workers(job)):
         generated = generate(task, Pool(job.num_actors, job.gpus_per_actor), job.progress_interval)
     rejected = sum(generated.rejected.values())
     print(f"{generated.num_masks} masks in {generated.num_images} images, {rejected} images rejected")
     return generated
 
 
+def workers(job: GenerateJob) -> Workers:
+    """What the job needs of a cluster."""
+    return actors(job.num_actors, job.gpus_per_actor, job.wait_for_resources)
+
+
 def generate_task(job: GenerateJob) -> Task:
     """The task that a configuration describes; folder, model and levels are looked at."""
-    try:
-        files = existing_folder(stable_path(job.images))
-    except ValueError as error:
-        raise ValueError(f"images: {error}") from None
-    checkpoint = None if job.checkpoint is None else stable_path(job.checkpoint)
+    files = readable_folder(job.images, "images")
+    output = stable_path(job.output, "output")
+    check_output(Folder(output))
+    checkpoint = None if job.checkpoint is None else stable_path(job.checkpoint, "checkpoint")
     reference = ModelReference(checkpoint, job.preset, job.seed)
     model = reference.load("cpu")
     levels = model.settings.num_levels
@@ -109,7 +120,7 @@ def generate_task(job: GenerateJob) -> Task:
         max_pixels=job.max_pixels,
     )
     categories = dict(zip(objects, ids, strict=True)) if job.coco_results else None
-    return Task(files, _output(job), options, job.max_rejected, job.redo, job.verify, categories)
+    return Task(files, output, options, job.max_rejected, job.redo, job.verify, categories)
 
 
 def names_of(job: GenerateJob) -> tuple[tuple[str, ...], tuple[str, ...], list[int]]:
@@ -133,19 +144,12 @@ def _digest(model: SemanticSam) -> str:
     return digest.hexdigest()
 
 
-def _output(job: GenerateJob) -> str:
-    try:
-        return stable_path(job.output).rstrip("/")
-    except ValueError as error:
-        raise ValueError(f"output: {error}") from None
-
-
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the masks are."""
-    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
-    job = load_config(GenerateJob, config, overrides)
-    run(job)
-    print(f"masks and manifest in {_output(job)}")
+    job = read_arguments(GenerateJob, arguments, __doc__)
+    with joined(workers(job)):
+        run(job)
+    print(f"masks and manifest in {stable_path(job.output, 'output')}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Native datasets to Arrow shards: `python -m jobs.prepare <config.yaml> [section.field=value ...]`.
 
+    python -m jobs.prepare datasets.ade20k.root=/data/ADEChallengeData2016 output=/data/shards
+
 A job that was killed goes on where it stopped when it is started again with the same settings.
 """
 
@@ -13,17 +15,19 @@ from typing import Annotated
 
 from pydantic import Field
 
-from jobs.cluster import connect, main_exit, stable_path
-from pipelines.prepare.prepare import prepare
+from jobs.arguments import read_arguments
+from jobs.cluster import connect, joined, main_exit, readable_folder, stable_path
+from jobs.resources import WAIT, Workers
+from pipelines.prepare.prepare import check_output, prepare
 from pipelines.prepare.shard_writer import ShardOptions, SplitTask
-from pipelines.sources import SOURCES
+from pipelines.sources import SOURCES, check_datasets
 from pipelines.sources.coco_json import sample_id
 from pipelines.sources.source import Source
-from semsam.config import Count, Positive, PositiveFloat, Share, load_config, settings
+from semsam.config import Count, Positive, PositiveFloat, Share, settings
 from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Manifest
 from semsam.data.schema import SPLITS
-from semsam.storage import existing_folder, read_file
+from semsam.storage import Folder, read_file
 
 
 @settings
@@ -83,13 +87,12 @@ class PrepareJob:
     rows_per_shard: Positive = 512
     jpeg_quality: Annotated[Positive, Field(le=100)] = 92  # Of resized images; others keep their bytes.
     progress_interval: PositiveFloat = 10.0  # Seconds between lines where there is no terminal.
+    wait_for_resources: PositiveFloat = WAIT  # Seconds to wait for a CPU that others use or that an autoscaler may add.
     redo: bool = False  # Write finished shards again: for source files that changed in place.
     verify: bool = False  # Read all bytes of finished shards before they are taken for granted.
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.datasets) - set(SOURCES))
-        if unknown:
-            raise ValueError(f"datasets: {unknown} not among {list(SOURCES)}")
+        check_datasets("datasets", self.datasets)
         if not self.datasets:
             raise ValueError(f"datasets: name at least one of {list(SOURCES)}, each with its root")
 
@@ -100,7 +103,7 @@ def run(job: PrepareJob) -> list[Manifest]:
     Raises `ValueError` for a root that is not there before any worker starts, and as `pipelines.prepare.prepare` does.
     """
     tasks = split_tasks(job)
-    with connect():
+    with connect(workers(job)):
         manifests = prepare(tasks, job.progress_interval)
     print(table(manifests))
     return manifests
@@ -108,18 +111,16 @@ def run(job: PrepareJob) -> list[Manifest]:
 
 def split_tasks(job: PrepareJob) -> list[SplitTask]:
     """One task per split, in the order of the configuration; roots are looked for."""
-    output = _output(job)
+    output = stable_path(job.output, "output")
     tasks = []
     for dataset, one in job.datasets.items():
-        try:
-            files = existing_folder(stable_path(one.root), one.neighbours)
-        except ValueError as error:
-            raise ValueError(f"datasets.{dataset}.root: {error}") from None
+        files = readable_folder(one.root, f"datasets.{dataset}.root", one.neighbours)
         try:
             excluded = one.excluded()
         except ValueError as error:
             raise ValueError(f"datasets.{dataset}.{error}") from None
         for split in one.splits:
+            check_output(Folder(f"{output}/{dataset}/{split}"))
             tasks.append(
                 SplitTask(
                     source=one.source(dataset),
@@ -134,6 +135,12 @@ def split_tasks(job: PrepareJob) -> list[SplitTask]:
                 )
             )
     return tasks
+
+
+def workers(job: PrepareJob) -> Workers:
+    """What the job needs of a cluster: a task at a time, and no setting says more."""
+    cluster = "RAY_ADDRESS"
+    return Workers(1, 1, 0, cluster, cluster, cluster, "wait_for_resources", job.wait_for_resources)
 
 
 def table(manifests: Sequence[Manifest]) -> str:
@@ -152,13 +159,6 @@ def table(manifests: Sequence[Manifest]) -> str:
     return "\n".join(lines)
 
 
-def _output(job: PrepareJob) -> str:
-    try:
-        return stable_path(job.output).rstrip("/")
-    except ValueError as error:
-        raise ValueError(f"output: {error}") from None
-
-
 def _code_version() -> str:
     try:
         return version("semsam")
@@ -168,10 +168,10 @@ def _code_version() -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the shards are."""
-    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
-    job = load_config(PrepareJob, config, overrides)
-    run(job)
-    print(f"shards and manifests in {_output(job)}")
+    job = read_arguments(PrepareJob, arguments, __doc__)
+    with joined(workers(job)):
+        run(job)
+    print(f"shards and manifests in {stable_path(job.output, 'output')}")
 
 
 if __name__ == "__main__":

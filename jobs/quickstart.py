@@ -1,5 +1,7 @@
 """From native datasets to a tracked evaluation: `python -m jobs.quickstart [<config.yaml>] [a.b=value ...]`.
 
+    python -m jobs.quickstart output=outputs/quickstart train.training.steps=1000
+
 Datasets in their native layouts become shards, a small model learns from all of them, and its evaluation before and
 after stands in MLflow.  Without a config the datasets are the toy world, drawn for the occasion.  The steps are jobs
 that can also be run on their own: the config of each is written beside its outputs, and its command line printed.
@@ -18,16 +20,21 @@ from typing import TypeVar
 import orjson
 
 from jobs import evaluate, prepare, train
-from jobs.cluster import connect, main_exit
+from jobs.arguments import read_arguments
+from jobs.cluster import connect, main_exit, stable_path
 from jobs.evaluate import EvaluateJob
 from jobs.prepare import PrepareJob
 from jobs.train import TrainJob
 from pipelines.toy import ToySettings, write_toy_world
-from semsam.config import dump_config, load_config, settings
+from semsam.config import dump_config, settings
 from semsam.data.manifest import Manifest
 from semsam.evaluation.protocols import BASELINE
+from semsam.storage import S3
 
 T = TypeVar("T")
+MARKER = ".quickstart"  # In a folder that a quickstart may clear of its outputs.
+FOLDERS = ("toy", "shards", "untrained", "runs", "trained")
+FILES = ("prepare.yaml", "evaluate-untrained.yaml", "train.yaml", "evaluate-trained.yaml", "summary.json")
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "quickstart.yaml"
 
 
@@ -35,11 +42,12 @@ DEFAULT_CONFIG = Path(__file__).parent / "configs" / "quickstart.yaml"
 class QuickstartJob:
     """The sections are those of the jobs, but for their folders: all of them lie in `output`.
 
-    What an earlier run left in `output` is replaced; MLflow's database keeps its runs.
+    What an earlier quickstart left in `output` is replaced; any other folder must be new or empty.  MLflow's database
+    keeps its runs.
     """
 
     prepare: PrepareJob
-    output: str = "outputs/quickstart"
+    output: str = "outputs/quickstart"  # On this machine.
     toy: ToySettings | None = None  # The toy world to write to the roots of `prepare`; None: something lies there.
     train: TrainJob = field(default_factory=TrainJob)
     evaluate: EvaluateJob = field(default_factory=EvaluateJob)
@@ -57,22 +65,54 @@ class Quickstart:
 
 def run(job: QuickstartJob) -> Quickstart:
     """Shards, evaluation of the untrained model, training, evaluation."""
-    output = Path(job.output)
-    shutil.rmtree(output, ignore_errors=True)
-    output.mkdir(parents=True)
+    output = _output(job)
     preparing, training, floor = _steps(job, output)
-    with connect(dashboard=True):
+    with connect(train.workers(training), evaluate.workers(floor), dashboard=True):
+        _clear(output)
         if job.toy is not None:
             _announce(f"writing the toy world to {output / 'toy'}")
             write_toy_world(output / "toy", job.toy)
         manifests = prepare.run(_store(preparing, output / "prepare.yaml"))
         before = evaluate.run(_store(floor, output / "evaluate-untrained.yaml"))
         trained = train.run(_store(training, output / "train.yaml"))
-        final = replace(job.evaluate, data=floor.data, output=str(output / "trained"), checkpoint=trained.checkpoint)
+        final = replace(
+            job.evaluate,
+            data=floor.data,
+            output=str(output / "trained"),
+            checkpoint=trained.checkpoint,
+            untrained=False,
+        )
         after = evaluate.run(_store(final, output / "evaluate-trained.yaml"), before.baselines)
     result = Quickstart(manifests, before, trained, after)
     (output / "summary.json").write_bytes(orjson.dumps(figures(result), option=orjson.OPT_INDENT_2))
     return result
+
+
+def _output(job: QuickstartJob) -> Path:
+    """The folder for all outputs.  Raises `ValueError` for one that holds anything but an earlier quickstart."""
+    path = stable_path(job.output, "output")
+    if path.startswith(S3):
+        raise ValueError(f"output: {path}: the quickstart needs a folder of this machine")
+    output = Path(path)
+    try:
+        found = sorted(one.name for one in output.iterdir()) if output.exists() else []
+    except OSError as error:
+        raise ValueError(f"output: {path}: {error.strerror}") from None
+    if found and MARKER not in found:
+        raise ValueError(
+            f"output: {path} holds {found[0]!r}, and no quickstart has written there; name a new or empty folder"
+        )
+    return output
+
+
+def _clear(output: Path) -> None:
+    """Delete what an earlier quickstart has left, and nothing else."""
+    output.mkdir(parents=True, exist_ok=True)
+    (output / MARKER).write_text("jobs.quickstart has written this folder, and replaces what it wrote.\n")
+    for name in FOLDERS:
+        shutil.rmtree(output / name, ignore_errors=True)
+    for name in FILES:
+        (output / name).unlink(missing_ok=True)
 
 
 def _steps(job: QuickstartJob, output: Path) -> tuple[PrepareJob, TrainJob, EvaluateJob]:
@@ -93,6 +133,7 @@ def _steps(job: QuickstartJob, output: Path) -> tuple[PrepareJob, TrainJob, Eval
             data=shards,
             output=str(output / "untrained"),
             checkpoint=None,
+            untrained=True,
             preset=job.train.model.preset,
             run_name=f"{job.evaluate.run_name}-untrained",
             pictures=0,
@@ -150,8 +191,7 @@ def _announce(step: str) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Run the quickstart; its last lines are the results and where they lie."""
     started = time.monotonic()
-    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
-    job = load_config(QuickstartJob, config or str(DEFAULT_CONFIG), overrides)
+    job = read_arguments(QuickstartJob, arguments, __doc__, str(DEFAULT_CONFIG))
     result = run(job)
     print(f"\n{report(result)}")
     print(f"took {time.monotonic() - started:.0f} s; everything is in {job.output}")

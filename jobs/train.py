@@ -1,11 +1,13 @@
 """Train on prepared splits: `python -m jobs.train <config.yaml> [section.field=value ...]`.
 
+    python -m jobs.train jobs/configs/seven_swin_tiny.yaml data.root=/data/shards run.num_workers=4
+
 The same command again goes on after the last checkpoint of its run, and returns at once when the run is complete.
 """
 
 from __future__ import annotations
 
-import os
+import re
 import signal
 import sys
 import time
@@ -14,13 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from jobs.cluster import connect, main_exit, stable_path
-from semsam.config import Count, PlainName, Positive, PositiveFloat, config_values, load_config, parse_config, settings
+from jobs.arguments import read_arguments
+from jobs.cluster import connect, joined, main_exit, stable_path
+from jobs.resources import WAIT, Workers
+from pipelines.sources import check_datasets
+from semsam.config import Count, PlainName, Positive, PositiveFloat, config_values, parse_config, settings
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, open_filesystem
 from semsam.tracking import TrackingSettings, tracking_uri
 from semsam.training.attempt import RunFolder, attempt_on
-from semsam.training.checkpoint import checkpoint_folder
+from semsam.training.checkpoint import checkpoint_folder, checkpoint_steps
 from semsam.training.engine import Worker
 from semsam.training.faults import TrainingFault
 from semsam.training.initial_weights import start_from
@@ -48,6 +53,8 @@ class RunSettings:
     # last checkpoint.  A wait for a checkpoint is part of a step; a start with its first step has at least these.
     stall_warning_s: PositiveFloat = 180.0
     stall_timeout_s: PositiveFloat = 900.0
+    # Seconds to wait, before the training begins, for CPUs and GPUs that others use or that an autoscaler may add.
+    wait_for_resources: PositiveFloat = WAIT
 
 
 @settings
@@ -59,6 +66,8 @@ class TrainJob(Recipe):
 
     def __post_init__(self) -> None:
         Recipe.__post_init__(self)
+        check_datasets("data.plan.stages", self.data.datasets())
+        check_datasets("data.sample.augmentation.scales", self.data.sample.augmentation.scales)
         shares = self.run.num_workers * self.training.accumulation
         if self.training.global_batch < shares:
             raise ValueError(
@@ -87,6 +96,7 @@ def run(job: TrainJob) -> Training:
     """
     job = _with_stable_paths(job)
     folder = Folder(job.run.storage) / job.run.name
+    _check_is_a_run(folder)
     recipe = job.in_parts()
     checkpoint, step = find_checkpoint(folder, recipe, TrainingData.of(recipe))
     if checkpoint is not None:
@@ -94,8 +104,7 @@ def run(job: TrainJob) -> Training:
     if step == 0 and recipe.model.init is not None:
         start_from(SemanticSam(recipe.model.resolve()), recipe.model)  # For its errors: the workers do it again.
     if step < job.training.steps:
-        num_cpus = max(os.cpu_count() or 1, job.run.num_workers * job.run.cpus_per_worker)
-        with attempt_on(folder) as run_folder, connect(num_cpus=num_cpus, dashboard=True):
+        with attempt_on(folder) as run_folder, connect(workers(job), dashboard=True):
             _fit(job, run_folder)
     losses = [entry["loss"] for entry in read_log(folder)]
     return Training(
@@ -107,13 +116,38 @@ def run(job: TrainJob) -> Training:
     )
 
 
+def workers(job: TrainJob) -> Workers:
+    """What the job needs of a cluster."""
+    run = job.run
+    return Workers(
+        count=run.num_workers,
+        cpus=run.cpus_per_worker,
+        gpus=int(run.use_gpu),
+        count_setting="run.num_workers",
+        cpus_setting="run.cpus_per_worker",
+        gpus_setting="run.use_gpu",
+        wait_setting="run.wait_for_resources",
+        wait=run.wait_for_resources,
+        shares_cpus=True,
+    )
+
+
+def _check_is_a_run(folder: Folder) -> None:
+    """Raise `ValueError` for a folder with checkpoints of something else: a training deletes those it cannot use."""
+    steps = [name for name in folder.folders() if re.fullmatch(r"checkpoint-\d+", name)]
+    if steps and not ("ray" in folder.folders() or folder.read_appended(LOG_FILE) or checkpoint_steps(folder)):
+        raise ValueError(
+            f"run.name: {folder.path} holds {steps[0]!r}, which no training of ours has written; choose another name"
+        )
+
+
 def _with_stable_paths(job: TrainJob) -> TrainJob:
     """The job with paths and addresses that mean the same to its workers, whatever folder they run in."""
     return replace(
         job,
-        data=replace(job.data, root=stable_path(job.data.root)),
-        model=replace(job.model, init=stable_path(job.model.init)) if job.model.init else job.model,
-        run=replace(job.run, storage=stable_path(job.run.storage)),
+        data=replace(job.data, root=stable_path(job.data.root, "data.root")),
+        model=replace(job.model, init=stable_path(job.model.init, "model.init")) if job.model.init else job.model,
+        run=replace(job.run, storage=stable_path(job.run.storage, "run.storage")),
         tracking=replace(job.tracking, uri=tracking_uri(job.tracking)) if job.tracking.enabled else job.tracking,
     )
 
@@ -201,8 +235,9 @@ def _root_cause(error: Exception) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the outputs are."""
-    config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
-    result = run(load_config(TrainJob, config, overrides))
+    job = read_arguments(TrainJob, arguments, __doc__)
+    with joined(workers(job)):
+        result = run(job)
     print(f"loss {result.first_loss:.4f} at first, {result.last_loss:.4f} at last; log in {result.log}")
     print(f"checkpoint in {result.checkpoint}")
 

@@ -1,5 +1,7 @@
 """Is what lies in a folder what was written?  `python -m jobs.verify <folder>`, local or s3://.
 
+    python -m jobs.verify /data/shards
+
 Finds the shards, runs with their checkpoints, models and masks at and below the folder, reads every byte of them, and
 prints a table.  Exit status 1 where anything is damaged, or where there is nothing to look at.
 """
@@ -11,9 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
 from pipelines.generate.verify import is_masks, verify_masks
-from semsam.config import Positive, load_config, settings
+from semsam.config import Positive, settings
 from semsam.data.manifest import MANIFEST_NAME
 from semsam.data.shards import Split
 from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE, SemanticSam
@@ -44,7 +47,7 @@ class Finding:
 
 def run(job: VerifyJob) -> list[Finding]:
     """A finding for everything in the folder, sorted by path.  Raises `ValueError` where there is nothing to see."""
-    folder = Folder(stable_path(job.folder))
+    folder = Folder(stable_path(job.folder, "folder"))
     if not folder.is_there():
         raise ValueError(f"{folder.path}: no such folder")
     with ThreadPoolExecutor(job.threads) as pool:
@@ -102,8 +105,7 @@ def _verify_model(folder: Folder) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Verify the folder of a command line; its last line says whether all is well."""
-    given = [f"folder={one}" if place == 0 and "=" not in one else one for place, one in enumerate(arguments)]
-    findings = run(load_config(VerifyJob, None, given))
+    findings = run(read_arguments(VerifyJob, arguments, __doc__, first="folder"))
     print(table(findings))
     damaged = sum(bool(finding.fault) for finding in findings)
     if damaged:

@@ -200,6 +200,27 @@ def check_all_there(folder: Folder, parts: Iterable[Part[Any]]) -> None:
                 )
 
 
+def check_is_ours(folder: Folder, ours: re.Pattern[str], vouching: re.Pattern[str]) -> None:
+    """Raise `ValueError` for a folder with files of names like `ours`, none of which shows that we wrote them.
+
+    Those that can are called like `vouching`: they carry a digest of themselves.  To be asked before anything is
+    deleted or replaced there.
+    """
+    found = [name for name in folder.names() if ours.fullmatch(name) or vouching.fullmatch(name)]
+    if found and not any(_is_ours(folder.read(name)) for name in found if vouching.fullmatch(name)):
+        raise ValueError(
+            f"output: {folder.path} holds {found[0]!r}, which this job has not written; name another folder"
+        )
+
+
+def _is_ours(data: bytes) -> bool:
+    try:
+        unseal(data, "")
+    except ValueError:
+        return b'"schema_version"' in data  # A manifest of version 1, which had no digest.
+    return True
+
+
 def remove_strangers(folder: Folder, ours: re.Pattern[str], parts: Iterable[Part[Any]]) -> None:
     """Delete files, of names like `ours`, that belong to none of the parts: an earlier run had more of them."""
     kept = {sidecar_name(part.name) for part in parts} | {file.name for part in parts for file in part.files}
@@ -235,7 +256,7 @@ def parts_of(
     with warnings.catch_warnings():
         # Ray Data means to name parameters of this kind in a later version; in this one there is no other way to them.
         warnings.simplefilter("ignore", RayDeprecationWarning)
-        results = blocks.map_batches(work, batch_size=None, batch_format="pyarrow", **options)
+        results = blocks.map_batches(work, batch_format="pyarrow", **{"batch_size": None} | options)
     made: TypeAdapter[Part[R]] = TypeAdapter(Part[kind])  # type: ignore[valid-type]
     try:
         for row in results.iter_rows():

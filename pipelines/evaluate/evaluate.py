@@ -17,7 +17,7 @@ from semsam.predictor import ImageSize
 
 
 class _Measure:
-    """An actor: measures batches of rows, each of one split, and sends back sums."""
+    """An actor: measures some rows of a split at a time, and sends back sums."""
 
     def __init__(
         self, roots: Mapping[str, str], model: ModelReference, image_size: ImageSize, baselines: Mapping[str, Baselines]
@@ -29,11 +29,11 @@ class _Measure:
         self._baselines = baselines
         self._predictor = load_predictor(model, image_size)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        [dataset] = set(rows["dataset"].to_pylist())
+    def __call__(self, block: pa.Table) -> pa.Table:
+        [dataset], [rows] = block["dataset"].to_pylist(), block["rows"].to_pylist()
         split, protocols = self._splits[dataset], Protocols()
         use_vocabulary(self._predictor, split)
-        for row in rows["row"].to_pylist():
+        for row in rows:
             measure(self._predictor, split.record(row), self._baselines[dataset], protocols)
         return pa.table({"dataset": [dataset], "images": [len(rows)], "sums": [orjson.dumps(protocols.sums())]})
 
@@ -56,7 +56,7 @@ def measure_splits(
         _Measure,
         fn_constructor_kwargs=arguments,
         batch_format="pyarrow",
-        batch_size=None,
+        batch_size=1,  # A block has one row; Ray Data wants it said where there are GPUs.
         compute=ActorPoolStrategy(size=max(min(pool.num_actors, len(blocks)), 1)),
         num_gpus=pool.num_gpus,
     )
@@ -79,19 +79,19 @@ def fit_baselines_on(
     return {dataset: fit.compute(levels) for dataset, fit in fits.items()}
 
 
-def _fit_batch(rows: pa.Table, roots: Mapping[str, str]) -> pa.Table:
-    [dataset] = set(rows["dataset"].to_pylist())
+def _fit_batch(block: pa.Table, roots: Mapping[str, str]) -> pa.Table:
+    [dataset], [rows] = block["dataset"].to_pylist(), block["rows"].to_pylist()
     split, fit = Split(roots[dataset]), BaselineFit()
-    for row in rows["row"].to_pylist():
+    for row in rows:
         fit_baselines(split.record(row), fit)
     return pa.table({"dataset": [dataset], "fit": [fit.to_json()]})
 
 
 def _blocks(rows: Mapping[str, Sequence[int]], pool: Pool) -> list[pa.Table]:
-    """Row numbers, one table per task and each of one dataset.
+    """Row numbers, a table of one row per task, each of one dataset.
 
     Blocks made here need no task of their own, which might wait for the very processors that the actors hold.
     """
     step = pool.rows_per_task
     some = ((dataset, own[start : start + step]) for dataset, own in rows.items() for start in range(0, len(own), step))
-    return [pa.table({"dataset": [dataset] * len(block), "row": list(block)}) for dataset, block in some]
+    return [pa.table({"dataset": [dataset], "rows": [list(block)]}) for dataset, block in some]

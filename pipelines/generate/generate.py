@@ -28,6 +28,7 @@ from pipelines.parts import (
     PartFile,
     answer,
     check_all_there,
+    check_is_ours,
     find_part,
     parts_of,
     remove_strangers,
@@ -40,7 +41,8 @@ from semsam.storage import Folder
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 MANIFEST_NAME, REJECTED_NAME = "manifest.json", "rejected.json"
-_OUR_FILE = re.compile(rf"masks-\d+\.(arrow|parquet|json|attempt)|{RESULTS_NAME}|{IMAGES_NAME}")
+_OUR_FILE = re.compile(rf"masks-\d{{5,}}\.(arrow|parquet|json|attempt)|{RESULTS_NAME}|{IMAGES_NAME}")
+_VOUCHING = re.compile(rf"masks-\d{{5,}}\.(json|attempt)|{MANIFEST_NAME}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,11 @@ class Generated:
     num_masks: int
     rejected: dict[str, int]  # By reason; every one of them is in `rejected.json`.
     options: MaskOptions
+
+
+def check_output(folder: Folder) -> None:
+    """Raise `ValueError` where masks would replace files of others."""
+    check_is_ours(folder, re.compile(f"{_OUR_FILE.pattern}|{REJECTED_NAME}"), _VOUCHING)
 
 
 def find_photos(files: Files) -> list[str]:
@@ -123,6 +130,7 @@ def _generate_missing(
         "fn_constructor_kwargs": {"task": task},
         "compute": ActorPoolStrategy(size=min(pool.num_actors, len(blocks))),
         "num_gpus": pool.num_gpus,
+        "batch_size": 1,  # A block has one row; Ray Data wants it said where there are GPUs.
         "max_task_retries": RAY_RETRIES,
     }
     for keys, part, _ in parts_of(ray.data.from_arrow(blocks), _Generate, MaskReport, **options):

@@ -23,7 +23,7 @@ import ray.data
 from ray.exceptions import RayTaskError
 
 from pipelines.dropped import Dropped
-from pipelines.parts import RAY_RETRIES, Part, answer, check_all_there, parts_of, remove_strangers
+from pipelines.parts import RAY_RETRIES, Part, answer, check_all_there, check_is_ours, parts_of, remove_strangers
 from pipelines.prepare.shard_writer import ShardReport, SplitTask, write_shard
 from pipelines.progress import Progress
 from pipelines.sources.source import EXCLUDED, REASONS_BY_DESIGN, Entry, Rejected
@@ -41,7 +41,8 @@ ENTRIES = pa.schema(
         pa.field("annotations", pa.large_binary()),
     ]
 )
-_OUR_FILE = re.compile(r"shard-\d+\.(arrow|rows|json|attempt)")
+_OUR_FILE = re.compile(r"shard-\d{5,}\.(arrow|rows|json|attempt)")
+_VOUCHING = re.compile(rf"shard-\d{{5,}}\.(json|attempt)|{MANIFEST_NAME}")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class IndexSummary:
     absent: tuple[str, ...]  # Kinds of annotation that this copy lacks altogether.
     excluded: frozenset[str]  # The ids of `SplitTask.exclude` that were there.
     shared_ids: tuple[str, ...]  # All ids, where other datasets have the same images under the same ones.
+
+
+def check_output(folder: Folder) -> None:
+    """Raise `ValueError` where shards would replace files of others."""
+    check_is_ours(folder, re.compile(f"{_OUR_FILE.pattern}|{ROW_CATEGORIES_NAME}"), _VOUCHING)
 
 
 def prepare(tasks: Sequence[SplitTask], progress_interval: float) -> list[Manifest]:

@@ -8,9 +8,11 @@ A dataset is one file here with a `SOURCE` in it, its vocabulary in `pipelines/c
 from __future__ import annotations
 
 import pkgutil
+from collections.abc import Iterable
 from importlib import import_module
 
 from pipelines.sources.source import Source
+from semsam.setting_kinds import did_you_mean
 
 __path__ = pkgutil.extend_path(__path__, __name__)
 
@@ -23,3 +25,10 @@ def find_sources() -> dict[str, Source]:
 
 
 SOURCES = find_sources()
+
+
+def check_datasets(setting: str, names: Iterable[str]) -> None:
+    """Raise `ValueError`, beginning with the setting, for the first name that is no dataset's."""
+    for name in names:
+        if name not in SOURCES:
+            raise ValueError(f"{setting}: {name!r} is not one of {', '.join(SOURCES)}{did_you_mean(name, SOURCES)}")

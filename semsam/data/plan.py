@@ -22,6 +22,7 @@ from jaxtyping import Int64
 
 from semsam.config import Positive, PositiveFloat, PositiveShare, settings
 from semsam.data.row_order import RowOrder, repeated, rows_in_use
+from semsam.setting_kinds import did_you_mean
 
 MAX_PERIOD = 10_000
 
@@ -72,10 +73,11 @@ class PlanSettings:
         untils = [0.0, *(stage.until for stage in self.stages)]
         if untils[-1] != 1.0 or any(a >= b for a, b in itertools.pairwise(untils)):
             raise ValueError(f"stages: `until` must increase from stage to stage and end at 1, not {untils[1:]}")
+        used = {dataset for stage in self.stages for dataset in stage.weights}
         for name, shares in (("fraction", self.fraction), ("repeat", self.repeat)):
             for dataset in shares:
-                if not any(dataset in stage.weights for stage in self.stages):
-                    raise ValueError(f"{name}.{dataset}: no stage uses this dataset")
+                if dataset not in used:
+                    raise ValueError(f"{name}.{dataset}: no stage uses this dataset{did_you_mean(dataset, used)}")
 
 
 @dataclass(frozen=True, slots=True)

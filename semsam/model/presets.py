@@ -8,6 +8,7 @@ from semsam.config import Count, Positive, settings
 from semsam.model.backbone import BackboneSettings
 from semsam.model.pixel_decoder import CHANNELS_PER_GROUP
 from semsam.model.text_encoder import TextSettings
+from semsam.setting_kinds import did_you_mean
 
 
 @settings
@@ -59,5 +60,5 @@ PRESETS = {
 def preset(name: str) -> ModelSettings:
     """The preset of that name.  Raises `ValueError` with the names there are."""
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}, one of {', '.join(PRESETS)}")
+        raise ValueError(f"no preset {name!r}, one of {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
     return PRESETS[name]

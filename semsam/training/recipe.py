@@ -17,6 +17,7 @@ from semsam.losses.criterion import CriterionSettings
 from semsam.model.presets import ModelSettings, preset
 from semsam.model.semantic_sam import CONFIG_FILE
 from semsam.model.text_encoder import TextSettings
+from semsam.setting_kinds import Like
 from semsam.storage import Folder
 from semsam.training.optimizer import OptimizerSettings
 from semsam.training.step import Precision
@@ -44,7 +45,7 @@ class ModelChoice:
     """A preset of the model, and what is to be different in it (nested, as in `ModelSettings`)."""
 
     preset: str = "swin_tiny"
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: Annotated[dict[str, Any], Like(ModelSettings)] = field(default_factory=dict)
     # A folder with the weights to begin with: a checkpoint, or what `SemanticSam.save` wrote; local or s3://.  The text
     # encoder's settings (its tokenizer above all) come along with its weights: only others have to be said here.
     init: str | None = None

@@ -71,6 +71,7 @@ class World:
             "train": [str(self.folder / "train.yaml"), f"run.storage={output}"],
             "evaluate": [
                 f"data={self.folder}/shards",
+                "untrained=true",
                 f"output={output}",
                 "image_size={short_side: 96, max_long_side: 96}",
                 "pictures=0",

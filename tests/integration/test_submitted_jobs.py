@@ -57,6 +57,12 @@ def test_a_submitted_job_prepares_or_says_why_not(client: JobSubmissionClient, t
     assert lines[-1].startswith("error: output: 'outputs/shards' is relative; a submitted job needs an absolute path")
 
 
+def test_a_training_for_which_the_cluster_is_too_small_is_refused(client: JobSubmissionClient) -> None:
+    status, lines = submit(client, f"{sys.executable} -m jobs.train jobs/configs/seven_swin_tiny.yaml")
+    assert status == JobStatus.FAILED
+    assert lines[-1].startswith("error: run.use_gpu: no machine has 1 GPU for 8 workers with 6 CPUs and 1 GPU each; ")
+
+
 def test_submitted_jobs_train_and_evaluate_or_say_why_not(client: JobSubmissionClient, tmp_path: Path) -> None:
     write_toy_world(tmp_path / "toy", ToySettings(train_images=4, val_images=2, faults=False))
     python, shards = f"{sys.executable} -m", f"{tmp_path}/shards"

@@ -209,6 +209,25 @@ def test_a_folder_with_a_checkpoint_is_not_written_over(checkpoint: Path, releas
     assert (checkpoint / "model.safetensors").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("setting", "name", "message"),
+    [
+        ("out", "theirs/model.safetensors", "out: .*/theirs already holds 'model.safetensors'"),
+        ("onnx", "theirs/prompt_decoder.onnx", "onnx: .*/theirs already holds 'prompt_decoder.onnx'"),
+        ("to_released", "theirs/x.pth", "to_released: .*/theirs/x.pth is there already"),
+    ],
+)
+def test_files_of_others_are_not_written_over(
+    checkpoint: Path, tmp_path: Path, setting: str, name: str, message: str
+) -> None:
+    path = tmp_path / name
+    path.parent.mkdir()
+    path.write_text("weeks of work")
+    with pytest.raises(ValueError, match=message):
+        run(parse(checkpoint=str(checkpoint), **{setting: str(path if setting == "to_released" else path.parent)}))
+    assert path.read_text() == "weeks of work"
+
+
 def test_a_file_that_does_not_fit_leaves_nothing(released: Path, tmp_path: Path) -> None:
     content = torch.load(released, weights_only=True)
     del content["model"]["model.backbone.norm0.weight"]

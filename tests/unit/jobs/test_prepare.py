@@ -41,7 +41,7 @@ def test_zero_keeps_the_pixels_of_sa1b(tmp_path: Path) -> None:
     [
         ({"datasets": {"sa1b": {"root": "x", "rot": 1}}}, "datasets.sa1b.rot: unknown setting"),
         ({"datasets": {"sa1b": {}}}, "datasets.sa1b.root: Field required"),
-        ({"datasets": {"sa2b": {"root": "x"}}}, r"\['sa2b'\] not among"),
+        ({"datasets": {"sa2b": {"root": "x"}}}, "datasets: 'sa2b' is not one of .*; did you mean sa1b"),
         ({"datasets": {}}, "name at least one of"),
         ({"datasets": {"sa1b": {"root": "x", "splits": ["test"]}}}, "splits must be some of"),
         ({"datasets": {"sa1b": {"root": "x", "splits": []}}}, "splits must be some of"),
@@ -82,6 +82,22 @@ def test_a_submitted_job_refuses_relative_paths(tmp_path: Path, monkeypatch: pyt
         split_tasks(parse(datasets={"sa1b": {"root": str(tmp_path)}}))
     with pytest.raises(ValueError, match=r"datasets.sa1b.root: 'data' is relative"):
         split_tasks(parse(datasets={"sa1b": {"root": "data"}}, output="s3://bucket/shards"))
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00000.arrow", "row_categories.arrow"])
+def test_a_folder_with_files_of_others_is_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "out" / "sa1b" / "train"
+    folder.mkdir(parents=True)
+    (folder / name).write_text('{"name": "an app"}')
+    with pytest.raises(ValueError, match=f"^output: {folder} holds '{name}', which this job has not written"):
+        main([f"datasets.sa1b.root={tmp_path}", f"output={tmp_path}/out"])
+
+
+def test_shards_of_an_earlier_version_are_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "sa1b" / "train"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"schema_version": 1}')
+    assert split_tasks(parse(datasets={"sa1b": {"root": str(tmp_path)}}, output=str(tmp_path / "out")))
 
 
 def test_resolved_settings_read_back() -> None:

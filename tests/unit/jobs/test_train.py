@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from jobs.train import TrainJob, run
-from semsam.config import ConfigError, parse_config
+from semsam.config import ConfigError, load_config, parse_config
 
 STAGES = {"data": {"plan": {"stages": [{"weights": {"ade20k": 1.0}}]}}}
 
@@ -33,6 +34,25 @@ STAGES = {"data": {"plan": {"stages": [{"weights": {"ade20k": 1.0}}]}}}
 def test_settings_that_cannot_be_meant_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(TrainJob, STAGES | values, "test")
+
+
+def test_checkpoints_of_something_else_are_not_taken_for_a_run(tmp_path: Path) -> None:
+    theirs = tmp_path / "runs" / "bert" / "checkpoint-500" / "pytorch_model.bin"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("weeks of work")
+    values = STAGES | {"run": {"storage": f"{tmp_path}/runs", "name": "bert"}}
+    with pytest.raises(ValueError, match=f"^run.name: {tmp_path}/runs/bert holds 'checkpoint-500', which no training"):
+        run(parse_config(TrainJob, values, "test"))
+    assert theirs.read_text() == "weeks of work"
+
+
+@pytest.mark.parametrize("setting", ["data.root", "run.storage", "model.init"])
+def test_paths_are_refused_by_their_settings(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    places = {"data.root": "/x", "run.storage": "/x", "model.init": "/x"} | {setting: "here"}
+    overrides = ["data.plan.stages=[{weights: {ade20k: 1}}]", *(f"{name}={path}" for name, path in places.items())]
+    with pytest.raises(ValueError, match=f"^{setting}: 'here' is relative; a submitted job needs an absolute path"):
+        run(load_config(TrainJob, None, overrides))
 
 
 def test_data_that_was_not_prepared_is_named(tmp_path: object) -> None:

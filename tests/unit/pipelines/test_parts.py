@@ -18,6 +18,7 @@ from pipelines.parts import (
     PartFile,
     answer,
     check_all_there,
+    check_is_ours,
     find_part,
     make_part,
     read_sidecar,
@@ -180,6 +181,26 @@ def test_files_of_an_earlier_run_are_removed_and_nothing_else(folder: Folder) ->
         folder.write(name, b"x")
     remove_strangers(folder, re.compile(r"part-\d+\.(txt|json|attempt)"), [part])
     assert folder.names() == ["mine.txt", "part-0.json", "part-0.txt"]
+
+
+@pytest.mark.parametrize("name", ["part-1.txt", "part-1.json", "part-2.attempt", "manifest.json"])
+@pytest.mark.parametrize("data", [b"", b"{}", b'{"name": "an app"}'])
+def test_files_of_others_with_names_like_ours_are_refused_by_name(folder: Folder, name: str, data: bytes) -> None:
+    ours, vouching = re.compile(r"part-\d+\.(txt|json|attempt)"), re.compile(r"part-\d+\.(json|attempt)|manifest.json")
+    folder.write("mine.txt", b"x")
+    check_is_ours(folder, ours, vouching)
+    folder.write(name, data)
+    with pytest.raises(ValueError, match=f"^output: {folder.path} holds '{name}', which this job has not written"):
+        check_is_ours(folder, ours, vouching)
+    make(folder)
+    check_is_ours(folder, ours, vouching)
+
+
+def test_a_part_that_was_only_begun_is_known_as_ours(folder: Folder) -> None:
+    with pytest.raises(Death):
+        make(folder, deadly="a")
+    folder.write("part-0.txt", b"half")
+    check_is_ours(folder, re.compile(r"part-\d+\.(txt|json|attempt)"), re.compile(r"part-\d+\.(json|attempt)"))
 
 
 def test_what_a_task_raises_comes_back_in_its_answer() -> None:

@@ -267,6 +267,15 @@ def test_what_is_not_there_is_refused_before_any_worker_starts(
         new_task(photos, tmp_path / "out", **change(photos))
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "masks-00001.json", "coco_results.json", "rejected.json"])
+def test_a_folder_with_files_of_others_is_refused_and_left_alone(photos: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text('{"name": "an app"}')
+    with pytest.raises(ValueError, match=f"^output: {tmp_path}/out holds '{name}', which this job has not written"):
+        new_task(photos, tmp_path / "out")
+    assert (tmp_path / "out" / name).read_text() == '{"name": "an app"}'
+
+
 def test_a_datasets_names_keep_its_ids() -> None:
     objects, parts, ids = names_of(GenerateJob(images="x", vocabulary="coco_panoptic"))
     assert dict(zip(objects, ids, strict=True))["toothbrush"] == 90

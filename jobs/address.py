@@ -1,0 +1,65 @@
+"""Joining the cluster that `RAY_ADDRESS` names, after a look whether one answers there: Ray itself asks for minutes."""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Any
+
+import grpc
+import ray
+from ray._private.grpc_utils import init_grpc_channel
+from ray._private.services import canonicalize_bootstrap_address
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+
+ANSWERS_WITHIN = 10.0  # Seconds.
+_CLIENT = "ray://"
+_CLIENT_PORT = 10001
+_HOST = r"(?P<host>[\w.-]+|\[[\da-fA-F:.]+\])"
+_FORMS = "auto (a cluster on this machine), host:port of a cluster's head (6379 by default), or ray://host:10001"
+
+
+def join(address: str, **options: Any) -> None:
+    """Connect to the cluster at an address: `host:port`, `ray://host:port`, or `auto`.
+
+    Raises `ValueError`, within seconds, for what is no address and for one where no cluster answers.
+    """
+    place = _place(address)
+    _ask(address, place, is_head=not address.startswith(_CLIENT))
+    try:
+        ray.init(address if address.startswith(_CLIENT) else place, logging_level=logging.ERROR, **options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ValueError(f"RAY_ADDRESS: {address}: {' '.join(str(error).split())}") from None
+
+
+def _place(address: str) -> str:
+    """`host:port` of an address."""
+    if address == "auto":
+        try:
+            place = canonicalize_bootstrap_address(address)
+        except ConnectionError:
+            place = None
+        if place is None:
+            raise ValueError("RAY_ADDRESS: auto: no cluster runs on this machine; without RAY_ADDRESS a job starts one")
+        return str(place)
+    match = re.fullmatch(rf"(?P<client>{_CLIENT})?{_HOST}(:(?P<port>\d{{1,5}}))?/?", address)
+    if match is None or not (match["port"] or match["client"]) or not 0 < int(match["port"] or 1) < 2**16:
+        hint = "; a dashboard's address is for `ray job submit`" if address.startswith("http") else ""
+        raise ValueError(f"RAY_ADDRESS: {address!r} is not {_FORMS}{hint}")
+    return f"{match['host']}:{match['port'] or _CLIENT_PORT}"
+
+
+def _ask(address: str, place: str, is_head: bool) -> None:
+    """Raise `ValueError` unless something that may be a cluster answers there."""
+    channel = init_grpc_channel(place, [("grpc.enable_http_proxy", 0)])  # As Ray's own, whatever the shell says.
+    try:
+        grpc.channel_ready_future(channel).result(timeout=ANSWERS_WITHIN)
+        if is_head:
+            GcsClient(place).internal_kv_get(b"session_name", b"session", timeout=ANSWERS_WITHIN)
+    except (grpc.FutureTimeoutError, grpc.RpcError, ray.exceptions.RpcError) as error:
+        detail = f" ({' '.join(str(error).split())})" if str(error) else ""
+        raise ValueError(
+            f"RAY_ADDRESS: no Ray cluster answers at {address} within {ANSWERS_WITHIN:g} s{detail}"
+        ) from None
+    finally:
+        channel.close()

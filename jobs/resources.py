@@ -1,0 +1,176 @@
+"""What a job's workers need of a cluster: refused at once where it can never be had, waited for where it may come."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import ray
+from ray._private.state import state
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+PROGRESS_INTERVAL = 10.0  # Seconds between the lines of a job that waits.
+WAIT = 900.0  # Seconds: an autoscaler may take minutes for a machine with GPUs.
+_REPORT_TIMEOUT = 10.0  # Seconds for the cluster's own account of itself.
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Processes that must run at once, each with all its resources on one machine, and what settings ask for them."""
+
+    count: int
+    cpus: float
+    gpus: float
+    count_setting: str
+    cpus_setting: str
+    gpus_setting: str
+    wait_setting: str
+    wait: float = WAIT  # Seconds to wait for what others use, or what an autoscaler may add.
+    shares_cpus: bool = False  # Whether a cluster of this machine alone may count more CPUs than there are.
+
+    def needs(self) -> dict[str, float]:
+        """What one of them needs, as Ray counts it."""
+        return {name: need for name, need in (("CPU", self.cpus), ("GPU", self.gpus)) if need}
+
+    def __str__(self) -> str:
+        each = " each" if self.count > 1 else ""
+        return f"{_counted(self.count, 'worker')} with {_resources(self.needs())}{each}"
+
+
+def actors(count: int, gpus: float, wait: float) -> Workers:
+    """The actors of a job whose settings are `num_actors`, `gpus_per_actor` and `wait_for_resources`."""
+    return Workers(count, 1, gpus, "num_actors", "num_actors", "gpus_per_actor", "wait_for_resources", wait)
+
+
+def room_for(workers: Workers, machines: Iterable[Mapping[str, float]]) -> int:
+    """How many such workers these machines, with all that they have, could run at once."""
+    return sum(
+        min(int(machine.get(name, 0) / need + 1e-6) for name, need in workers.needs().items()) for machine in machines
+    )
+
+
+def refusal(workers: Workers, machines: Sequence[Mapping[str, float]]) -> str:
+    """Why the workers can never run on these machines, beginning with the setting to change; empty if they can."""
+    room = room_for(workers, machines)
+    if room >= workers.count:
+        return ""
+    there = f"machines: {_machines(machines)}"
+    for name, setting in (("GPU", workers.gpus_setting), ("CPU", workers.cpus_setting)):
+        need = workers.needs().get(name, 0)
+        if need > max((machine.get(name, 0) for machine in machines), default=0):
+            return f"{setting}: no machine has {_resources({name: need})} for {workers}; {there}"
+    return f"{workers.count_setting}: there is room for {room} of {workers}; {there}"
+
+
+def machines_here(workers: Sequence[Workers]) -> list[dict[str, float]]:
+    """This machine as a cluster of its own: its GPUs, and its CPUs, or as many as workers are to share.
+
+    At least two, so that the jobs' defaults run anywhere.
+    """
+    import torch
+
+    cpus = max([os.cpu_count() or 1, 2, *(one.count * one.cpus for one in workers if one.shares_cpus)])
+    return [{"CPU": float(cpus), "GPU": float(torch.cuda.device_count())}]
+
+
+def refuse_here(workers: Sequence[Workers]) -> None:
+    """Raise `ValueError` for the first of the workers that can never run on a cluster of this machine alone."""
+    machines = machines_here(workers)
+    for reason in filter(None, (refusal(one, machines) for one in workers)):
+        raise ValueError(reason)
+
+
+def refuse_there(workers: Workers) -> None:
+    """Raise `ValueError` for workers that can never run on the cluster that this process is connected to."""
+    reason = refusal(workers, _machines_of_cluster())
+    if reason and not _may_grow_enough(workers):
+        raise ValueError(reason)
+
+
+def wait_for(workers: Workers) -> None:
+    """Return when the cluster that this process is connected to has room for the workers.
+
+    Raises `ValueError` with the setting to change: at once where the room can never be had, and after `workers.wait`
+    seconds otherwise.
+    """
+    refuse_there(workers)
+    group = placement_group([workers.needs()] * workers.count, strategy="PACK")
+    try:
+        _wait_until_ready(group, workers)
+    finally:
+        remove_placement_group(group)
+
+
+def _wait_until_ready(group: PlacementGroup, workers: Workers) -> None:
+    deadline = time.monotonic() + workers.wait
+    while not group.wait(min(PROGRESS_INTERVAL, max(deadline - time.monotonic(), 0.1))):
+        reason = refusal(workers, _machines_of_cluster())
+        if reason and not (_may_grow_enough(workers) and not _is_given_up(group)):
+            raise ValueError(reason)
+        why = "for machines that may be added" if reason else "until others end their work"
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise ValueError(
+                f"{workers.wait_setting}: waited {workers.wait:g} s {why}, and there is still no room for {workers} "
+                f"({workers.count_setting}); {_in_use()}"
+            )
+        print(f"waiting {why}: {workers}; {_in_use()}; {left:.0f} s left", flush=True)
+
+
+def _machines_of_cluster() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _may_grow_enough(workers: Workers) -> bool:
+    """Whether an autoscaler is there that might add enough machines, as far as it tells."""
+    config = state.get_cluster_config()
+    if config is not None and config.node_group_configs:
+        kinds = [(dict(group.resources), group.max_count) for group in config.node_group_configs]
+        room = sum(room_for(workers, [machine]) * (workers.count if most < 0 else most) for machine, most in kinds)
+        return room >= workers.count
+    # Machines that an autoscaler starts know which of its types they are.
+    return any(node.ray_node_type_name for node in _status().cluster_resource_state.node_states)
+
+
+def _is_given_up(group: PlacementGroup) -> bool:
+    """Whether the autoscaler says that it cannot make room, though it has nothing else to do."""
+    state = _status().autoscaling_state
+    given_up = any(group.id.hex() in one.details for one in state.infeasible_gang_resource_requests)
+    return given_up and not any(_used().values())
+
+
+def _status() -> GetClusterStatusReply:
+    """The cluster's account of its machines, and that of its autoscaler (of version 2: earlier ones give none)."""
+    client = GcsClient(ray.get_runtime_context().gcs_address)
+    return GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=_REPORT_TIMEOUT))
+
+
+def _in_use() -> str:
+    total = ray.cluster_resources()
+    return ", ".join(f"{used:g} of {_resources({name: total.get(name, 0)})} in use" for name, used in _used().items())
+
+
+def _used() -> dict[str, float]:
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return {name: total.get(name, 0) - free.get(name, 0) for name in ("CPU", "GPU")}
+
+
+def _machines(machines: Iterable[Mapping[str, float]]) -> str:
+    """How many machines there are of which size, the commonest first."""
+    kinds = Counter(
+        _resources({name: machine[name] for name in ("CPU", "GPU") if machine.get(name)}) for machine in machines
+    )
+    return ", ".join(f"{count} with {kind}" for kind, count in kinds.most_common()) or "none"
+
+
+def _resources(amounts: Mapping[str, float]) -> str:
+    return " and ".join(_counted(amount, name) for name, amount in amounts.items()) or "no CPU"
+
+
+def _counted(count: float, what: str) -> str:
+    return f"{count:g} {what}{'' if 0 < count <= 1 else 's'}"

@@ -1,0 +1,53 @@
+"""What jobs.quickstart may delete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jobs.quickstart import DEFAULT_CONFIG, FILES, MARKER, QuickstartJob, _clear, _output, main
+from semsam.config import load_config
+
+
+def job(output: Path | str) -> QuickstartJob:
+    return load_config(QuickstartJob, str(DEFAULT_CONFIG), [f"output={output}"])
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "toy", ".hidden", "summary.json"])
+def test_a_folder_of_other_peoples_files_is_refused_and_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir() if name == "toy" else (tmp_path / name).write_text("years of work")
+    with pytest.raises(ValueError, match=rf"^output: {tmp_path} holds '{name}', and no quickstart has written there"):
+        main([f"output={tmp_path}"])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_file_or_a_bucket_is_no_folder_for_a_quickstart(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=rf"output: {tmp_path}/file: Not a directory"):
+        main([f"output={tmp_path}/file"])
+    with pytest.raises(ValueError, match="output: s3://bucket/x: the quickstart needs a folder of this machine"):
+        main(["output=s3://bucket/x"])
+
+
+def test_a_submitted_quickstart_needs_an_absolute_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ValueError, match="output: 'outputs/quickstart' is relative"):
+        main([])
+
+
+def test_an_earlier_quickstart_is_replaced_and_nothing_else(tmp_path: Path) -> None:
+    output = _output(job(tmp_path / "new"))
+    _clear(output)
+    for name in ("toy", "shards", "runs/toy"):
+        (output / name).mkdir(parents=True)
+    for name in FILES:
+        (output / name).write_text("old")
+    (output / "notes.txt").write_text("mine")
+    _clear(_output(job(output)))
+    assert sorted(path.name for path in output.iterdir()) == [MARKER, "notes.txt"]
+
+
+def test_a_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _output(job("~/quickstart")) == tmp_path / "quickstart"
