@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import orjson
 
 from jobs.cluster import connect, main_exit, stable_path
+from jobs.track import METRICS_FILE, send_evaluation, stable_tracking
 from pipelines.evaluate.evaluate import fit_baselines_on, measure_splits
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
 from pipelines.progress import Progress
@@ -20,7 +23,6 @@ from semsam.config import (
     Seed,
     Weight,
     config_values,
-    dump_config,
     load_config,
     settings,
 )
@@ -34,7 +36,8 @@ from semsam.evaluation.pictures import Row, click_row, encode_png, grid
 from semsam.evaluation.protocols import BASELINE, Protocols, clicked_regions
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
-from semsam.tracking import Tracker, TrackingSettings
+from semsam.tracked_run import TrackedRun
+from semsam.tracking import RUN_ID_FILE, TrackingError, TrackingSettings, open_experiment
 
 
 @settings
@@ -81,13 +84,16 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     """Measure every dataset, draw pictures, and log all of it to one MLflow run.
 
     `baselines` are those of an earlier evaluation of the same data, None to tune them.  Raises `ValueError` for a
-    dataset that was not prepared or a checkpoint that cannot be read, before any worker starts.
+    dataset that was not prepared, a checkpoint that cannot be read or an MLflow that cannot be had, before any worker
+    starts.  Numbers are printed and stored before they are sent: an MLflow that fails by then is a line on screen.
     """
     job = _with_stable_paths(job)
     splits = _find_splits(job)
     model = ModelReference(job.checkpoint, job.preset, job.seed)
     predictor = load_predictor(model, job.image_size)
     output = Folder(job.output)
+    if job.tracking.enabled:
+        print(open_experiment(job.tracking), flush=True)
     with connect():
         fitted = dict(baselines or _baselines(job, splits, predictor.model.settings.num_levels))
         measured = _measure(job, splits, model, fitted)
@@ -99,18 +105,24 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
     for name, picture in pictures.items():
         output.write(name, picture)
-    print(table(metrics))
-    run_id, uri = None, None
-    if job.tracking.enabled:
-        with Tracker(job.tracking, job.run_name) as tracker:
-            run_id, uri = tracker.run_id, tracker.uri
-            tracker.log_params(config_values(job))
-            tracker.log_text(dump_config(job), "config.yaml")
-            tracker.log_inputs([split.manifest for split in splits.values()], context="evaluation")
-            tracker.log_metrics(metrics)
-            for name, picture in pictures.items():
-                tracker.log_bytes(picture, f"pictures/{name}")
-    return Evaluation(metrics, total.means(), fitted, output.path, run_id, uri)
+    print(table(metrics), flush=True)
+    numbers = {"time": time.time(), "metrics": metrics, "pictures": list(pictures)}
+    output.write(METRICS_FILE, orjson.dumps(numbers, option=orjson.OPT_INDENT_2))
+    run_id = _track(job, splits, output) if job.tracking.enabled else None
+    return Evaluation(metrics, total.means(), fitted, output.path, run_id, job.tracking.uri if run_id else None)
+
+
+def _track(job: EvaluateJob, splits: Mapping[str, Split], output: Folder) -> str | None:
+    """Send what was stored; the id of the MLflow run, None where it could not be sent."""
+    output.remove(RUN_ID_FILE)  # Of an earlier evaluation.
+    manifests = [split.manifest for split in splits.values()]
+    tracked = TrackedRun.of(job.tracking, job.run_name, config_values(job), manifests, "evaluation")
+    tracked.store(output)
+    try:
+        return send_evaluation(tracked, output)
+    except TrackingError as error:
+        print(f"warning: {error}; once it answers, send the numbers: python -m jobs.track {output.path}", flush=True)
+        return None
 
 
 def table(metrics: dict[str, float], before: dict[str, float] | None = None) -> str:
@@ -134,6 +146,7 @@ def _with_stable_paths(job: EvaluateJob) -> EvaluateJob:
         data=stable_path(job.data),
         output=stable_path(job.output),
         checkpoint=None if job.checkpoint is None else stable_path(job.checkpoint),
+        tracking=stable_tracking(job.tracking),
     )
 
 
@@ -206,7 +219,8 @@ def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the outputs are."""
     config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
     result = run(load_config(EvaluateJob, config, overrides))
-    print(f"pictures in {result.pictures}, numbers in MLflow run {result.run_id} at {result.tracking_uri}")
+    place = f"MLflow run {result.run_id} at {result.tracking_uri}" if result.run_id else METRICS_FILE
+    print(f"pictures in {result.pictures}, numbers in {place}")
 
 
 if __name__ == "__main__":

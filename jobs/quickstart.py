@@ -21,11 +21,13 @@ from jobs import evaluate, prepare, train
 from jobs.cluster import connect, main_exit
 from jobs.evaluate import EvaluateJob
 from jobs.prepare import PrepareJob
+from jobs.track import stable_tracking
 from jobs.train import TrainJob
 from pipelines.toy import ToySettings, write_toy_world
 from semsam.config import dump_config, load_config, settings
 from semsam.data.manifest import Manifest
 from semsam.evaluation.protocols import BASELINE
+from semsam.tracking import open_experiment
 
 T = TypeVar("T")
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "quickstart.yaml"
@@ -57,6 +59,9 @@ class Quickstart:
 
 def run(job: QuickstartJob) -> Quickstart:
     """Shards, evaluation of the untrained model, training, evaluation."""
+    for tracking in (job.evaluate.tracking, job.train.tracking):
+        if tracking.enabled:  # Before anything is replaced.
+            open_experiment(stable_tracking(tracking))
     output = Path(job.output)
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
@@ -132,7 +137,8 @@ def report(result: Quickstart) -> str:
     lines.append(f"\nloss {training.first_loss:.2f} -> {training.last_loss:.2f} in {training.steps} steps")
     lines.append(f"pictures of held-out clicks: {result.after.pictures}/*.png")
     lines.append(f"checkpoint: {training.checkpoint}")
-    lines.append(f"dashboard: .venv/bin/mlflow ui --backend-store-uri {result.after.tracking_uri}")
+    if result.after.tracking_uri:
+        lines.append(f"dashboard: .venv/bin/mlflow ui --backend-store-uri {result.after.tracking_uri}")
     return "\n".join(lines)
 
 

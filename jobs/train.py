@@ -10,16 +10,19 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from jobs.cluster import connect, main_exit, stable_path
+from jobs.track import stable_tracking
 from semsam.config import Count, PlainName, Positive, config_values, load_config, parse_config, settings
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, open_filesystem
-from semsam.tracking import TrackingSettings, tracking_uri
+from semsam.tracked_run import read_run_id
+from semsam.tracking import TrackingSettings, open_experiment, tracking_uri
+from semsam.tracking_address import check_address, environment_for
 from semsam.training.checkpoint import checkpoint_folder
 from semsam.training.engine import Worker
 from semsam.training.initial_weights import start_from
@@ -74,8 +77,9 @@ class Training:
 def run(job: TrainJob) -> Training:
     """Train to the last step, going on from the run's latest checkpoint.
 
-    Raises `ValueError`, before any worker starts, for data that is not prepared, for a checkpoint of another training
-    and for weights to begin with that do not fit; and for a sample that cannot be read.
+    Raises `ValueError`, before any worker starts, for data that is not prepared, for a checkpoint of another training,
+    for weights to begin with that do not fit and for an MLflow that cannot be had when it begins; and for a sample that
+    cannot be read.
     """
     job = _with_stable_paths(job)
     folder = Folder(job.run.storage) / job.run.name
@@ -86,6 +90,8 @@ def run(job: TrainJob) -> Training:
     if step == 0 and recipe.model.init is not None:
         start_from(SemanticSam(recipe.model.resolve()), recipe.model)  # For its errors: the workers do it again.
     if step < job.training.steps:
+        if job.tracking.enabled:
+            _look_for_mlflow(job.tracking, folder, is_begun=step > 0)
         with connect(num_cpus=max(os.cpu_count() or 1, job.run.num_workers * job.run.cpus_per_worker), dashboard=True):
             _fit(job, folder)
     losses = [entry["loss"] for entry in read_log(folder)]
@@ -105,8 +111,15 @@ def _with_stable_paths(job: TrainJob) -> TrainJob:
         data=replace(job.data, root=stable_path(job.data.root)),
         model=replace(job.model, init=stable_path(job.model.init)) if job.model.init else job.model,
         run=replace(job.run, storage=stable_path(job.run.storage)),
-        tracking=replace(job.tracking, uri=tracking_uri(job.tracking)) if job.tracking.enabled else job.tracking,
+        tracking=stable_tracking(job.tracking),
     )
+
+
+def _look_for_mlflow(tracking: TrackingSettings, folder: Folder, is_begun: bool) -> None:
+    """Raise `ValueError` where a training could not be tracked from its first step; one that goes on need not wait."""
+    check_address(tracking_uri(tracking))
+    if read_run_id(folder) is None and not is_begun:
+        print(open_experiment(tracking), flush=True)
 
 
 def _fit(job: TrainJob, folder: Folder) -> None:
@@ -117,8 +130,10 @@ def _fit(job: TrainJob, folder: Folder) -> None:
     is_local = "://" not in folder.path
     if is_local:
         Path(path).mkdir(parents=True, exist_ok=True)
+    # Not in the config, which Ray shows in its dashboard.
+    environment = environment_for(tracking_uri(job.tracking)) if job.tracking.enabled else {}
     trainer = TorchTrainer(
-        _work,
+        lambda config: _work(config, environment),
         train_loop_config={"job": config_values(job)},
         scaling_config=ScalingConfig(
             num_workers=job.run.num_workers,
@@ -146,12 +161,13 @@ def _fit(job: TrainJob, folder: Folder) -> None:
         raise ValueError(result.return_value)
 
 
-def _work(config: dict[str, Any]) -> str | None:
+def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
     """What each worker does; returns why the training cannot go on, if so: raised, it would be tried again."""
     import ray.train
     import ray.train.torch
     import torch
 
+    os.environ.update(environment)
     job = parse_config(TrainJob, config["job"], "the job")
     # DeepSpeed calls by its old name what this torch has renamed.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)
