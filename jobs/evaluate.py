@@ -91,7 +91,6 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     splits = _find_splits(job)
     model = ModelReference(job.checkpoint, job.preset, job.seed)
     predictor = load_predictor(model, job.image_size)
-    output = Folder(job.output)
     if job.tracking.enabled:
         print(open_experiment(job.tracking), flush=True)
     with connect():
@@ -103,17 +102,22 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
         total.merge_sums(one.sums())
     drawn = {f"{dataset}.png": _draw(job, dataset, split, predictor) for dataset, split in splits.items()}
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
-    for name, picture in pictures.items():
-        output.write(name, picture)
+    run_id = keep(job, metrics, pictures, splits)
+    return Evaluation(metrics, total.means(), fitted, job.output, run_id, job.tracking.uri if run_id else None)
+
+
+def keep(
+    job: EvaluateJob, metrics: dict[str, float], pictures: Mapping[str, bytes], splits: Mapping[str, Split]
+) -> str | None:
+    """Print and store what was found, and then send it; the MLflow run's id, None where there is none."""
     print(table(metrics), flush=True)
+    output = Folder(job.output)
     numbers = {"time": time.time(), "metrics": metrics, "pictures": list(pictures)}
     output.write(METRICS_FILE, orjson.dumps(numbers, option=orjson.OPT_INDENT_2))
-    run_id = _track(job, splits, output) if job.tracking.enabled else None
-    return Evaluation(metrics, total.means(), fitted, output.path, run_id, job.tracking.uri if run_id else None)
-
-
-def _track(job: EvaluateJob, splits: Mapping[str, Split], output: Folder) -> str | None:
-    """Send what was stored; the id of the MLflow run, None where it could not be sent."""
+    for name, picture in pictures.items():
+        output.write(name, picture)
+    if not job.tracking.enabled:
+        return None
     output.remove(RUN_ID_FILE)  # Of an earlier evaluation.
     manifests = [split.manifest for split in splits.values()]
     tracked = TrackedRun.of(job.tracking, job.run_name, config_values(job), manifests, "evaluation")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -121,7 +122,7 @@ class MetricQueue:
         if self._tracker is None:
             tracker = self._open_run()
             if self._failing:
-                self._closing.wait(SETTLE)
+                time.sleep(SETTLE)
                 tracker = self._open_run()
             tracker.set_status("RUNNING")
             self._tracker, self._last = tracker, tracker.last_step
