@@ -8,14 +8,17 @@ Numbers go to MLflow, each beside that of a guess that has not seen the image, a
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import orjson
 
 from jobs.arguments import read_arguments
 from jobs.cluster import connect, joined, main_exit, stable_path
 from jobs.resources import WAIT, Workers, actors
+from jobs.track import METRICS_FILE, send_evaluation, stable_tracking
 from pipelines.evaluate.evaluate import fit_baselines_on, measure_splits
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
 from pipelines.progress import Progress
@@ -41,7 +44,8 @@ from semsam.evaluation.protocols import BASELINE, Protocols, clicked_regions
 from semsam.model.presets import preset
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
-from semsam.tracking import Tracker, TrackingSettings
+from semsam.tracked_run import TrackedRun
+from semsam.tracking import RUN_ID_FILE, TrackingError, TrackingSettings, open_experiment
 
 LOOKED_AT = 20  # Images, for each one in the picture.
 MARKER = "evaluation.yaml"  # Beside the pictures: how they were made.
@@ -97,7 +101,8 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     """Measure every dataset, draw pictures, and log all of it to one MLflow run.
 
     `baselines` are those of an earlier evaluation of the same data, None to tune them.  Raises `ValueError` for a
-    dataset that was not prepared or a checkpoint that cannot be read, before any worker starts.
+    dataset that was not prepared, a checkpoint that cannot be read or an MLflow that cannot be had, before any worker
+    starts.  Numbers are printed and stored before they are sent: an MLflow that fails by then is a line on screen.
     """
     if job.checkpoint is None and not job.untrained:
         raise ValueError("checkpoint: name the folder to evaluate, or set untrained=true for random weights")
@@ -105,8 +110,9 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     splits = _find_splits(job)
     model = ModelReference(job.checkpoint, job.preset, job.seed)
     predictor = load_predictor(model, job.image_size)
-    output = Folder(job.output)
-    _check_output(output, splits)
+    _check_output(Folder(job.output), splits)
+    if job.tracking.enabled:
+        print(open_experiment(job.tracking), flush=True)
     with connect(workers(job)):
         fitted = dict(baselines or _baselines(job, splits, predictor.model.settings.num_levels))
         measured = _measure(job, splits, model, fitted)
@@ -116,22 +122,32 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
         total.merge_sums(one.sums())
     drawn = {f"{dataset}.png": _draw(job, dataset, split, predictor) for dataset, split in splits.items()}
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
-    if pictures:
-        output.write(MARKER, dump_config(job).encode())
+    run_id = keep(job, metrics, pictures, splits)
+    return Evaluation(metrics, total.means(), fitted, job.output, run_id, job.tracking.uri if run_id else None)
+
+
+def keep(
+    job: EvaluateJob, metrics: dict[str, float], pictures: Mapping[str, bytes], splits: Mapping[str, Split]
+) -> str | None:
+    """Print and store what was found, and then send it; the MLflow run's id, None where there is none."""
+    print(table(metrics), flush=True)
+    output = Folder(job.output)
+    output.write(MARKER, dump_config(job).encode())
+    numbers = {"time": time.time(), "metrics": metrics, "pictures": list(pictures)}
+    output.write(METRICS_FILE, orjson.dumps(numbers, option=orjson.OPT_INDENT_2))
     for name, picture in pictures.items():
         output.write(name, picture)
-    print(table(metrics))
-    run_id, uri = None, None
-    if job.tracking.enabled:
-        with Tracker(job.tracking, job.run_name) as tracker:
-            run_id, uri = tracker.run_id, tracker.uri
-            tracker.log_params(config_values(job))
-            tracker.log_text(dump_config(job), "config.yaml")
-            tracker.log_inputs([split.manifest for split in splits.values()], context="evaluation")
-            tracker.log_metrics(metrics)
-            for name, picture in pictures.items():
-                tracker.log_bytes(picture, f"pictures/{name}")
-    return Evaluation(metrics, total.means(), fitted, output.path, run_id, uri)
+    if not job.tracking.enabled:
+        return None
+    output.remove(RUN_ID_FILE)  # Of an earlier evaluation.
+    manifests = [split.manifest for split in splits.values()]
+    tracked = TrackedRun.of(job.tracking, job.run_name, config_values(job), manifests, "evaluation")
+    tracked.store(output)
+    try:
+        return send_evaluation(tracked, output)
+    except TrackingError as error:
+        print(f"warning: {error}; once it answers, send the numbers: python -m jobs.track {output.path}", flush=True)
+        return None
 
 
 def table(metrics: dict[str, float], before: dict[str, float] | None = None) -> str:
@@ -155,12 +171,14 @@ def _with_stable_paths(job: EvaluateJob) -> EvaluateJob:
         data=stable_path(job.data, "data"),
         output=stable_path(job.output, "output"),
         checkpoint=None if job.checkpoint is None else stable_path(job.checkpoint, "checkpoint"),
+        tracking=stable_tracking(job.tracking),
     )
 
 
 def _check_output(output: Folder, datasets: Iterable[str]) -> None:
-    """Raise `ValueError` where pictures would replace those of others."""
-    taken = [name for name in (f"{dataset}.png" for dataset in datasets) if output.exists(name)]
+    """Raise `ValueError` where pictures or numbers would replace those of others."""
+    ours = [METRICS_FILE, *(f"{dataset}.png" for dataset in datasets)]
+    taken = [name for name in ours if output.exists(name)]
     if taken and not output.exists(MARKER):
         raise ValueError(
             f"output: {output.path} holds {taken[0]!r}, which no evaluation has written; name another folder"
@@ -245,7 +263,8 @@ def main(arguments: Sequence[str]) -> None:
     job = read_arguments(EvaluateJob, arguments, __doc__)
     with joined(workers(job)):
         result = run(job)
-    print(f"pictures in {result.pictures}, numbers in MLflow run {result.run_id} at {result.tracking_uri}")
+    place = f"MLflow run {result.run_id} at {result.tracking_uri}" if result.run_id else METRICS_FILE
+    print(f"pictures in {result.pictures}, numbers in {place}")
 
 
 if __name__ == "__main__":

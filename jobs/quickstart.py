@@ -24,12 +24,14 @@ from jobs.arguments import read_arguments
 from jobs.cluster import connect, main_exit, stable_path
 from jobs.evaluate import EvaluateJob
 from jobs.prepare import PrepareJob
+from jobs.track import stable_tracking
 from jobs.train import TrainJob
 from pipelines.toy import ToySettings, write_toy_world
 from semsam.config import dump_config, settings
 from semsam.data.manifest import Manifest
 from semsam.evaluation.protocols import BASELINE
 from semsam.storage import S3
+from semsam.tracking import open_experiment
 
 T = TypeVar("T")
 MARKER = ".quickstart"  # In a folder that a quickstart may clear of its outputs.
@@ -66,6 +68,9 @@ class Quickstart:
 def run(job: QuickstartJob) -> Quickstart:
     """Shards, evaluation of the untrained model, training, evaluation."""
     output = _output(job)
+    for tracking in (job.evaluate.tracking, job.train.tracking):
+        if tracking.enabled:  # Before anything is replaced.
+            open_experiment(stable_tracking(tracking))
     preparing, training, floor = _steps(job, output)
     with connect(train.workers(training), evaluate.workers(floor), dashboard=True):
         _clear(output)
@@ -173,7 +178,8 @@ def report(result: Quickstart) -> str:
     lines.append(f"\nloss {training.first_loss:.2f} -> {training.last_loss:.2f} in {training.steps} steps")
     lines.append(f"pictures of held-out clicks: {result.after.pictures}/*.png")
     lines.append(f"checkpoint: {training.checkpoint}")
-    lines.append(f"dashboard: .venv/bin/mlflow ui --backend-store-uri {result.after.tracking_uri}")
+    if result.after.tracking_uri:
+        lines.append(f"dashboard: .venv/bin/mlflow ui --backend-store-uri {result.after.tracking_uri}")
     return "\n".join(lines)
 
 

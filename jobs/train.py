@@ -7,23 +7,27 @@ The same command again goes on after the last checkpoint of its run, and returns
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import read_arguments
 from jobs.cluster import connect, joined, main_exit, stable_path
 from jobs.resources import WAIT, Workers
+from jobs.track import stable_tracking
 from pipelines.sources import check_datasets
 from semsam.config import Count, PlainName, Positive, PositiveFloat, config_values, parse_config, settings
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, open_filesystem
-from semsam.tracking import TrackingSettings, tracking_uri
+from semsam.tracked_run import read_run_id
+from semsam.tracking import TrackingSettings, open_experiment, tracking_uri
+from semsam.tracking_address import check_address, environment_for
 from semsam.training.attempt import RunFolder, attempt_on
 from semsam.training.checkpoint import checkpoint_folder, checkpoint_steps
 from semsam.training.engine import Worker
@@ -91,8 +95,8 @@ def run(job: TrainJob) -> Training:
     """Train to the last step, going on from the run's latest checkpoint.
 
     Raises `ValueError`, before any worker starts, for data that is not prepared, for a checkpoint of another training,
-    for weights to begin with that do not fit and where another training writes to the run's folder; and later for what
-    trying again would not mend (`TrainingFault`).
+    for weights to begin with that do not fit, for an MLflow that cannot be had when it begins and where another
+    training writes to the run's folder; and later for what trying again would not mend (`TrainingFault`).
     """
     job = _with_stable_paths(job)
     folder = Folder(job.run.storage) / job.run.name
@@ -104,6 +108,8 @@ def run(job: TrainJob) -> Training:
     if step == 0 and recipe.model.init is not None:
         start_from(SemanticSam(recipe.model.resolve()), recipe.model)  # For its errors: the workers do it again.
     if step < job.training.steps:
+        if job.tracking.enabled:
+            _look_for_mlflow(job.tracking, folder, is_begun=step > 0)
         with attempt_on(folder) as run_folder, connect(workers(job), dashboard=True):
             _fit(job, run_folder)
     losses = [entry["loss"] for entry in read_log(folder)]
@@ -148,8 +154,15 @@ def _with_stable_paths(job: TrainJob) -> TrainJob:
         data=replace(job.data, root=stable_path(job.data.root, "data.root")),
         model=replace(job.model, init=stable_path(job.model.init, "model.init")) if job.model.init else job.model,
         run=replace(job.run, storage=stable_path(job.run.storage, "run.storage")),
-        tracking=replace(job.tracking, uri=tracking_uri(job.tracking)) if job.tracking.enabled else job.tracking,
+        tracking=stable_tracking(job.tracking),
     )
+
+
+def _look_for_mlflow(tracking: TrackingSettings, folder: Folder, is_begun: bool) -> None:
+    """Raise `ValueError` where a training could not be tracked from its first step; one that goes on need not wait."""
+    check_address(tracking_uri(tracking))
+    if read_run_id(folder) is None and not is_begun:
+        print(open_experiment(tracking), flush=True)
 
 
 def _fit(job: TrainJob, folder: RunFolder) -> None:
@@ -157,8 +170,10 @@ def _fit(job: TrainJob, folder: RunFolder) -> None:
     from ray.train.torch import TorchTrainer
 
     filesystem, path = open_filesystem(folder.path)
+    # Not in the config, which Ray shows in its dashboard.
+    environment = environment_for(tracking_uri(job.tracking)) if job.tracking.enabled else {}
     trainer = TorchTrainer(
-        _work,
+        lambda config: _work(config, environment),
         train_loop_config={"job": config_values(job), "attempt": folder.attempt},
         scaling_config=ScalingConfig(
             num_workers=job.run.num_workers,
@@ -203,12 +218,13 @@ def _deaths() -> UserCallback:
     return Deaths()
 
 
-def _work(config: dict[str, Any]) -> str | None:
+def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
     """What each worker does; returns why the training cannot go on, if so: raised, it would be tried again."""
     import ray.train
     import ray.train.torch
     import torch
 
+    os.environ.update(environment)
     job = parse_config(TrainJob, config["job"], "the job")
     # DeepSpeed calls by its old name what this torch has renamed.
     warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)

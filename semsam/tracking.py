@@ -2,87 +2,198 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+import threading
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from semsam.config import settings
 from semsam.data.manifest import Manifest
+from semsam.tracking_address import (
+    VARIABLE,
+    Address,
+    check_address,
+    complete_address,
+    mask_secrets,
+    probe,
+    sqlite_path,
+    without_secrets,
+)
 
-# MLflow refuses longer parameter values.
+T = TypeVar("T")
+
+# MLflow refuses longer parameter values, and larger batches.
 MAX_PARAM_LENGTH = 6000
+MAX_PARAMS = 100
+MAX_METRICS = 1000
+# Seconds that a server may take to say what it knows of an experiment.
+OPEN_WITHIN = 12.0
+# Which MLflow run a run's folder belongs to; in MLflow, whose it is, and the metric that every point of a training has.
+RUN_ID_FILE = "mlflow_run_id"
+NAME_TAG = "semsam.run"
+LOSS = "train/loss"
+# Answers that asking again would not change.
+_REFUSALS = (
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "INVALID_PARAMETER_VALUE",
+    "INVALID_STATE",
+    "BAD_REQUEST",
+)
+
+
+class TrackingError(ValueError):
+    """MLflow cannot be had, or had not just now; the message names the setting and the address."""
+
+
+class RefusedError(TrackingError):
+    """What asking again would not mend: a run that was deleted, an id that is none."""
 
 
 @settings
 class TrackingSettings:
-    """Where numbers go.  `uri` None: MLFLOW_TRACKING_URI, or else an SQLite file in the working folder."""
+    """Where numbers go.  `uri` None: MLFLOW_TRACKING_URI, or else an SQLite file in the working folder.
+
+    User and password in an address are used and nowhere stored; MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD and
+    MLFLOW_TRACKING_TOKEN do as well.
+    """
 
     enabled: bool = True
-    uri: str | None = None
+    uri: Address | None = None
     experiment: str = "semantic-sam"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Numbers of one moment of a run."""
+
+    step: int
+    time: float  # Unix time in seconds.
+    values: dict[str, float]
 
 
 class Tracker:
     """One MLflow run; use as a context manager, on one process only.
 
     Leaving it ends the run as FINISHED, or FAILED when an exception passes.  `run_id` goes on with an earlier run, so
-    that a restarted training keeps one history.
+    that a restarted training keeps one history.  Every method raises `TrackingError` where MLflow fails, after a
+    minute at most, and `RefusedError` for what would fail again.
     """
 
     def __init__(self, tracking: TrackingSettings, run_name: str, run_id: str | None = None) -> None:
-        from mlflow import MlflowClient
-
         self.uri = tracking_uri(tracking)
-        self._client = MlflowClient(tracking_uri=self.uri)
-        if run_id is None:
-            experiment = self._client.get_experiment_by_name(tracking.experiment)
-            if experiment:
-                experiment_id = experiment.experiment_id
+        check_address(self.uri)
+        with self._named():
+            probe(self.uri)
+            self._client = _client(self.uri)
+            if run_id is None:
+                experiment = _experiment(self._client, tracking)
+                run = self._client.create_run(experiment, run_name=run_name, tags={NAME_TAG: run_name})
             else:
-                experiment_id = self._client.create_experiment(tracking.experiment, _artifact_location(self.uri))
-            run_id = self._client.create_run(experiment_id, run_name=run_name).info.run_id
-        else:
-            self._client.update_run(run_id, status="RUNNING")
-        self.run_id: str = run_id
+                run = self._known(run_id)
+        self.run_id: str = run.info.run_id
+        self.status: str = run.info.status  # Before this process changed it.
+        if run.info.lifecycle_stage != "active":
+            raise RefusedError(
+                f"tracking.uri: MLflow at {self.uri}: run {self.run_id} was deleted there; restore it, or remove "
+                f"{RUN_ID_FILE} for a new one"
+            )
+        if run.data.tags.get(NAME_TAG, run_name) != run_name:
+            raise RefusedError(
+                f"tracking.uri: MLflow at {self.uri}: run {self.run_id} is that of {run.data.tags[NAME_TAG]}, not of "
+                f"{run_name}; remove {RUN_ID_FILE} for a new one"
+            )
+        self.last_step: int = max((one.step for one in run.data._metric_objs if one.key == LOSS), default=-1)
+        self._params = run.data.params
+        self._inputs = {one.dataset.name for one in run.inputs.dataset_inputs} if run.inputs else set()
+
+    def _known(self, run_id: str) -> Any:
+        try:
+            with self._named():
+                return self._client.get_run(run_id)
+        except RefusedError as error:
+            raise RefusedError(f"{error}; remove {RUN_ID_FILE} for a new one") from None
+
+    def set_status(self, status: str) -> None:
+        """RUNNING, FINISHED or FAILED."""
+        with self._named():
+            if status == "RUNNING":
+                self._client.update_run(self.run_id, status=status)
+            else:
+                self._client.set_terminated(self.run_id, status)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Nested values under dotted names; a value longer than MLflow takes is cut."""
+        """Nested values under dotted names, those that MLflow has not; a longer value than it takes is cut."""
         from mlflow.entities import Param
 
-        flat = [Param(name, str(value)[:MAX_PARAM_LENGTH]) for name, value in flatten(values).items()]
-        for start in range(0, len(flat), 100):  # MLflow's limit for one call.
-            self._client.log_batch(self.run_id, params=flat[start : start + 100])
+        flat = [
+            Param(name, str(value)[:MAX_PARAM_LENGTH])
+            for name, value in flatten(values).items()
+            if name not in self._params
+        ]
+        with self._named():
+            for start in range(0, len(flat), MAX_PARAMS):
+                self._client.log_batch(self.run_id, params=flat[start : start + MAX_PARAMS])
 
     def log_metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Numbers of one step, in as few calls as MLflow allows."""
-        from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
-        now = get_current_time_millis()
-        metrics = [Metric(name, float(value), now, step) for name, value in values.items()]
-        for start in range(0, len(metrics), 1000):
-            self._client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        self.log_points([Point(step, get_current_time_millis() / 1000, dict(values))])
+
+    def log_points(self, points: Sequence[Point]) -> None:
+        """Numbers of several steps in their order.  A call holds whole points, so that MLflow has all of one or none.
+
+        The same point again is the same row to MLflow.
+        """
+        from mlflow.entities import Metric
+
+        batch: list[Metric] = []
+        for point in points:
+            metrics = [Metric(name, float(v), round(point.time * 1000), point.step) for name, v in point.values.items()]
+            if len(batch) + len(metrics) > MAX_METRICS:
+                self._log_metrics(batch)
+                batch = []
+            batch += metrics
+        self._log_metrics(batch)
+
+    def _log_metrics(self, batch: Sequence[Any]) -> None:
+        with self._named():
+            for start in range(0, len(batch), MAX_METRICS):
+                self._client.log_batch(self.run_id, metrics=batch[start : start + MAX_METRICS])
 
     def log_inputs(self, manifests: Sequence[Manifest], context: str) -> None:
         """The prepared splits that were read, by the digest of their shards."""
+        self.log_datasets([identity(manifest) for manifest in manifests], context)
+
+    def log_datasets(self, datasets: Sequence[Mapping[str, str]], context: str) -> None:
+        """What `identity` says of prepared splits, those that MLflow has not."""
         from mlflow.data.code_dataset_source import CodeDatasetSource
         from mlflow.data.meta_dataset import MetaDataset
         from mlflow.entities import DatasetInput, InputTag
 
         inputs = []
-        for manifest in manifests:
-            source = CodeDatasetSource({"root": manifest.source_root})
-            # MLflow allows 36 characters of digest.
-            dataset = MetaDataset(source, name=f"{manifest.dataset}/{manifest.split}", digest=manifest.digest()[:32])
-            inputs.append(DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]))
-        self._client.log_inputs(self.run_id, inputs)
+        for one in datasets:
+            if one["name"] not in self._inputs:
+                dataset = MetaDataset(CodeDatasetSource({"root": one["root"]}), name=one["name"], digest=one["digest"])
+                inputs.append(DatasetInput(dataset._to_mlflow_entity(), [InputTag("mlflow.data.context", context)]))
+        if inputs:
+            with self._named():
+                self._client.log_inputs(self.run_id, inputs)
 
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts."""
-        self._client.log_artifact(self.run_id, str(path), folder)
+        with self._named():
+            self._client.log_artifact(self.run_id, str(path), folder)
 
     def log_bytes(self, data: bytes, name: str) -> None:
         """Store a file's bytes as an artifact, in the folder that its name says."""
@@ -94,7 +205,8 @@ class Tracker:
 
     def log_text(self, text: str, name: str) -> None:
         """Store text as an artifact."""
-        self._client.log_text(self.run_id, text, name)
+        with self._named():
+            self._client.log_text(self.run_id, text, name)
 
     def __enter__(self) -> Self:
         return self
@@ -102,19 +214,47 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._client.set_terminated(self.run_id, "FINISHED" if error is None else "FAILED")
+        try:
+            self.set_status("FINISHED" if error is None else "FAILED")
+        except TrackingError:
+            if error is None:  # Else it would hide why the run ended.
+                raise
+
+    def _named(self) -> AbstractContextManager[None]:
+        return _named(self.uri)
+
+
+def open_experiment(tracking: TrackingSettings) -> str:
+    """Look, before any work, whether MLflow can be had; a line that says where numbers will go.
+
+    Makes the experiment where there is none.  Raises `TrackingError` or `ValueError` within half a minute, naming
+    `tracking.uri` or `tracking.experiment`.
+    """
+    uri = tracking_uri(tracking)
+    check_address(uri)
+    with _named(uri):
+        probe(uri)
+        client = _client(uri)
+        # A file is nobody's to wait for, and a new one takes MLflow a while to fill.
+        is_file = uri.startswith("sqlite")
+        _experiment(client, tracking) if is_file else _within(OPEN_WITHIN, lambda: _experiment(client, tracking))
+    return f"MLflow: experiment {tracking.experiment} at {uri}"
 
 
 def tracking_uri(tracking: TrackingSettings) -> str:
-    """Where MLflow keeps its runs: the settings' address, else MLFLOW_TRACKING_URI, else an SQLite file here."""
-    return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').resolve()}"
+    """Where MLflow keeps its runs: the settings' address, else MLFLOW_TRACKING_URI, else an SQLite file here.
+
+    It holds no user and no password.
+    """
+    given = tracking.uri or os.environ.get(VARIABLE)
+    return without_secrets(given) if given else f"sqlite:///{Path('mlflow.db').resolve()}"
 
 
-def _artifact_location(uri: str) -> str | None:
-    """Beside a database file, wherever the job was started; a tracking server decides for itself."""
-    if not uri.startswith("sqlite:///"):
-        return None
-    return (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlruns").as_uri()
+def identity(manifest: Manifest) -> dict[str, str]:
+    """What MLflow keeps of a prepared split."""
+    # MLflow allows 36 characters of digest.
+    name = f"{manifest.dataset}/{manifest.split}"
+    return {"name": name, "digest": manifest.digest()[:32], "root": manifest.source_root}
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -126,3 +266,83 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{name}"] = value
     return flat
+
+
+def _client(uri: str) -> Any:
+    """MLflow's client, told not to wait for minutes and not to say where it sends what."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    from mlflow import MlflowClient
+
+    for name, level in (("mlflow", logging.WARNING), ("urllib3.connectionpool", logging.ERROR)):
+        logging.getLogger(name).setLevel(level)
+    address = complete_address(uri)
+    if uri.startswith("http") and address != uri:
+        # Where MLflow looks for them; in the address they would stand in what it prints.
+        user, _, password = address.partition("://")[2].rpartition("@")[0].partition(":")
+        for name, secret in (("USERNAME", user), ("PASSWORD", password)):
+            if secret:
+                os.environ[f"MLFLOW_TRACKING_{name}"] = urllib.parse.unquote(secret)
+        address = uri
+    return MlflowClient(tracking_uri=address)
+
+
+def _experiment(client: Any, tracking: TrackingSettings) -> str:
+    """The id of the experiment, which is made where there is none."""
+    uri = tracking_uri(tracking)
+    found = client.get_experiment_by_name(tracking.experiment)
+    if found is None:
+        made: str = client.create_experiment(tracking.experiment, _artifact_location(uri))
+        return made
+    if found.lifecycle_stage != "active":
+        raise RefusedError(
+            f"tracking.experiment: {tracking.experiment} was deleted in MLflow at {uri}; choose another name, or "
+            f"restore it: mlflow experiments restore -x {found.experiment_id}"
+        )
+    return str(found.experiment_id)
+
+
+def _artifact_location(uri: str) -> str | None:
+    """Beside a database file, wherever the job was started; a tracking server decides for itself."""
+    if not uri.startswith("sqlite:///"):
+        return None
+    return (Path(sqlite_path(uri)).parent / "mlruns").as_uri()
+
+
+@contextmanager
+def _named(uri: str) -> Iterator[None]:
+    """What goes wrong as one line that names the address, without what of it is secret."""
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:
+        kind = RefusedError if getattr(error, "error_code", None) in _REFUSALS else TrackingError
+        raise kind(f"tracking.uri: MLflow at {uri}: {mask_secrets(_reason(error), uri)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says in one line: of a connection, what the system said, without three libraries' words around."""
+    first = error
+    while before := first.__cause__ or (None if first.__suppress_context__ else first.__context__):
+        first = before
+    text = str(first if isinstance(first, OSError) else error) or type(error).__name__
+    return re.sub(r"\s+", " ", text)[:300]
+
+
+def _within(seconds: float, action: Callable[[], T]) -> T:
+    """What `action` returns, given up after a while: it may hang where no timeout of a library reaches."""
+    result: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(action())
+        except Exception as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        return result.result(timeout=seconds)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {seconds:.0f} s") from None

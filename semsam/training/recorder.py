@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import resource
+import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,12 +12,14 @@ import torch
 from semsam.config import config_values
 from semsam.model.weight_files import Fingerprint
 from semsam.storage import Folder
-from semsam.tracking import Tracker, TrackingSettings
+from semsam.tracked_run import TrackedRun
+from semsam.tracking import RUN_ID_FILE, TrackingSettings
+from semsam.training.metric_queue import MEAN_OF, SAMPLES_SEEN, TIME, MetricQueue, point, points
 from semsam.training.recipe import Recipe
-from semsam.training.train_log import TrainLog
+from semsam.training.train_log import TrainLog, read_log
 from semsam.training.training_data import TrainingData
 
-RUN_ID_FILE = "mlflow_run_id"
+__all__ = ["RUN_ID_FILE", "Recorder", "peak_memory_gb"]
 
 
 class Recorder:
@@ -37,48 +41,57 @@ class Recorder:
         self._training = recipe.training
         self._plan = training_data.plan
         self._log = TrainLog(run, first, known_log)
-        self._interval: list[dict[str, float]] = []
-        self._tracker: Tracker | None = None
+        self._interval: list[dict[str, Any]] = []  # Entries of the log since the last line of progress.
+        begun = first % recipe.training.log_every
+        if begun:  # Told as one with what an earlier attempt did of it.
+            self._interval = [entry for entry in read_log(run) if entry["step"] >= first - begun]
+        self._queue: MetricQueue | None = None
         if tracking is not None and tracking.enabled:
-            run_id = run.read(RUN_ID_FILE).decode() if run.exists(RUN_ID_FILE) else None
-            self._tracker = Tracker(tracking, run_name, run_id)
-            if run_id is None:
-                run.write(RUN_ID_FILE, self._tracker.run_id.encode())
-                self._tracker.log_params(config_values(recipe))
-                self._tracker.log_inputs(
-                    [split.manifest for split in training_data.splits.values()], context="training"
-                )
+            manifests = [split.manifest for split in training_data.splits.values()]
+            tracked = TrackedRun.of(tracking, run_name, config_values(recipe), manifests, "training")
+            tracked.store(run)
+            self._queue = MetricQueue(
+                lambda: tracked.open(run), lambda: points(read_log(run)), f"python -m jobs.track {run.path}"
+            )
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Record a step; `values` has the loss, its terms and what else is to be said as numbers."""
         seen = self._plan.samples_seen(step + 1)
-        self._log.add({"step": step, **values, "samples_seen": seen})
-        self._interval.append(values)
+        entry = {"step": step, **values, SAMPLES_SEEN: seen, TIME: round(time.time(), 3)}
+        self._interval.append(entry)
         done = step + 1
-        if done % self._training.log_every and done != self._training.steps:
+        is_told = done % self._training.log_every == 0 or done == self._training.steps
+        self._log.add(entry | ({MEAN_OF: len(self._interval)} if is_told else {}))
+        if not is_told:
             return
-        mean = {name: float(np.mean([one[name] for one in self._interval])) for name in values}
-        self._interval = []
-        rate = 1 / mean["seconds"]
+        interval, self._interval = self._interval, []
+        loss, seconds = (float(np.mean([one[name] for one in interval])) for name in ("loss", "seconds"))
         print(
-            f"step {done}/{self._training.steps}: loss {mean['loss']:.4f}, {rate:.2f} steps/s, "
-            f"{rate * self._training.global_batch:.1f} images/s, {(self._training.steps - done) / rate:.0f} s left",
+            f"step {done}/{self._training.steps}: loss {loss:.4f}, {1 / seconds:.2f} steps/s, "
+            f"{self._training.global_batch / seconds:.1f} images/s, "
+            f"{(self._training.steps - done) * seconds:.0f} s left",
             flush=True,
         )
-        if self._tracker is not None:
-            numbers = {f"train/{name}": value for name, value in mean.items()}
-            self._tracker.log_metrics(numbers | {f"samples_seen/{k}": float(v) for k, v in seen.items()}, done)
+        if self._queue is not None:
+            self._queue.put(point(interval))
 
     def flush(self) -> Fingerprint:
         """Store what was recorded; what the log is known by then."""
         return self._log.flush()
 
     def close(self, failed: bool) -> None:
-        """End the account."""
-        self._log.flush()
-        if self._tracker is not None:
-            error = RuntimeError() if failed else None
-            self._tracker.__exit__(type(error) if error else None, error, None)
+        """End the account; raises what storage does only where nothing else has ended the run."""
+        fault = None
+        try:
+            self._log.flush()
+        except OSError as error:
+            fault = error
+        if self._queue is not None:
+            self._queue.close("FAILED" if failed or fault else "FINISHED")
+        if fault is not None:
+            if not failed:
+                raise fault
+            print(f"warning: {fault}", flush=True)
 
 
 def peak_memory_gb(device: torch.device) -> float:

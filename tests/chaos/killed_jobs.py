@@ -41,7 +41,7 @@ run: {{name: run, num_workers: 2, use_gpu: false, cpus_per_worker: 1, max_failur
 tracking: {{enabled: false}}
 """
 # What a step says of the time it took, not of what it computed.
-TIMES = ("data_wait", "seconds", "images_per_second", "memory_gb")
+TIMES = ("time", "data_wait", "seconds", "images_per_second", "memory_gb")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""jobs.train on a local cluster: a worker that is killed costs time and nothing else."""
+"""jobs.train on a local cluster: a worker that is killed costs time and nothing else, here and in MLflow."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from semsam.tracking import LOSS
+from tests.mlflow_stand_in import MlflowStandIn
 from tests.painted_shards import write_painted_shards
 
 ROOT = Path(__file__).parents[2]
@@ -25,15 +28,23 @@ criterion: {{num_points: 112}}
 optimizer: {{lr: 1.0e-3, clip_norm: 1.0}}
 training: {{steps: 8, global_batch: 4, zero_stage: 2, precision: fp32, checkpoint_every: 3, log_every: 1}}
 run: {{storage: {storage}, num_workers: 2, use_gpu: false, cpus_per_worker: 1, max_failures: 2}}
-tracking: {{uri: "sqlite:///{storage}/mlflow.db"}}
+tracking: {{uri: "{uri}"}}
 """
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def server() -> Iterator[MlflowStandIn]:
+    server = MlflowStandIn()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory, server: MlflowStandIn) -> Path:
     folder = tmp_path_factory.mktemp("faults")
     path = folder / "train.yaml"
-    path.write_text(CONFIG.format(root=write_painted_shards(folder / "shards"), storage=folder / "runs"))
+    uri = server.uri.replace("//", "//somebody:s3cret@")
+    path.write_text(CONFIG.format(root=write_painted_shards(folder / "shards"), storage=folder / "runs", uri=uri))
     (folder / "runs").mkdir()
     return path
 
@@ -41,7 +52,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
-def test_a_killed_worker_changes_no_loss(config: Path) -> None:
+def test_a_killed_worker_changes_no_loss(config: Path, server: MlflowStandIn) -> None:
     runs = config.parent / "runs"
     whole = _start(config, "whole")
     assert whole.wait(timeout=400) == 0, _output(config, "whole")
@@ -61,6 +72,16 @@ def test_a_killed_worker_changes_no_loss(config: Path) -> None:
     assert [entry["step"] for entry in found] == list(range(8))
     assert [entry["loss"] for entry in found] == [entry["loss"] for entry in expected]
     assert _output(config, "killed").splitlines()[-1] == f"checkpoint in {runs}/killed/checkpoint-8"
+    for name in ("whole", "killed"):
+        run_id = (runs / name / "mlflow_run_id").read_text()
+        assert [step for step, _ in server.history(run_id, LOSS)] == list(range(1, 9))
+        assert server.runs[run_id]["status"] == "FINISHED"
+        assert "s3cret" not in _output(config, name)
+    assert len(server.runs) == 2
+    assert any(one and one.startswith("Basic") for one in server.authorization)
+    assert "s3cret" not in repr(server.runs)
+    for path in runs.rglob("*"):
+        assert not path.is_file() or b"s3cret" not in path.read_bytes(), path
 
 
 @pytest.mark.slow
@@ -69,6 +90,10 @@ def test_a_killed_worker_changes_no_loss(config: Path) -> None:
     [
         ("training.stepz=3", "training.stepz: unknown setting"),
         ("run.num_workers=9", "some would have nothing"),
+        (
+            "tracking.uri=http://127.0.0.1:9",
+            "error: tracking.uri: MLflow at http://127.0.0.1:9: no answer: [Errno 111]",
+        ),
         ("data.root=/nowhere", "/nowhere/coco_panoptic/train/manifest.json: no such file"),
     ],
 )

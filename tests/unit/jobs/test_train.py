@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from jobs.train import TrainJob, run
+from jobs.train import TrainJob, _look_for_mlflow, run
+from semsam import tracking_address
 from semsam.config import ConfigError, load_config, parse_config
+from semsam.storage import Folder
+from semsam.tracking import RUN_ID_FILE, TrackingError, TrackingSettings
+from tests.mlflow_stand_in import MlflowStandIn
+from tests.painted_shards import write_painted_shards
 
 STAGES = {"data": {"plan": {"stages": [{"weights": {"ade20k": 1.0}}]}}}
 
@@ -60,3 +67,75 @@ def test_data_that_was_not_prepared_is_named(tmp_path: object) -> None:
     job = parse_config(TrainJob, {"data": values, "run": {"storage": f"{tmp_path}/runs"}}, "test")
     with pytest.raises(ValueError, match=f"{tmp_path}/nothing/ade20k/train"):
         run(job)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowStandIn]:
+    monkeypatch.setattr(tracking_address, "ANSWER_WITHIN", 0.5)
+    server = MlflowStandIn()
+    yield server
+    server.mode = "ok"
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_painted_shards(tmp_path_factory.mktemp("painted"))
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang", "fail", "deleted"])
+def test_an_mlflow_that_cannot_be_had_is_named_before_any_work(
+    server: MlflowStandIn, shards: Path, tmp_path: Path, fault: str
+) -> None:
+    server.mode = fault
+    server.experiment_stage = fault
+    if fault == "refuse":
+        server.stop()
+    setting = "tracking.experiment: mine" if fault == "deleted" else f"tracking.uri: MLflow at {server.uri}: "
+    with pytest.raises(TrackingError, match=f"^{setting}"):
+        run(job(shards, tmp_path, {"uri": server.uri, "experiment": "mine"}))
+    assert not (tmp_path / "runs").exists()
+
+
+def job(shards: Path, folder: Path, tracking: dict[str, Any]) -> TrainJob:
+    values = {
+        "data": {"root": str(shards), "plan": {"stages": [{"weights": {"coco_panoptic": 1}}]}},
+        "model": {"preset": "debug"},
+        "run": {"storage": str(folder / "runs"), "num_workers": 1, "use_gpu": False},
+        "tracking": tracking,
+    }
+    return parse_config(TrainJob, values, "test")
+
+
+def test_a_relative_database_and_a_submitted_jobs_own_folder_are_refused(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="^tracking.uri: sqlite:///mlflow.db is relative: .* two of them"):
+        run(job(shards, tmp_path, {"uri": "sqlite:///mlflow.db"}))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    with pytest.raises(ValueError, match="^tracking.uri: not set, and a submitted job's folder is deleted"):
+        run(job(shards, tmp_path, {}))
+
+
+@pytest.mark.parametrize("fault", ["refuse", "hang", "fail"])
+def test_a_training_that_goes_on_does_not_wait_for_mlflow(server: MlflowStandIn, tmp_path: Path, fault: str) -> None:
+    server.mode = fault
+    if fault == "refuse":
+        server.stop()
+    tracking = TrackingSettings(uri=server.uri)
+    started = time.monotonic()
+    _look_for_mlflow(tracking, Folder(tmp_path), is_begun=True)
+    (tmp_path / RUN_ID_FILE).write_text("0" * 32)
+    _look_for_mlflow(tracking, Folder(tmp_path), is_begun=False)
+    assert time.monotonic() - started < 0.3
+
+
+def test_a_damaged_id_of_an_mlflow_run_is_named_before_any_work(
+    server: MlflowStandIn, shards: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "semantic-sam"
+    folder.mkdir(parents=True)
+    (folder / RUN_ID_FILE).write_text("0123")
+    with pytest.raises(TrackingError, match=f"^{folder}/{RUN_ID_FILE}: damaged: .*or remove the file for a new one"):
+        run(job(shards, tmp_path, {"uri": server.uri}))

@@ -1,0 +1,126 @@
+"""A real MLflow server that stops answering, and then dies, under a training's numbers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs.track import Target, TrackJob
+from jobs.track import run as track
+from semsam import tracking_address
+from semsam.storage import Folder
+from semsam.tracking import LOSS, RUN_ID_FILE, TrackingError, TrackingSettings, open_experiment
+from semsam.training import metric_queue
+from semsam.training.recorder import Recorder
+from semsam.training.train_log import read_log
+from semsam.training.training_data import TrainingData
+from tests.integration.training_worker import recipe_for
+from tests.painted_shards import write_painted_shards
+
+STEPS = 40
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.filterwarnings("ignore")  # MLflow's own.
+def test_a_server_that_hangs_and_one_that_dies_cost_no_step_and_no_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr(metric_queue, "RETRY_EVERY", 0.5)
+    monkeypatch.setattr(tracking_address, "ANSWER_WITHIN", 2.0)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    database, run = f"sqlite:///{tmp_path}/mlflow.db", Folder(tmp_path / "run")
+    recipe = recipe_for(str(write_painted_shards(tmp_path / "shards")), steps=STEPS, log_every=1)
+    server, uri = start_server(database, tmp_path)
+    try:
+        recorder = Recorder(recipe, TrainingData.of(recipe), run, 0, "test", TrackingSettings(uri=uri))
+        client = MlflowClient(database)
+
+        def has(step: int) -> Callable[[], bool]:
+            return lambda: run.exists(RUN_ID_FILE) and steps_of(client, run)[-1:] == [step]
+
+        add(recorder, 0, 10)
+        wait_until(has(10))
+        os.killpg(server.pid, signal.SIGSTOP)
+        assert add(recorder, 10, 30) < 1
+        time.sleep(4)
+        os.killpg(server.pid, signal.SIGCONT)
+        wait_until(has(30))
+        experiment = client.get_run(run.read(RUN_ID_FILE).decode()).info.experiment_id
+        client.delete_experiment(experiment)
+        with pytest.raises(TrackingError, match=f"^tracking.experiment: .* was deleted in MLflow at {uri}"):
+            open_experiment(TrackingSettings(uri=uri))
+        client.restore_experiment(experiment)
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    assert add(recorder, 30, STEPS) < 1
+    recorder.close(failed=False)
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("warning", "MLflow"))]
+    assert f"warning: tracking.uri: MLflow at {uri}: " in said[0]
+    assert said[1] == "MLflow answers again"
+    assert said[-1].endswith(f"python -m jobs.track {run.path}")
+    assert len(list(read_log(run))) == STEPS
+    sent = track(TrackJob(folder=run.path, tracking=Target(uri=database)))  # The same store, without the server.
+    assert steps_of(client, run) == list(range(1, STEPS + 1))
+    assert client.get_run(sent.run_id).info.status == "FINISHED"
+    assert track(TrackJob(folder=run.path, tracking=Target(uri=database))).what == f"0 of {STEPS} points"
+
+
+def start_server(database: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A server in a process group of its own, once it answers."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with (folder / "server.log").open("wb") as log:
+        server = subprocess.Popen(
+            [*command, "--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts")],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+        )
+
+    def answers() -> bool:
+        assert server.poll() is None, (folder / "server.log").read_text()
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
+        except OSError:
+            return False
+        return True
+
+    wait_until(answers, 120)
+    return server, f"http://127.0.0.1:{port}"
+
+
+def add(recorder: Recorder, first: int, last: int) -> float:
+    """Record steps; the seconds that it took."""
+    started = time.monotonic()
+    for step in range(first, last):
+        recorder.add(step, {"loss": float(step), "seconds": 0.1})
+    return time.monotonic() - started
+
+
+def steps_of(client: object, run: Folder) -> list[int]:
+    """The steps that MLflow has of a run, each as often as it has it."""
+    history = client.get_metric_history(run.read(RUN_ID_FILE).decode(), LOSS)  # type: ignore[attr-defined]
+    return sorted(one.step for one in history)
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -1,0 +1,120 @@
+"""A small server that answers as MLflow's does to what a training asks, and that can fail as servers do."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+
+class MlflowStandIn:
+    """One experiment's runs in memory; `mode` is `ok`, `hang` (no answer) or `fail` (500).
+
+    As in MLflow's SQL stores, a metric that is logged twice with the same step, time and value is one row.
+    """
+
+    def __init__(self) -> None:
+        self.mode = "ok"
+        self.experiment_stage = "active"
+        self.runs: dict[str, dict[str, Any]] = {}
+        self.authorization: set[str | None] = set()
+        self._server: ThreadingHTTPServer | None = None
+        self._port = 0
+        self.start()
+
+    @property
+    def uri(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def is_up(self) -> bool:
+        return self._server is not None
+
+    def start(self) -> None:
+        """Listen, on the same port as before."""
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer._answer(self, {name: one[0] for name, one in parse_qs(urlsplit(self.path).query).items()})
+
+            def do_POST(self) -> None:
+                outer._answer(self, json.loads(self.rfile.read(int(self.headers["Content-Length"])) or "{}"))
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        ThreadingHTTPServer.allow_reuse_address = True
+        self._server = ThreadingHTTPServer(("127.0.0.1", self._port), Handler)
+        self._server.daemon_threads = True
+        self._port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def stop(self) -> None:
+        """Refuse connections from now on."""
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+
+    def history(self, run_id: str, key: str) -> list[tuple[int, float]]:
+        """Steps and values of a metric, sorted."""
+        return sorted((step, value) for name, step, _, value in self.runs[run_id]["metrics"] if name == key)
+
+    def _answer(self, request: BaseHTTPRequestHandler, asked: dict[str, Any]) -> None:
+        while self.mode == "hang":
+            time.sleep(0.05)
+        self.authorization.add(request.headers["Authorization"])
+        status, values = (500, {}) if self.mode == "fail" else self._values(urlsplit(request.path).path, asked)
+        body = json.dumps(values).encode()
+        try:
+            request.send_response(status)
+            request.send_header("Content-Type", "application/json")
+            request.send_header("Content-Length", str(len(body)))
+            request.end_headers()
+            request.wfile.write(body)
+        except OSError:  # Nobody waits any more.
+            pass
+
+    def _values(self, path: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        name = path.rpartition("/mlflow/")[2]
+        if name == "experiments/get-by-name":
+            return 200, {"experiment": {"experiment_id": "1", "name": "x", "lifecycle_stage": self.experiment_stage}}
+        if name == "runs/create":
+            run_id = f"{len(self.runs) + 1:032x}"
+            tags = {one["key"]: one["value"] for one in asked.get("tags", [])}
+            run = {"stage": "active", "status": "RUNNING", "metrics": set(), "params": {}, "tags": tags}
+            self.runs[run_id] = run
+            return 200, {"run": _shown(run_id, run)}
+        run_id = asked.get("run_id", "")
+        if run_id not in self.runs:
+            return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": f"Run with id={run_id} not found"}
+        run = self.runs[run_id]
+        if name == "runs/get":
+            return 200, {"run": _shown(run_id, run)}
+        if run["stage"] != "active":
+            return 400, {"error_code": "INVALID_PARAMETER_VALUE", "message": "The run must be in the 'active' state."}
+        if name == "runs/update":
+            run["status"] = asked.get("status", run["status"])
+            return 200, {"run_info": _shown(run_id, run)["info"]}
+        if name == "runs/log-batch":
+            run["params"].update({one["key"]: one["value"] for one in asked.get("params", [])})
+            rows = [
+                (one["key"], int(one["step"]), int(one["timestamp"]), one["value"]) for one in asked.get("metrics", [])
+            ]
+            run["metrics"].update(rows)
+        return 200, {}
+
+
+def _shown(run_id: str, run: dict[str, Any]) -> dict[str, Any]:
+    latest: dict[str, tuple[int, int, float]] = {}
+    for key, step, when, value in run["metrics"]:
+        latest[key] = max(latest.get(key, (-1, 0, 0.0)), (step, when, value))
+    metrics = [{"key": key, "step": s, "timestamp": w, "value": v} for key, (s, w, v) in latest.items()]
+    info = {"run_id": run_id, "run_uuid": run_id, "status": run["status"], "lifecycle_stage": run["stage"]}
+    info |= {"experiment_id": "1", "artifact_uri": "mlflow-artifacts:/1"}
+    params, tags = ([{"key": k, "value": v} for k, v in run[name].items()] for name in ("params", "tags"))
+    return {"info": info, "data": {"metrics": metrics, "params": params, "tags": tags}, "inputs": {}}

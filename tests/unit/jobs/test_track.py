@@ -1,0 +1,68 @@
+"""An evaluation's numbers are safe before they are sent, and what was not sent can be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs import evaluate
+from jobs.evaluate import EvaluateJob
+from jobs.track import Target, TrackJob, main, run
+from semsam.config import dump_config
+from semsam.data.shards import Split
+from semsam.tracking import RUN_ID_FILE, TrackingSettings
+from tests.mlflow_stand_in import MlflowStandIn
+from tests.painted_shards import write_painted_shards
+
+METRICS = {"one_click/coco_panoptic/miou_max": 0.25, "baseline/one_click/coco_panoptic/miou_max": 0.5}
+
+
+@pytest.fixture
+def server() -> Iterator[MlflowStandIn]:
+    server = MlflowStandIn()
+    yield server
+    server.mode = "ok"
+    server.stop()
+
+
+@pytest.mark.slow
+def test_an_evaluations_numbers_outlive_an_mlflow_that_fails_at_the_end(
+    server: MlflowStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from mlflow import MlflowClient
+
+    shards, output = write_painted_shards(tmp_path / "shards"), tmp_path / "evaluation"
+    tracking = TrackingSettings(uri=server.uri.replace("//", "//user:s3cret@"), experiment="mine")
+    job = EvaluateJob(data=str(shards), output=str(output), tracking=tracking)
+    splits = {"coco_panoptic": Split(f"{shards}/coco_panoptic/train")}
+    server.mode = "fail"
+    output.mkdir()
+    (output / RUN_ID_FILE).write_text("0" * 32)  # Of an earlier evaluation.
+    assert evaluate.keep(job, METRICS, {"coco_panoptic.png": b"png"}, splits) is None
+    said = capsys.readouterr().out.splitlines()
+    assert said[0].startswith("metric")  # The table, first of all.
+    assert said[-1].startswith(f"warning: tracking.uri: MLflow at {server.uri}: it answers 500")
+    assert said[-1].endswith(f"; once it answers, send the numbers: python -m jobs.track {output}")
+    assert json.loads((output / "metrics.json").read_bytes())["metrics"] == METRICS
+    database = f"sqlite:///{tmp_path}/mlflow.db"
+    sent = run(TrackJob(folder=str(output), tracking=Target(uri=database)))
+    assert run(TrackJob(folder=str(output), tracking=Target(uri=database))) == sent
+    client = MlflowClient(database)
+    found = client.get_run(sent.run_id)
+    assert found.data.metrics == METRICS
+    assert all(len(client.get_metric_history(sent.run_id, name)) == 1 for name in METRICS)
+    assert found.info.status == "FINISHED"
+    assert found.inputs.dataset_inputs[0].dataset.name == "coco_panoptic/train"
+    artifacts = tmp_path / "mlruns" / sent.run_id / "artifacts"
+    assert (artifacts / "pictures" / "coco_panoptic.png").read_bytes() == b"png"
+    assert (artifacts / "config.yaml").read_text() == dump_config(job)
+    for path in (*output.rglob("*"), *tmp_path.rglob("mlflow.db"), *artifacts.rglob("*")):
+        assert not path.is_file() or b"s3cret" not in path.read_bytes()
+
+
+def test_a_folder_without_anything_to_send_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{tmp_path}/tracking.json: no such file: neither a training nor an evaluat"):
+        main([str(tmp_path)])
