@@ -1,5 +1,7 @@
 """Send to MLflow what it lacks of a training or an evaluation: `python -m jobs.track <folder> [tracking.uri=...]`.
 
+    python -m jobs.track outputs/runs/semantic-sam tracking.uri=https://mlflow.example.org
+
 The folder is that of a run or an evaluation's output, local or s3://.  What MLflow has is not sent again, so that it
 may be run at any time, also while the training goes on.
 """
