@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from jobs.train import TrainJob, run
 from semsam.config import ConfigError, parse_config
+from semsam.storage import Folder
+from semsam.training.attempt import attempt_on
+from tests.painted_shards import VOCABULARIES, write_painted_shards
 
 STAGES = {"data": {"plan": {"stages": [{"weights": {"ade20k": 1.0}}]}}}
 
@@ -40,3 +47,19 @@ def test_data_that_was_not_prepared_is_named(tmp_path: object) -> None:
     job = parse_config(TrainJob, {"data": values, "run": {"storage": f"{tmp_path}/runs"}}, "test")
     with pytest.raises(ValueError, match=f"{tmp_path}/nothing/ade20k/train"):
         run(job)
+
+
+def test_a_second_training_on_a_folder_is_refused_before_any_worker_starts(tmp_path: Path) -> None:
+    shards = write_painted_shards(tmp_path / "shards", vocabularies={"sa1b": VOCABULARIES["sa1b"]})
+    values = {
+        "data": {"root": str(shards), "plan": {"stages": [{"weights": {"sa1b": 1.0}}]}},
+        "run": {"storage": str(tmp_path / "runs"), "name": "mine"},
+    }
+    started = time.monotonic()
+    with (
+        attempt_on(Folder(tmp_path / "runs" / "mine")),
+        pytest.raises(ValueError, match=rf"{tmp_path}/runs/mine: another training .*process {os.getpid()}, since 2"),
+    ):
+        run(parse_config(TrainJob, values, "test"))
+    assert time.monotonic() - started < 30
+    assert not ray.is_initialized()
