@@ -177,15 +177,21 @@ class Loop:
 
     @torch.no_grad()
     def _culprits(self, batches: list[Batch], normalizers: Tensor) -> list[Sample]:
-        """The samples whose loss, each alone, is not finite.  All workers call this: their batches have one size."""
-        found = []
+        """The samples whose loss, each alone, is not finite; none if all of the step are so: then it is the model.
+
+        All workers call this: their batches have one size.
+        """
+        found, num_samples = [], 0
         for batch in batches:
             for place, sample in enumerate(batch.samples):
                 alone = Batch.of([sample], batch.step, batch.images[place : place + 1])
                 loss, _ = self.step(self.step.to_device(alone, self.worker.device), normalizers)
+                num_samples += sample.index >= 0
                 if sample.index >= 0 and not loss.isfinite():
                     found.append(sample)
-        return found
+        counts = torch.tensor([len(found), num_samples], device=self.worker.device)
+        num_found, num_of_all = self.worker.sum(counts).tolist()
+        return [] if num_found == num_of_all > 1 else found
 
     def _how_to_skip(self, keys: list[str]) -> str:
         """What to add to the command line to leave out samples, of which each worker names its own; all call this."""

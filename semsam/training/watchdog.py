@@ -70,28 +70,31 @@ class Watchdog:
                 self._say(f"not done after {silent:.0f} s (run.stall_warning_s); it is ended in {end:.0f} s")
 
     def _say(self, what: str) -> None:
-        stacks = self._stacks(what.partition(" ")[0])
+        stacks, silent = self._stacks(what.partition(" ")[0])
         if self._worker.rank != min(stacks):
             return
         name = "the start" if self._step < 0 else f"step {self._step}"
         lines = [f"{name} is {what}"]
-        if silent := [rank for rank in range(self._worker.world_size) if rank not in stacks]:
+        if silent:
             lines.append(f"  no answer in {_GRACE:.0f} s from worker {_listed(silent)}: stopped, gone or very busy")
         for stack in dict.fromkeys(stacks.values()):
             lines += [f"  worker {_listed([rank for rank, one in stacks.items() if one == stack])} is at", stack]
         print("\n".join(lines), flush=True)
 
-    def _stacks(self, occasion: str) -> dict[int, str]:
-        """Where the workers are that can say so, by rank; this one alone if they cannot be asked."""
+    def _stacks(self, occasion: str) -> tuple[dict[int, str], list[int]]:
+        """Where the workers are that can say so, by rank, and who cannot."""
         frame = sys._current_frames().get(self._watched)
         own = "".join(traceback.format_stack(frame)[-_FRAMES:]).rstrip()
-        found = {self._worker.rank: own}
-        if self._worker.world_size > 1 and dist.is_initialized():
-            # In a thread of its own: with the worker that keeps the store stopped, this waits without end.
-            asking = threading.Thread(target=self._ask, args=(f"{self._step}/{occasion}", own, found), daemon=True)
-            asking.start()
-            asking.join(2 * _GRACE)
-        return dict(sorted(found.items()))
+        found, world_size = {self._worker.rank: own}, self._worker.world_size
+        if world_size == 1:
+            return found, []
+        # In a thread of its own: with the first worker stopped, which keeps what is told, this waits without end.
+        asking = threading.Thread(target=self._ask, args=(f"{self._step}/{occasion}", own, found), daemon=True)
+        asking.start()
+        asking.join(2 * _GRACE)
+        if asking.is_alive():
+            return {self._worker.rank: own}, [0]
+        return dict(sorted(found.items())), [rank for rank in range(world_size) if rank not in found]
 
     def _ask(self, occasion: str, own: str, found: dict[int, str]) -> None:
         store = dist.distributed_c10d.PrefixStore(f"watchdog/{occasion}", dist.distributed_c10d._get_default_store())

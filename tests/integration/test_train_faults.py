@@ -1,9 +1,10 @@
-"""jobs.train on a local cluster: a worker that is killed costs time and nothing else, here and in MLflow."""
+"""jobs.train on a local cluster: a worker that is killed, or stopped, costs time and nothing else, here and in MLflow."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,29 +53,34 @@ def config(tmp_path_factory: pytest.TempPathFactory, server: MlflowStandIn) -> P
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(900)
-def test_a_killed_worker_changes_no_loss(config: Path, server: MlflowStandIn) -> None:
-    runs = config.parent / "runs"
-    whole = _start(config, "whole")
+def test_a_killed_worker_and_one_that_is_stopped_change_no_loss(config: Path, server: MlflowStandIn) -> None:
+    runs, steps = config.parent / "runs", 14
+    whole = _start(config, "whole", f"training.steps={steps}")
     assert whole.wait(timeout=400) == 0, _output(config, "whole")
-    killed = _start(config, "killed")
+    limits = ("run.stall_warning_s=5", "run.stall_timeout_s=15")
+    hit = _start(config, "hit", f"training.steps={steps}", *limits)
     try:
-        _wait_for_lines(runs / "killed" / "train_log.jsonl", 5, killed)
-        os.kill(_a_worker_of(killed.pid), signal.SIGKILL)
-        assert killed.wait(timeout=400) == 0, _output(config, "killed")
+        for lines, number in ((5, signal.SIGKILL), (10, signal.SIGSTOP)):
+            _wait_for_lines(runs / "hit" / "train_log.jsonl", lines, hit)
+            os.kill(_a_worker_of(hit.pid), number)
+        assert hit.wait(timeout=400) == 0, _output(config, "hit")
     finally:
-        killed.kill()
-        killed.wait()
+        hit.kill()
+        hit.wait()
     expected, found = (
         [json.loads(line) for line in (runs / name / "train_log.jsonl").read_text().splitlines()]
-        for name in ("whole", "killed")
+        for name in ("whole", "hit")
     )
-    assert "going on after step 3" in _output(config, "killed")
-    assert [entry["step"] for entry in found] == list(range(8))
+    said = _output(config, "hit")
+    assert "going on after step 3" in said
+    assert re.search(r"step \d+ is not done after \d+ s .*\n.*no answer in 4 s from worker [01]: ", said)
+    assert re.search(r"step \d+ is ended after \d+ s", said)
+    assert [entry["step"] for entry in found] == list(range(steps))
     assert [entry["loss"] for entry in found] == [entry["loss"] for entry in expected]
-    assert _output(config, "killed").splitlines()[-1] == f"checkpoint in {runs}/killed/checkpoint-8"
-    for name in ("whole", "killed"):
+    assert said.splitlines()[-1] == f"checkpoint in {runs}/hit/checkpoint-{steps}"
+    for name in ("whole", "hit"):
         run_id = (runs / name / "mlflow_run_id").read_text()
-        assert [step for step, _ in server.history(run_id, LOSS)] == list(range(1, 9))
+        assert [step for step, _ in server.history(run_id, LOSS)] == list(range(1, steps + 1))
         assert server.runs[run_id]["status"] == "FINISHED"
         assert "s3cret" not in _output(config, name)
     assert len(server.runs) == 2

@@ -15,15 +15,20 @@ import torch.distributed as dist
 ROOT = Path(__file__).parents[2]
 
 
-def run_workers(module: str, world_size: int, output: Path, arguments: Sequence[str]) -> None:
-    """Run `python -m <module> <arguments>` as `world_size` workers; all must succeed.  Their logs go to `output`."""
+def free_port() -> int:
+    """A port that nobody listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
+
+
+def run_workers(module: str, world_size: int, output: Path, arguments: Sequence[str]) -> None:
+    """Run `python -m <module> <arguments>` as `world_size` workers; all must succeed.  Their logs go to `output`."""
     shared = os.environ | {
         "WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-m", module, *arguments]

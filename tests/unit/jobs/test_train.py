@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from jobs.train import TrainJob, _look_for_mlflow, run
 from semsam import tracking_address
 from semsam.config import ConfigError, load_config, parse_config
 from semsam.storage import Folder
 from semsam.tracking import RUN_ID_FILE, TrackingError, TrackingSettings
+from semsam.training.attempt import attempt_on
 from tests.mlflow_stand_in import MlflowStandIn
-from tests.painted_shards import write_painted_shards
+from tests.painted_shards import VOCABULARIES, write_painted_shards
 
 STAGES = {"data": {"plan": {"stages": [{"weights": {"ade20k": 1.0}}]}}}
 
@@ -139,3 +142,20 @@ def test_a_damaged_id_of_an_mlflow_run_is_named_before_any_work(
     (folder / RUN_ID_FILE).write_text("0123")
     with pytest.raises(TrackingError, match=f"^{folder}/{RUN_ID_FILE}: damaged: .*or remove the file for a new one"):
         run(job(shards, tmp_path, {"uri": server.uri}))
+
+
+def test_a_second_training_on_a_folder_is_refused_before_any_worker_starts(tmp_path: Path) -> None:
+    shards = write_painted_shards(tmp_path / "shards", vocabularies={"sa1b": VOCABULARIES["sa1b"]})
+    values = {
+        "data": {"root": str(shards), "plan": {"stages": [{"weights": {"sa1b": 1.0}}]}},
+        "run": {"storage": str(tmp_path / "runs"), "name": "mine"},
+        "tracking": {"enabled": False},
+    }
+    started = time.monotonic()
+    with (
+        attempt_on(Folder(tmp_path / "runs" / "mine")),
+        pytest.raises(ValueError, match=rf"{tmp_path}/runs/mine: another training .*process {os.getpid()}, since 2"),
+    ):
+        run(parse_config(TrainJob, values, "test"))
+    assert time.monotonic() - started < 30
+    assert not ray.is_initialized()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -156,13 +157,22 @@ def test_a_folder_without_the_model_s_settings_is_named(tmp_path: Path, config: 
         ModelChoice("debug", init=str(tmp_path)).resolve()
 
 
-def test_a_training_and_its_continuation_take_the_settings_from_there(
-    make_recipe: MakeRecipe, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize("init", ["gone", "another", "left out"])
+def test_going_on_needs_nothing_of_what_a_training_began_with(
+    make_recipe: MakeRecipe, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture, init: str
 ) -> None:
-    recipe = make_recipe(steps=1)
+    begun = Path(shutil.copytree(folder, tmp_path / "begun"))
+    recipe, worker = make_recipe(steps=1), Worker(0, 1, torch.device("cpu"))
     sizes = {name: value for name, value in recipe.model.overrides.items() if name != "text"}
-    recipe = dataclasses.replace(recipe, model=ModelChoice("debug", sizes, init=folder))
-    for said in ("weights from", "going on after step 1"):
-        train(recipe, {}, RunFolder(tmp_path), Worker(0, 1, torch.device("cpu")), "x", None)
-        assert said in capsys.readouterr().out
-    assert SemanticSam.load(tmp_path / "checkpoint-1").settings == make_recipe().model.resolve()
+    recipe = dataclasses.replace(recipe, model=ModelChoice("debug", sizes, init=str(begun)))
+    train(recipe, {}, RunFolder(tmp_path / "run"), worker, "x", None)
+    assert "weights from" in capsys.readouterr().out
+    if init == "gone":
+        shutil.rmtree(begun)
+    if init == "another":
+        (begun / "config.yaml").write_text("model: {text: {dim: 24}}")
+    if init == "left out":
+        recipe = dataclasses.replace(recipe, model=ModelChoice("debug", sizes))
+    train(recipe, {}, RunFolder(tmp_path / "run"), worker, "x", None)
+    assert "going on after step 1" in capsys.readouterr().out
+    assert SemanticSam.load(tmp_path / "run" / "checkpoint-1").settings == make_recipe().model.resolve()
