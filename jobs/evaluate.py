@@ -36,8 +36,9 @@ from semsam.evaluation.pictures import Row, click_row, encode_png, grid
 from semsam.evaluation.protocols import BASELINE, Protocols, clicked_regions
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
-from semsam.tracked_run import TrackedRun
-from semsam.tracking import RUN_ID_FILE, TrackingError, TrackingSettings, open_experiment
+from semsam.tracked_run import TRACKING_FILE, TrackedRun
+from semsam.tracking import RUN_ID_FILE, TrackingSettings, open_experiment
+from semsam.tracking_server import TrackingError
 
 
 @settings
@@ -89,10 +90,10 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     """
     job = _with_stable_paths(job)
     splits = _find_splits(job)
-    model = ModelReference(job.checkpoint, job.preset, job.seed)
-    predictor = load_predictor(model, job.image_size)
     if job.tracking.enabled:
         print(open_experiment(job.tracking), flush=True)
+    model = ModelReference(job.checkpoint, job.preset, job.seed)
+    predictor = load_predictor(model, job.image_size)
     with connect():
         fitted = dict(baselines or _baselines(job, splits, predictor.model.settings.num_levels))
         measured = _measure(job, splits, model, fitted)
@@ -112,13 +113,14 @@ def keep(
     """Print and store what was found, and then send it; the MLflow run's id, None where there is none."""
     print(table(metrics), flush=True)
     output = Folder(job.output)
+    for name in (RUN_ID_FILE, TRACKING_FILE):  # Of an earlier evaluation, whose MLflow run has other numbers.
+        output.remove(name)
     numbers = {"time": time.time(), "metrics": metrics, "pictures": list(pictures)}
     output.write(METRICS_FILE, orjson.dumps(numbers, option=orjson.OPT_INDENT_2))
     for name, picture in pictures.items():
         output.write(name, picture)
     if not job.tracking.enabled:
         return None
-    output.remove(RUN_ID_FILE)  # Of an earlier evaluation.
     manifests = [split.manifest for split in splits.values()]
     tracked = TrackedRun.of(job.tracking, job.run_name, config_values(job), manifests, "evaluation")
     tracked.store(output)

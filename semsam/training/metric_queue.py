@@ -6,12 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from semsam.tracking import Point, RefusedError, Tracker
+from semsam.tracking import Point, Tracker
+from semsam.tracking_server import RefusedError
 
 # An entry of the log with this key ends an interval: so many entries, it included, make one point in MLflow.
 MEAN_OF = "mean_of"
@@ -59,7 +61,8 @@ class MetricQueue:
     """
 
     def __init__(self, open_run: Callable[[], Tracker], logged: Callable[[], Iterable[Point]], rest: str) -> None:
-        import mlflow  # noqa: F401  Takes seconds of a core: on the thread, the first steps would wait for them.
+        with suppress(ImportError):  # Said by the thread.
+            import mlflow  # noqa: F401  Takes seconds of a core: on the thread, the first steps would wait for them.
 
         self._open_run = open_run
         self._logged = logged

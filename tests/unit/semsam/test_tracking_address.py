@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from semsam import tracking_address
+from semsam import tracking_address, tracking_server
 from semsam.config import dump_config
-from semsam.tracking import TrackingError, TrackingSettings, open_experiment, tracking_uri
+from semsam.tracking import TrackingSettings, open_experiment, tracking_uri
 from semsam.tracking_address import check_address, complete_address, environment_for, mask_secrets, without_secrets
+from semsam.tracking_server import TrackingError
 from tests.mlflow_stand_in import MlflowStandIn
 
 
@@ -92,7 +93,7 @@ def silent_port() -> Iterator[int]:
 
 
 def test_a_server_that_is_not_there_is_named_at_once(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_address, "ANSWER_WITHIN", 0.5)
+    monkeypatch.setattr(tracking_server, "ANSWER_WITHIN", 0.5)
     started = time.monotonic()
     for uri, reason in (
         (f"http://user:secret@127.0.0.1:{silent_port}", "no answer within"),
@@ -139,7 +140,7 @@ def test_a_deleted_experiment_is_named_with_what_restores_it() -> None:
 
 
 def test_a_database_file_that_cannot_be_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_address, "ANSWER_WITHIN", 0.2)
+    monkeypatch.setattr(tracking_server, "ANSWER_WITHIN", 0.2)
     (tmp_path / "text.db").write_text(
         "not a database, and longer than the header of one, which has a hundred bytes" * 2
     )
