@@ -14,7 +14,16 @@ from typing import Any, Self
 from semsam.config import settings
 from semsam.data.manifest import Manifest
 from semsam.tracking_address import VARIABLE, Address, check_address, sqlite_path, without_secrets
-from semsam.tracking_server import OPEN_WITHIN, RefusedError, TrackingError, client_for, named_errors, probe, within
+from semsam.tracking_server import (
+    OPEN_WITHIN,
+    RefusedError,
+    TrackingError,
+    client_for,
+    is_refusal,
+    named_errors,
+    probe,
+    within,
+)
 
 # MLflow refuses longer parameter values, and larger batches.
 MAX_PARAM_LENGTH = 6000
@@ -240,15 +249,20 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _experiment(client: Any, tracking: TrackingSettings) -> str:
     """The id of the experiment, which is made where there is none."""
-    uri = tracking_uri(tracking)
-    found = client.get_experiment_by_name(tracking.experiment)
-    if found is None:
-        made: str = client.create_experiment(tracking.experiment, _artifact_location(uri))
-        return made
+    uri, name = tracking_uri(tracking), tracking.experiment
+    try:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            made: str = client.create_experiment(name, _artifact_location(uri))
+            return made
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        raise RefusedError(f"tracking.experiment: {name!r}, in MLflow at {uri}: {error}") from None
     if found.lifecycle_stage != "active":
         raise RefusedError(
-            f"tracking.experiment: {tracking.experiment} was deleted in MLflow at {uri}; choose another name, or "
-            f"restore it: mlflow experiments restore -x {found.experiment_id}"
+            f"tracking.experiment: {name} was deleted in MLflow at {uri}; choose another name, or restore it: "
+            f"mlflow experiments restore -x {found.experiment_id}"
         )
     return str(found.experiment_id)
 

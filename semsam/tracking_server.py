@@ -44,6 +44,11 @@ class RefusedError(TrackingError):
     """What asking again would not mend: a run that was deleted, an id that is none."""
 
 
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow would say the same again."""
+    return getattr(error, "error_code", None) in _REFUSALS
+
+
 @contextmanager
 def named_errors(uri: str) -> Iterator[None]:
     """What goes wrong as one line that names the address, without what of it is secret."""
@@ -52,7 +57,7 @@ def named_errors(uri: str) -> Iterator[None]:
     except TrackingError:
         raise
     except Exception as error:
-        kind = RefusedError if getattr(error, "error_code", None) in _REFUSALS else TrackingError
+        kind = RefusedError if is_refusal(error) else TrackingError
         raise kind(f"tracking.uri: MLflow at {uri}: {mask_secrets(_reason(error), uri)}") from None
 
 

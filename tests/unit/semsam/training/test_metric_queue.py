@@ -293,6 +293,20 @@ def test_closing_hides_neither_why_a_run_failed_nor_that_its_log_is_lost(
     assert only_run(server, tmp_path)["status"] == "FAILED"
 
 
+def test_a_run_on_s3_is_sent_from_its_log(
+    make_recipe: Callable[..., Recipe], server: MlflowStandIn, bucket: str, tmp_path: Path
+) -> None:
+    recipe, run = make_recipe(steps=STEPS, global_batch=3, log_every=EVERY), Folder(f"{bucket}/run")
+    server.mode = "fail"
+    recorder = Recorder(recipe, TrainingData.of(recipe), run, 0, "test", TrackingSettings(uri=server.uri))
+    add(recorder, 0, STEPS)
+    recorder.close(failed=False)
+    server.mode = "ok"
+    assert track(TrackJob(folder=run.path)).what == "6 of 6 points"
+    (tmp_path / RUN_ID_FILE).write_bytes(run.read(RUN_ID_FILE))
+    assert is_complete(server, tmp_path)
+
+
 def test_points_depend_on_the_log_alone(begin: Callable[..., Recorder], tmp_path: Path) -> None:
     begin().close(failed=True)
     add(begin(), 0, 5)
