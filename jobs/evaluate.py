@@ -127,7 +127,8 @@ def keep(
     try:
         return send_evaluation(tracked, output)
     except TrackingError as error:
-        print(f"warning: {error}; once it answers, send the numbers: python -m jobs.track {output.path}", flush=True)
+        later = f"the numbers are in {output.path}/{METRICS_FILE}; to send them: python -m jobs.track {output.path}"
+        print(f"warning: {error}; {later}", flush=True)
         return None
 
 
@@ -225,7 +226,7 @@ def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the outputs are."""
     config, overrides = (arguments[0], arguments[1:]) if arguments and "=" not in arguments[0] else (None, arguments)
     result = run(load_config(EvaluateJob, config, overrides))
-    place = f"MLflow run {result.run_id} at {result.tracking_uri}" if result.run_id else METRICS_FILE
+    place = f"MLflow run {result.run_id} at {result.tracking_uri}" if result.run_id else f"its {METRICS_FILE}"
     print(f"pictures in {result.pictures}, numbers in {place}")
 
 

@@ -124,7 +124,7 @@ def probe(uri: str) -> None:
         _probe_server(uri)
     elif port := _PORTS.get(scheme.partition("+")[0]):
         parts = urllib.parse.urlsplit(uri)
-        if parts.hostname:
+        if parts.hostname and "," not in parts.hostname:  # Of several hosts any may answer.
             socket.create_connection((parts.hostname, parts.port or port), ANSWER_WITHIN).close()
 
 

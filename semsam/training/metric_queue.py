@@ -94,7 +94,9 @@ class MetricQueue:
         self._wake.set()
         self._thread.join(CLOSE_WITHIN)
         if not self._over:
-            print(f"warning: MLflow lacks a part of this run; once it answers, send it: {self._rest}", flush=True)
+            print(
+                f"warning: MLflow lacks a part of this run; to send it, once MLflow answers: {self._rest}", flush=True
+            )
 
     def _run(self) -> None:
         while not self._over:
@@ -104,7 +106,7 @@ class MetricQueue:
             try:
                 self._send(status)
             except RefusedError as error:
-                print(f"warning: {error}; the training goes on, its log has all: {self._rest}", flush=True)
+                print(f"warning: {error}; the training goes on, its log has all; then: {self._rest}", flush=True)
                 self._over = True
             except Exception as error:  # Whatever it is, it must not be the end of a training.
                 if status is not None:

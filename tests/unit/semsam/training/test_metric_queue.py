@@ -86,6 +86,16 @@ def warnings_in(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("warning: ")]
 
 
+def wait_for_warning(capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said until there is a warning."""
+    said, deadline = "", time.monotonic() + 30
+    while not warnings_in(said):
+        assert time.monotonic() < deadline, "no warning"
+        time.sleep(0.01)
+        said += capsys.readouterr().out
+    return said
+
+
 def test_an_undisturbed_training_is_in_mlflow_once(
     begin: Callable[..., Recorder], server: MlflowStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,14 +123,14 @@ def test_an_outage_is_one_line_and_nothing_is_lost_or_doubled(
     wait_for(server, 4)
     break_it(server, fault)
     add(recorder, 4, 9)
-    time.sleep(1.3)  # An attempt, at least.
+    said = wait_for_warning(capsys)
     mend(server)
     wait_for(server, 8)
     add(recorder, 9, STEPS)
     recorder.close(failed=False)
     assert is_complete(server, tmp_path)
     assert len(list(read_log(Folder(tmp_path)))) == STEPS
-    [line] = warnings_in(capsys.readouterr().out)
+    [line] = warnings_in(said + capsys.readouterr().out)
     assert server.uri in line
     assert "the training goes on" in line
 
@@ -141,7 +151,7 @@ def test_an_outage_for_good_ends_in_time_and_the_rest_can_be_sent(
     started = time.monotonic()
     recorder.close(failed=False)
     assert time.monotonic() - started < 5
-    assert warnings_in(capsys.readouterr().out)[-1].endswith(f"send it: python -m jobs.track {tmp_path}")
+    assert warnings_in(capsys.readouterr().out)[-1].endswith(f": python -m jobs.track {tmp_path}")
     with pytest.raises(TrackingError, match=f"tracking.uri: MLflow at {server.uri}: "):
         track(TrackJob(folder=str(tmp_path)))
     mend(server)
@@ -180,12 +190,12 @@ def test_a_resumed_run_begins_without_mlflow_and_sends_what_both_attempts_have(
     capsys.readouterr()
     second = begin(first=7)  # In the midst of an interval.
     add(second, 7, 10)
-    time.sleep(0.6)
+    said = wait_for_warning(capsys)
     mend(server)
     add(second, 10, STEPS)
     second.close(failed=False)
     assert is_complete(server, tmp_path)
-    assert len(warnings_in(capsys.readouterr().out)) == 1
+    assert len(warnings_in(said + capsys.readouterr().out)) == 1
     assert only_run(server, tmp_path)["status"] == "FINISHED"
 
 
@@ -331,9 +341,9 @@ def test_user_and_password_are_used_and_in_no_file(
     assert "Basic c29tZWJvZHk6czNjckB0" in server.authorization  # somebody:s3cr@t
     break_it(server, "refuse")
     add(recorder, 4, STEPS)
-    time.sleep(0.6)
+    said = wait_for_warning(capsys)
     recorder.close(failed=False)
-    said = capsys.readouterr().out
+    said += capsys.readouterr().out
     assert len(warnings_in(said)) == 2
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     logged = repr(only_run(server, tmp_path))
