@@ -39,6 +39,7 @@ from semsam.storage import Folder
 from semsam.tracked_run import TRACKING_FILE, TrackedRun
 from semsam.tracking import RUN_ID_FILE, TrackingSettings, open_experiment
 from semsam.tracking_server import TrackingError
+from semsam.training.train_log import LOG_FILE
 
 
 @settings
@@ -89,6 +90,8 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     starts.  Numbers are printed and stored before they are sent: an MLflow that fails by then is a line on screen.
     """
     job = _with_stable_paths(job)
+    if Folder(job.output).exists(LOG_FILE):
+        raise ValueError(f"output: {job.output} is the folder of a training, with its own MLflow run; choose another")
     splits = _find_splits(job)
     if job.tracking.enabled:
         print(open_experiment(job.tracking), flush=True)

@@ -82,8 +82,8 @@ def client_for(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
-    for name, level in (("mlflow", logging.WARNING), ("urllib3.connectionpool", logging.ERROR)):
-        logging.getLogger(name).setLevel(level)
+    for library in ("mlflow", "urllib3.connectionpool"):  # What goes wrong is said once, by who asked.
+        logging.getLogger(library).setLevel(logging.ERROR)
     address = complete_address(uri)
     if uri.startswith("http") and address != uri:
         # Where MLflow looks for them; in the address they would stand in what it prints.

@@ -91,3 +91,11 @@ def test_an_evaluation_looks_for_mlflow_before_any_work(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=f"^tracking.uri: {reason}"):
             evaluate.run(job)
     assert not (tmp_path / "output").exists()
+
+
+def test_an_evaluation_does_not_take_the_folder_of_a_training_for_its_own(tmp_path: Path) -> None:
+    (tmp_path / "train_log.jsonl").touch()
+    (tmp_path / RUN_ID_FILE).write_text("0" * 32)
+    with pytest.raises(ValueError, match=f"^output: {tmp_path} is the folder of a training"):
+        evaluate.run(EvaluateJob(data=str(tmp_path), output=str(tmp_path)))
+    assert (tmp_path / RUN_ID_FILE).exists()
