@@ -211,12 +211,13 @@ def open_experiment(tracking: TrackingSettings) -> str:
     """
     uri = tracking_uri(tracking)
     check_address(uri)
+    # A file is nobody's to wait for, and a new one takes MLflow a while to fill.
+    seconds = None if uri.startswith("sqlite") else OPEN_WITHIN
     with named_errors(uri):
-        probe(uri)
-        client = client_for(uri)
-        # A file is nobody's to wait for, and a new one takes MLflow a while to fill.
-        is_file = uri.startswith("sqlite")
-        _experiment(client, tracking) if is_file else within(OPEN_WITHIN, lambda: _experiment(client, tracking))
+        within(seconds, lambda: probe(uri))
+        import mlflow  # noqa: F401  Seconds that no server is to blame for.
+
+        within(seconds, lambda: _experiment(client_for(uri), tracking))
     return f"MLflow: experiment {tracking.experiment} at {uri}"
 
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 # Seconds that the first look may take, and then a server to say what it knows of an experiment.
 ANSWER_WITHIN = 8.0
-OPEN_WITHIN = 12.0
+OPEN_WITHIN = 10.0
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 # Answers that asking again would not change.
 _REFUSALS = (
@@ -95,8 +95,10 @@ def client_for(uri: str) -> Any:
     return MlflowClient(tracking_uri=address)
 
 
-def within(seconds: float, action: Callable[[], T]) -> T:
+def within(seconds: float | None, action: Callable[[], T]) -> T:
     """What `action` returns, given up after a while: it may hang where no timeout of a library reaches."""
+    if seconds is None:
+        return action()
     result: Future[T] = Future()
 
     def run() -> None:
@@ -131,18 +133,22 @@ def probe(uri: str) -> None:
 def _probe_server(uri: str) -> None:
     question = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
     try:
-        urllib.request.urlopen(question, timeout=ANSWER_WITHIN).close()
+        with urllib.request.urlopen(question, timeout=ANSWER_WITHIN) as answer:
+            status, text = answer.status, answer.read(100_000)
     except urllib.error.HTTPError as error:
-        error.close()
-        if error.code >= 500:
-            raise OSError(f"it answers {error.code} {error.reason}") from None
+        with error:
+            status, text = error.code, error.read(100_000)
     except urllib.error.URLError as error:
-        if not isinstance(error.reason, ssl.SSLError):  # Whom to trust is MLflow's own client's to know.
-            raise OSError(f"no answer: {error.reason}") from None
+        if isinstance(error.reason, ssl.SSLError):  # Whom to trust is MLflow's own client's to know.
+            return
+        raise OSError(f"no answer: {error.reason}") from None
     except TimeoutError:
         raise OSError(f"no answer within {ANSWER_WITHIN:.0f} s") from None
     except http.client.HTTPException as error:
         raise OSError(f"not a web server: {type(error).__name__}") from None
+    is_mlflow = status not in (200, 404) or b'"experiment"' in text or b'"error_code"' in text
+    if status >= 500 or not is_mlflow:
+        raise OSError(f"it answers {status}" + ("" if is_mlflow else ", and not as MLflow does"))
 
 
 def _probe_file(path: str) -> None:

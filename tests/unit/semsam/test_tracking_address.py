@@ -116,16 +116,22 @@ def test_a_server_in_trouble_and_what_is_no_server_are_named() -> None:
     server.stop()
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
-        def greet() -> None:
+        def greet(words: bytes) -> None:
             connection, _ = listening.accept()
             with connection:
                 connection.recv(1000)
-                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+                connection.sendall(words)
 
-        threading.Thread(target=greet, daemon=True).start()
         uri = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        with pytest.raises(TrackingError, match="not a web server"):
-            open_experiment(TrackingSettings(uri=uri))
+        page = b"Content-Length: 6\r\n\r\n<html>"
+        for words, reason in (
+            (b"SSH-2.0-OpenSSH\r\n", "not a web server"),
+            (b"HTTP/1.1 200 OK\r\n" + page, "it answers 200, and not as MLflow does"),
+            (b"HTTP/1.1 404 Not Found\r\n" + page, "it answers 404, and not as MLflow does"),
+        ):
+            threading.Thread(target=greet, args=(words,), daemon=True).start()
+            with pytest.raises(TrackingError, match=f"MLflow at {uri}: {reason}"):
+                open_experiment(TrackingSettings(uri=uri))
 
 
 def test_a_deleted_experiment_is_named_with_what_restores_it() -> None:
