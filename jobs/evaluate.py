@@ -44,8 +44,10 @@ from semsam.evaluation.protocols import BASELINE, Protocols, clicked_regions
 from semsam.model.presets import preset
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
-from semsam.tracked_run import TrackedRun
-from semsam.tracking import RUN_ID_FILE, TrackingError, TrackingSettings, open_experiment
+from semsam.tracked_run import TRACKING_FILE, TrackedRun
+from semsam.tracking import RUN_ID_FILE, TrackingSettings, open_experiment
+from semsam.tracking_server import TrackingError
+from semsam.training.train_log import LOG_FILE
 
 LOOKED_AT = 20  # Images, for each one in the picture.
 MARKER = "evaluation.yaml"  # Beside the pictures: how they were made.
@@ -107,12 +109,14 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     if job.checkpoint is None and not job.untrained:
         raise ValueError("checkpoint: name the folder to evaluate, or set untrained=true for random weights")
     job = _with_stable_paths(job)
+    if Folder(job.output).exists(LOG_FILE):
+        raise ValueError(f"output: {job.output} is the folder of a training, with its own MLflow run; choose another")
     splits = _find_splits(job)
+    if job.tracking.enabled:
+        print(open_experiment(job.tracking), flush=True)
     model = ModelReference(job.checkpoint, job.preset, job.seed)
     predictor = load_predictor(model, job.image_size)
     _check_output(Folder(job.output), splits)
-    if job.tracking.enabled:
-        print(open_experiment(job.tracking), flush=True)
     with connect(workers(job)):
         fitted = dict(baselines or _baselines(job, splits, predictor.model.settings.num_levels))
         measured = _measure(job, splits, model, fitted)
@@ -133,20 +137,22 @@ def keep(
     print(table(metrics), flush=True)
     output = Folder(job.output)
     output.write(MARKER, dump_config(job).encode())
+    for name in (RUN_ID_FILE, TRACKING_FILE):  # Of an earlier evaluation, whose MLflow run has other numbers.
+        output.remove(name)
     numbers = {"time": time.time(), "metrics": metrics, "pictures": list(pictures)}
     output.write(METRICS_FILE, orjson.dumps(numbers, option=orjson.OPT_INDENT_2))
     for name, picture in pictures.items():
         output.write(name, picture)
     if not job.tracking.enabled:
         return None
-    output.remove(RUN_ID_FILE)  # Of an earlier evaluation.
     manifests = [split.manifest for split in splits.values()]
     tracked = TrackedRun.of(job.tracking, job.run_name, config_values(job), manifests, "evaluation")
     tracked.store(output)
     try:
         return send_evaluation(tracked, output)
     except TrackingError as error:
-        print(f"warning: {error}; once it answers, send the numbers: python -m jobs.track {output.path}", flush=True)
+        later = f"the numbers are in {output.path}/{METRICS_FILE}; to send them: python -m jobs.track {output.path}"
+        print(f"warning: {error}; {later}", flush=True)
         return None
 
 
@@ -263,7 +269,7 @@ def main(arguments: Sequence[str]) -> None:
     job = read_arguments(EvaluateJob, arguments, __doc__)
     with joined(workers(job)):
         result = run(job)
-    place = f"MLflow run {result.run_id} at {result.tracking_uri}" if result.run_id else METRICS_FILE
+    place = f"MLflow run {result.run_id} at {result.tracking_uri}" if result.run_id else f"its {METRICS_FILE}"
     print(f"pictures in {result.pictures}, numbers in {place}")
 
 

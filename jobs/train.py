@@ -105,11 +105,11 @@ def run(job: TrainJob) -> Training:
     checkpoint, step = find_checkpoint(folder, recipe, TrainingData.of(recipe))
     if checkpoint is not None:
         check_log(folder, checkpoint)
+    if step < job.training.steps and job.tracking.enabled:
+        _look_for_mlflow(job.tracking, folder, is_begun=step > 0)
     if step == 0 and recipe.model.init is not None:
         start_from(SemanticSam(recipe.model.resolve()), recipe.model)  # For its errors: the workers do it again.
     if step < job.training.steps:
-        if job.tracking.enabled:
-            _look_for_mlflow(job.tracking, folder, is_begun=step > 0)
         with attempt_on(folder) as run_folder, connect(workers(job), dashboard=True):
             _fit(job, run_folder)
     losses = [entry["loss"] for entry in read_log(folder)]

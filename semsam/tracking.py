@@ -2,61 +2,37 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import re
 import tempfile
-import threading
-import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from semsam.config import settings
 from semsam.data.manifest import Manifest
-from semsam.tracking_address import (
-    VARIABLE,
-    Address,
-    check_address,
-    complete_address,
-    mask_secrets,
+from semsam.tracking_address import VARIABLE, Address, check_address, sqlite_path, without_secrets
+from semsam.tracking_server import (
+    OPEN_WITHIN,
+    RefusedError,
+    TrackingError,
+    client_for,
+    is_refusal,
+    named_errors,
     probe,
-    sqlite_path,
-    without_secrets,
+    within,
 )
-
-T = TypeVar("T")
 
 # MLflow refuses longer parameter values, and larger batches.
 MAX_PARAM_LENGTH = 6000
 MAX_PARAMS = 100
 MAX_METRICS = 1000
-# Seconds that a server may take to say what it knows of an experiment.
-OPEN_WITHIN = 12.0
 # Which MLflow run a run's folder belongs to; in MLflow, whose it is, and the metric that every point of a training has.
 RUN_ID_FILE = "mlflow_run_id"
 NAME_TAG = "semsam.run"
 LOSS = "train/loss"
-# Answers that asking again would not change.
-_REFUSALS = (
-    "RESOURCE_DOES_NOT_EXIST",
-    "RESOURCE_ALREADY_EXISTS",
-    "INVALID_PARAMETER_VALUE",
-    "INVALID_STATE",
-    "BAD_REQUEST",
-)
-
-
-class TrackingError(ValueError):
-    """MLflow cannot be had, or had not just now; the message names the setting and the address."""
-
-
-class RefusedError(TrackingError):
-    """What asking again would not mend: a run that was deleted, an id that is none."""
 
 
 @settings
@@ -86,7 +62,7 @@ class Tracker:
 
     Leaving it ends the run as FINISHED, or FAILED when an exception passes.  `run_id` goes on with an earlier run, so
     that a restarted training keeps one history.  Every method raises `TrackingError` where MLflow fails, after a
-    minute at most, and `RefusedError` for what would fail again.
+    minute at most, and `RefusedError` for what would fail again.  Of a training it knows the last step that MLflow has.
     """
 
     def __init__(self, tracking: TrackingSettings, run_name: str, run_id: str | None = None) -> None:
@@ -94,24 +70,15 @@ class Tracker:
         check_address(self.uri)
         with self._named():
             probe(self.uri)
-            self._client = _client(self.uri)
+            self._client = client_for(self.uri)
             if run_id is None:
                 experiment = _experiment(self._client, tracking)
                 run = self._client.create_run(experiment, run_name=run_name, tags={NAME_TAG: run_name})
             else:
                 run = self._known(run_id)
+        self._check(run, run_name)
         self.run_id: str = run.info.run_id
         self.status: str = run.info.status  # Before this process changed it.
-        if run.info.lifecycle_stage != "active":
-            raise RefusedError(
-                f"tracking.uri: MLflow at {self.uri}: run {self.run_id} was deleted there; restore it, or remove "
-                f"{RUN_ID_FILE} for a new one"
-            )
-        if run.data.tags.get(NAME_TAG, run_name) != run_name:
-            raise RefusedError(
-                f"tracking.uri: MLflow at {self.uri}: run {self.run_id} is that of {run.data.tags[NAME_TAG]}, not of "
-                f"{run_name}; remove {RUN_ID_FILE} for a new one"
-            )
         self.last_step: int = max((one.step for one in run.data._metric_objs if one.key == LOSS), default=-1)
         self._params = run.data.params
         self._inputs = {one.dataset.name for one in run.inputs.dataset_inputs} if run.inputs else set()
@@ -122,6 +89,18 @@ class Tracker:
                 return self._client.get_run(run_id)
         except RefusedError as error:
             raise RefusedError(f"{error}; remove {RUN_ID_FILE} for a new one") from None
+
+    def _check(self, run: Any, run_name: str) -> None:
+        where, run_id = f"tracking.uri: MLflow at {self.uri}", run.info.run_id
+        if run.info.lifecycle_stage != "active":
+            raise RefusedError(
+                f"{where}: run {run_id} was deleted there; restore it, or remove {RUN_ID_FILE} for a new one"
+            )
+        owner = run.data.tags.get(NAME_TAG, run_name)
+        if owner != run_name:
+            raise RefusedError(
+                f"{where}: run {run_id} is that of {owner}, not of {run_name}; remove {RUN_ID_FILE} for a new one"
+            )
 
     def set_status(self, status: str) -> None:
         """RUNNING, FINISHED or FAILED."""
@@ -221,7 +200,7 @@ class Tracker:
                 raise
 
     def _named(self) -> AbstractContextManager[None]:
-        return _named(self.uri)
+        return named_errors(self.uri)
 
 
 def open_experiment(tracking: TrackingSettings) -> str:
@@ -232,12 +211,13 @@ def open_experiment(tracking: TrackingSettings) -> str:
     """
     uri = tracking_uri(tracking)
     check_address(uri)
-    with _named(uri):
-        probe(uri)
-        client = _client(uri)
-        # A file is nobody's to wait for, and a new one takes MLflow a while to fill.
-        is_file = uri.startswith("sqlite")
-        _experiment(client, tracking) if is_file else _within(OPEN_WITHIN, lambda: _experiment(client, tracking))
+    # A file is nobody's to wait for, and a new one takes MLflow a while to fill.
+    seconds = None if uri.startswith("sqlite") else OPEN_WITHIN
+    with named_errors(uri):
+        within(seconds, lambda: probe(uri))
+        import mlflow  # noqa: F401  Seconds that no server is to blame for.
+
+        within(seconds, lambda: _experiment(client_for(uri), tracking))
     return f"MLflow: experiment {tracking.experiment} at {uri}"
 
 
@@ -268,37 +248,22 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _client(uri: str) -> Any:
-    """MLflow's client, told not to wait for minutes and not to say where it sends what."""
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    from mlflow import MlflowClient
-
-    for name, level in (("mlflow", logging.WARNING), ("urllib3.connectionpool", logging.ERROR)):
-        logging.getLogger(name).setLevel(level)
-    address = complete_address(uri)
-    if uri.startswith("http") and address != uri:
-        # Where MLflow looks for them; in the address they would stand in what it prints.
-        user, _, password = address.partition("://")[2].rpartition("@")[0].partition(":")
-        for name, secret in (("USERNAME", user), ("PASSWORD", password)):
-            if secret:
-                os.environ[f"MLFLOW_TRACKING_{name}"] = urllib.parse.unquote(secret)
-        address = uri
-    return MlflowClient(tracking_uri=address)
-
-
 def _experiment(client: Any, tracking: TrackingSettings) -> str:
     """The id of the experiment, which is made where there is none."""
-    uri = tracking_uri(tracking)
-    found = client.get_experiment_by_name(tracking.experiment)
-    if found is None:
-        made: str = client.create_experiment(tracking.experiment, _artifact_location(uri))
-        return made
+    uri, name = tracking_uri(tracking), tracking.experiment
+    try:
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            made: str = client.create_experiment(name, _artifact_location(uri))
+            return made
+    except Exception as error:
+        if not is_refusal(error):
+            raise
+        raise RefusedError(f"tracking.experiment: {name!r}, in MLflow at {uri}: {error}") from None
     if found.lifecycle_stage != "active":
         raise RefusedError(
-            f"tracking.experiment: {tracking.experiment} was deleted in MLflow at {uri}; choose another name, or "
-            f"restore it: mlflow experiments restore -x {found.experiment_id}"
+            f"tracking.experiment: {name} was deleted in MLflow at {uri}; choose another name, or restore it: "
+            f"mlflow experiments restore -x {found.experiment_id}"
         )
     return str(found.experiment_id)
 
@@ -308,41 +273,3 @@ def _artifact_location(uri: str) -> str | None:
     if not uri.startswith("sqlite:///"):
         return None
     return (Path(sqlite_path(uri)).parent / "mlruns").as_uri()
-
-
-@contextmanager
-def _named(uri: str) -> Iterator[None]:
-    """What goes wrong as one line that names the address, without what of it is secret."""
-    try:
-        yield
-    except TrackingError:
-        raise
-    except Exception as error:
-        kind = RefusedError if getattr(error, "error_code", None) in _REFUSALS else TrackingError
-        raise kind(f"tracking.uri: MLflow at {uri}: {mask_secrets(_reason(error), uri)}") from None
-
-
-def _reason(error: BaseException) -> str:
-    """What an error says in one line: of a connection, what the system said, without three libraries' words around."""
-    first = error
-    while before := first.__cause__ or (None if first.__suppress_context__ else first.__context__):
-        first = before
-    text = str(first if isinstance(first, OSError) else error) or type(error).__name__
-    return re.sub(r"\s+", " ", text)[:300]
-
-
-def _within(seconds: float, action: Callable[[], T]) -> T:
-    """What `action` returns, given up after a while: it may hang where no timeout of a library reaches."""
-    result: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(action())
-        except Exception as error:
-            result.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        return result.result(timeout=seconds)
-    except TimeoutError:
-        raise TimeoutError(f"no answer within {seconds:.0f} s") from None

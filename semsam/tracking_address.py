@@ -1,26 +1,16 @@
-"""Where MLflow keeps its runs: an address without its user and password, and a quick look whether anything is there."""
+"""Where MLflow keeps its runs: an address that can be stored and shown, its user and password beside it."""
 
 from __future__ import annotations
 
-import http.client
 import os
 import re
-import socket
-import sqlite3
-import ssl
-import urllib.error
 import urllib.parse
-import urllib.request
-from contextlib import closing
 from typing import Annotated
 
 from pydantic import AfterValidator
 
 VARIABLE = "MLFLOW_TRACKING_URI"
-# Seconds that the first look may take.
-ANSWER_WITHIN = 8.0
 _SECRET_NAMES = re.compile(r"pass|pwd|secret|token|key|connect", re.IGNORECASE)
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 # Addresses with their user and password, by what of them may be stored and shown.  They stay in this process;
 # `jobs.train` hands its own to its workers, outside of what Ray keeps of a training.
@@ -94,48 +84,3 @@ def check_address(uri: str) -> None:
 def sqlite_path(uri: str) -> str:
     """The file of an `sqlite:///` address."""
     return uri.removeprefix("sqlite://").removeprefix("/").partition("?")[0]
-
-
-def probe(uri: str) -> None:
-    """Raise `OSError` where nothing answers there within seconds: MLflow's own client would go on asking for minutes.
-
-    A server is asked for an experiment, a database's port is opened, and so is the file of an `sqlite:///` address.
-    """
-    scheme = uri.partition("://")[0]
-    if scheme == "sqlite":
-        _probe_file(sqlite_path(uri))
-    elif scheme in ("http", "https"):
-        _probe_server(uri)
-    elif port := _PORTS.get(scheme.partition("+")[0]):
-        parts = urllib.parse.urlsplit(uri)
-        if parts.hostname:
-            socket.create_connection((parts.hostname, parts.port or port), ANSWER_WITHIN).close()
-
-
-def _probe_server(uri: str) -> None:
-    question = f"{uri.rstrip('/')}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
-    try:
-        urllib.request.urlopen(question, timeout=ANSWER_WITHIN).close()
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code >= 500:
-            raise OSError(f"it answers {error.code} {error.reason}") from None
-    except urllib.error.URLError as error:
-        if not isinstance(error.reason, ssl.SSLError):  # Whom to trust is MLflow's own client's to know.
-            raise OSError(f"no answer: {error.reason}") from None
-    except TimeoutError:
-        raise OSError(f"no answer within {ANSWER_WITHIN:.0f} s") from None
-    except http.client.HTTPException as error:
-        raise OSError(f"not a web server: {type(error).__name__}") from None
-
-
-def _probe_file(path: str) -> None:
-    folder = os.path.dirname(path)
-    if not os.path.isdir(folder):
-        os.makedirs(folder)
-    try:
-        with closing(sqlite3.connect(path, timeout=ANSWER_WITHIN, isolation_level=None)) as database:
-            database.execute("begin immediate")
-            database.execute("rollback")
-    except sqlite3.Error as error:
-        raise OSError(str(error)) from None

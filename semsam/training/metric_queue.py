@@ -6,12 +6,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from semsam.tracking import Point, RefusedError, Tracker
+from semsam.tracking import Point, Tracker
+from semsam.tracking_server import RefusedError
 
 # An entry of the log with this key ends an interval: so many entries, it included, make one point in MLflow.
 MEAN_OF = "mean_of"
@@ -59,7 +61,8 @@ class MetricQueue:
     """
 
     def __init__(self, open_run: Callable[[], Tracker], logged: Callable[[], Iterable[Point]], rest: str) -> None:
-        import mlflow  # noqa: F401  Takes seconds of a core: on the thread, the first steps would wait for them.
+        with suppress(ImportError):  # Said by the thread.
+            import mlflow  # noqa: F401  Takes seconds of a core: on the thread, the first steps would wait for them.
 
         self._open_run = open_run
         self._logged = logged
@@ -91,7 +94,9 @@ class MetricQueue:
         self._wake.set()
         self._thread.join(CLOSE_WITHIN)
         if not self._over:
-            print(f"warning: MLflow lacks a part of this run; once it answers, send it: {self._rest}", flush=True)
+            print(
+                f"warning: MLflow lacks a part of this run; to send it, once MLflow answers: {self._rest}", flush=True
+            )
 
     def _run(self) -> None:
         while not self._over:
@@ -101,7 +106,7 @@ class MetricQueue:
             try:
                 self._send(status)
             except RefusedError as error:
-                print(f"warning: {error}; the training goes on, its log has all: {self._rest}", flush=True)
+                print(f"warning: {error}; the training goes on, its log has all; then: {self._rest}", flush=True)
                 self._over = True
             except Exception as error:  # Whatever it is, it must not be the end of a training.
                 if status is not None:

@@ -88,6 +88,7 @@ def test_submitted_jobs_train_and_evaluate_or_say_why_not(client: JobSubmissionC
     status, lines = submit(client, f"{evaluate} {output} checkpoint={checkpoint}")
     assert status == JobStatus.SUCCEEDED, "\n".join(lines)
     assert lines[-1].startswith(f"pictures in {tmp_path}/evaluation, numbers in MLflow run ")
+    assert (tmp_path / "evaluation" / "metrics.json").exists()
 
     status, lines = submit(client, f"{evaluate} {output} checkpoint={tmp_path}/nothing")
     assert status == JobStatus.FAILED

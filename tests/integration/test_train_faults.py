@@ -1,4 +1,4 @@
-"""jobs.train on a local cluster: a worker that is killed, or stopped, costs time and nothing else, here and in MLflow."""
+"""jobs.train on a local cluster: a worker that is killed or stopped costs time and nothing else, here and in MLflow."""
 
 from __future__ import annotations
 

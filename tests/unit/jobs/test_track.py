@@ -1,4 +1,4 @@
-"""An evaluation's numbers are safe before they are sent, and what was not sent can be."""
+"""MLflow is looked for first; an evaluation's numbers are safe before they are sent, and what was not sent can be."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from jobs import evaluate
+from jobs import evaluate, quickstart
 from jobs.evaluate import EvaluateJob
+from jobs.quickstart import DEFAULT_CONFIG, QuickstartJob
 from jobs.track import Target, TrackJob, main, run
-from semsam.config import dump_config
+from semsam.config import dump_config, load_config
 from semsam.data.shards import Split
 from semsam.tracking import RUN_ID_FILE, TrackingSettings
+from semsam.tracking_server import TrackingError
 from tests.mlflow_stand_in import MlflowStandIn
 from tests.painted_shards import write_painted_shards
 
@@ -45,7 +47,7 @@ def test_an_evaluations_numbers_outlive_an_mlflow_that_fails_at_the_end(
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("metric")  # The table, first of all.
     assert said[-1].startswith(f"warning: tracking.uri: MLflow at {server.uri}: it answers 500")
-    assert said[-1].endswith(f"; once it answers, send the numbers: python -m jobs.track {output}")
+    assert said[-1].endswith(f"; the numbers are in {output}/metrics.json; to send them: python -m jobs.track {output}")
     assert json.loads((output / "metrics.json").read_bytes())["metrics"] == METRICS
     database = f"sqlite:///{tmp_path}/mlflow.db"
     sent = run(TrackJob(folder=str(output), tracking=Target(uri=database)))
@@ -66,3 +68,34 @@ def test_an_evaluations_numbers_outlive_an_mlflow_that_fails_at_the_end(
 def test_a_folder_without_anything_to_send_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^{tmp_path}/tracking.json: no such file: neither a training nor an evaluat"):
         main([str(tmp_path)])
+
+
+@pytest.mark.parametrize("section", ["train", "evaluate"])
+def test_the_quickstart_looks_for_mlflow_before_it_replaces_anything(tmp_path: Path, section: str) -> None:
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "kept").touch()
+    other = {"train": "evaluate", "evaluate": "train"}[section]
+    overrides = [f"{section}.tracking.uri=http://127.0.0.1:9", f"{other}.tracking.enabled=false"]
+    job = load_config(QuickstartJob, str(DEFAULT_CONFIG), [f"output={tmp_path}/output", *overrides])
+    with pytest.raises(TrackingError, match="^tracking.uri: MLflow at http://127.0.0.1:9: no answer: .*refused"):
+        quickstart.run(job)
+    assert (tmp_path / "output" / "kept").exists()
+
+
+def test_an_evaluation_looks_for_mlflow_before_any_work(tmp_path: Path) -> None:
+    data = write_painted_shards(tmp_path / "shards")
+    for uri, reason in (("http://127.0.0.1:9", "MLflow at .*refused"), ("sqlite:///mlflow.db", ".* is relative")):
+        job = EvaluateJob(
+            data=str(data), split="train", output=f"{tmp_path}/output", tracking=TrackingSettings(uri=uri)
+        )
+        with pytest.raises(ValueError, match=f"^tracking.uri: {reason}"):
+            evaluate.run(job)
+    assert not (tmp_path / "output").exists()
+
+
+def test_an_evaluation_does_not_take_the_folder_of_a_training_for_its_own(tmp_path: Path) -> None:
+    (tmp_path / "train_log.jsonl").touch()
+    (tmp_path / RUN_ID_FILE).write_text("0" * 32)
+    with pytest.raises(ValueError, match=f"^output: {tmp_path} is the folder of a training"):
+        evaluate.run(EvaluateJob(data=str(tmp_path), output=str(tmp_path)))
+    assert (tmp_path / RUN_ID_FILE).exists()

@@ -1,9 +1,11 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from semsam.data.manifest import Manifest, Shard, Vocabulary
-from semsam.tracking import Tracker, TrackingSettings, flatten, tracking_uri
+from semsam.tracking import Point, Tracker, TrackingSettings, flatten, open_experiment, tracking_uri
+from semsam.tracking_server import TrackingError
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,34 @@ def test_a_run_goes_on_under_its_id_and_fails_with_its_job(tracking: TrackingSet
     client = MlflowClient(tracking.uri)
     assert [m.step for m in client.get_metric_history(first.run_id, "loss")] == [1, 2]
     assert client.get_run(first.run_id).info.status == "FAILED"
+
+
+def test_the_same_point_again_is_the_same_row_and_long_values_are_cut(tracking: TrackingSettings) -> None:
+    from mlflow import MlflowClient
+
+    points = [Point(step, 1.5 + step, {f"train/{name}": float(step) for name in ("loss", "lr")}) for step in range(700)]
+    with Tracker(tracking, "third") as tracker:
+        tracker.log_points(points)
+        tracker.log_points(points[-3:])
+        tracker.log_params({"stages": "x" * 10_000})
+    client = MlflowClient(tracking.uri)
+    history = client.get_metric_history(tracker.run_id, "train/lr")
+    assert [(one.step, one.timestamp) for one in history] == [(one.step, one.time * 1000) for one in points]
+    assert Tracker(tracking, "third", tracker.run_id).last_step == 699
+    assert client.get_run(tracker.run_id).data.params["stages"] == "x" * 6000
+
+
+def test_an_experiment_that_was_deleted_or_cannot_be_is_named(tracking: TrackingSettings) -> None:
+    from mlflow import MlflowClient
+
+    gone = replace(tracking, experiment="gone")
+    assert open_experiment(gone) == f"MLflow: experiment gone at {tracking.uri}"
+    client = MlflowClient(tracking.uri)
+    client.delete_experiment(client.get_experiment_by_name("gone").experiment_id)
+    with pytest.raises(TrackingError, match="^tracking.experiment: gone was deleted in MLflow at .*restore -x"):
+        open_experiment(gone)
+    with pytest.raises(TrackingError, match="^tracking.experiment: '', in MLflow at "):
+        open_experiment(replace(tracking, experiment=""))
 
 
 def test_nested_values_get_dotted_names() -> None:

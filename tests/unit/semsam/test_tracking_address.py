@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from semsam import tracking_address
+from semsam import tracking_address, tracking_server
 from semsam.config import dump_config
-from semsam.tracking import TrackingError, TrackingSettings, open_experiment, tracking_uri
+from semsam.tracking import TrackingSettings, open_experiment, tracking_uri
 from semsam.tracking_address import check_address, complete_address, environment_for, mask_secrets, without_secrets
+from semsam.tracking_server import TrackingError
 from tests.mlflow_stand_in import MlflowStandIn
 
 
@@ -92,7 +93,7 @@ def silent_port() -> Iterator[int]:
 
 
 def test_a_server_that_is_not_there_is_named_at_once(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_address, "ANSWER_WITHIN", 0.5)
+    monkeypatch.setattr(tracking_server, "ANSWER_WITHIN", 0.5)
     started = time.monotonic()
     for uri, reason in (
         (f"http://user:secret@127.0.0.1:{silent_port}", "no answer within"),
@@ -115,16 +116,22 @@ def test_a_server_in_trouble_and_what_is_no_server_are_named() -> None:
     server.stop()
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
-        def greet() -> None:
+        def greet(words: bytes) -> None:
             connection, _ = listening.accept()
             with connection:
                 connection.recv(1000)
-                connection.sendall(b"SSH-2.0-OpenSSH\r\n")
+                connection.sendall(words)
 
-        threading.Thread(target=greet, daemon=True).start()
         uri = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        with pytest.raises(TrackingError, match="not a web server"):
-            open_experiment(TrackingSettings(uri=uri))
+        page = b"Content-Length: 6\r\n\r\n<html>"
+        for words, reason in (
+            (b"SSH-2.0-OpenSSH\r\n", "not a web server"),
+            (b"HTTP/1.1 200 OK\r\n" + page, "it answers 200, and not as MLflow does"),
+            (b"HTTP/1.1 404 Not Found\r\n" + page, "it answers 404, and not as MLflow does"),
+        ):
+            threading.Thread(target=greet, args=(words,), daemon=True).start()
+            with pytest.raises(TrackingError, match=f"MLflow at {uri}: {reason}"):
+                open_experiment(TrackingSettings(uri=uri))
 
 
 def test_a_deleted_experiment_is_named_with_what_restores_it() -> None:
@@ -139,7 +146,7 @@ def test_a_deleted_experiment_is_named_with_what_restores_it() -> None:
 
 
 def test_a_database_file_that_cannot_be_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_address, "ANSWER_WITHIN", 0.2)
+    monkeypatch.setattr(tracking_server, "ANSWER_WITHIN", 0.2)
     (tmp_path / "text.db").write_text(
         "not a database, and longer than the header of one, which has a hundred bytes" * 2
     )

@@ -11,9 +11,10 @@ import pytest
 
 from jobs.track import TrackJob
 from jobs.track import run as track
-from semsam import tracking_address
+from semsam import tracking_server
 from semsam.storage import Folder
-from semsam.tracking import LOSS, RUN_ID_FILE, TrackingError, TrackingSettings
+from semsam.tracking import LOSS, RUN_ID_FILE, TrackingSettings
+from semsam.tracking_server import TrackingError
 from semsam.training import metric_queue
 from semsam.training.metric_queue import points
 from semsam.training.recipe import Recipe
@@ -32,7 +33,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowStandIn]:
     monkeypatch.setattr(metric_queue, "RETRY_EVERY", 0.1)
     monkeypatch.setattr(metric_queue, "CLOSE_WITHIN", 4.0)
     monkeypatch.setattr(metric_queue, "SETTLE", 0.2)
-    monkeypatch.setattr(tracking_address, "ANSWER_WITHIN", 0.2)
+    monkeypatch.setattr(tracking_server, "ANSWER_WITHIN", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server = MlflowStandIn()
@@ -85,6 +86,16 @@ def warnings_in(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("warning: ")]
 
 
+def wait_for_warning(capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said until there is a warning."""
+    said, deadline = "", time.monotonic() + 30
+    while not warnings_in(said):
+        assert time.monotonic() < deadline, "no warning"
+        time.sleep(0.01)
+        said += capsys.readouterr().out
+    return said
+
+
 def test_an_undisturbed_training_is_in_mlflow_once(
     begin: Callable[..., Recorder], server: MlflowStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -112,14 +123,14 @@ def test_an_outage_is_one_line_and_nothing_is_lost_or_doubled(
     wait_for(server, 4)
     break_it(server, fault)
     add(recorder, 4, 9)
-    time.sleep(1.3)  # An attempt, at least.
+    said = wait_for_warning(capsys)
     mend(server)
     wait_for(server, 8)
     add(recorder, 9, STEPS)
     recorder.close(failed=False)
     assert is_complete(server, tmp_path)
     assert len(list(read_log(Folder(tmp_path)))) == STEPS
-    [line] = warnings_in(capsys.readouterr().out)
+    [line] = warnings_in(said + capsys.readouterr().out)
     assert server.uri in line
     assert "the training goes on" in line
 
@@ -140,7 +151,7 @@ def test_an_outage_for_good_ends_in_time_and_the_rest_can_be_sent(
     started = time.monotonic()
     recorder.close(failed=False)
     assert time.monotonic() - started < 5
-    assert warnings_in(capsys.readouterr().out)[-1].endswith(f"send it: python -m jobs.track {tmp_path}")
+    assert warnings_in(capsys.readouterr().out)[-1].endswith(f": python -m jobs.track {tmp_path}")
     with pytest.raises(TrackingError, match=f"tracking.uri: MLflow at {server.uri}: "):
         track(TrackJob(folder=str(tmp_path)))
     mend(server)
@@ -179,12 +190,12 @@ def test_a_resumed_run_begins_without_mlflow_and_sends_what_both_attempts_have(
     capsys.readouterr()
     second = begin(first=7)  # In the midst of an interval.
     add(second, 7, 10)
-    time.sleep(0.6)
+    said = wait_for_warning(capsys)
     mend(server)
     add(second, 10, STEPS)
     second.close(failed=False)
     assert is_complete(server, tmp_path)
-    assert len(warnings_in(capsys.readouterr().out)) == 1
+    assert len(warnings_in(said + capsys.readouterr().out)) == 1
     assert only_run(server, tmp_path)["status"] == "FINISHED"
 
 
@@ -292,6 +303,20 @@ def test_closing_hides_neither_why_a_run_failed_nor_that_its_log_is_lost(
     assert only_run(server, tmp_path)["status"] == "FAILED"
 
 
+def test_a_run_on_s3_is_sent_from_its_log(
+    make_recipe: Callable[..., Recipe], server: MlflowStandIn, bucket: str, tmp_path: Path
+) -> None:
+    recipe, run = make_recipe(steps=STEPS, global_batch=3, log_every=EVERY), Folder(f"{bucket}/run")
+    server.mode = "fail"
+    recorder = Recorder(recipe, TrainingData.of(recipe), run, 0, "test", TrackingSettings(uri=server.uri))
+    add(recorder, 0, STEPS)
+    recorder.close(failed=False)
+    server.mode = "ok"
+    assert track(TrackJob(folder=run.path)).what == "6 of 6 points"
+    (tmp_path / RUN_ID_FILE).write_bytes(run.read(RUN_ID_FILE))
+    assert is_complete(server, tmp_path)
+
+
 def test_points_depend_on_the_log_alone(begin: Callable[..., Recorder], tmp_path: Path) -> None:
     begin().close(failed=True)
     add(begin(), 0, 5)
@@ -316,9 +341,9 @@ def test_user_and_password_are_used_and_in_no_file(
     assert "Basic c29tZWJvZHk6czNjckB0" in server.authorization  # somebody:s3cr@t
     break_it(server, "refuse")
     add(recorder, 4, STEPS)
-    time.sleep(0.6)
+    said = wait_for_warning(capsys)
     recorder.close(failed=False)
-    said = capsys.readouterr().out
+    said += capsys.readouterr().out
     assert len(warnings_in(said)) == 2
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
     logged = repr(only_run(server, tmp_path))
