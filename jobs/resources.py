@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
+from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
 from ray._private.state import state
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 PROGRESS_INTERVAL = 10.0  # Seconds between the lines of a job that waits.
@@ -110,16 +114,21 @@ def _wait_until_ready(group: PlacementGroup, workers: Workers) -> None:
     deadline = time.monotonic() + workers.wait
     while not group.wait(min(PROGRESS_INTERVAL, max(deadline - time.monotonic(), 0.1))):
         reason = refusal(workers, _machines_of_cluster())
-        if reason and not (_may_grow_enough(workers) and not _is_given_up(group)):
+        if reason and not _may_grow_enough(workers):
             raise ValueError(reason)
+        if reason and _is_given_up(group):
+            raise ValueError(
+                f"{workers.count_setting}: the autoscaler can add no machines for {workers} ({workers.cpus_setting}, "
+                f"{workers.gpus_setting}); machines: {_machines(_machines_of_cluster())}"
+            )
         why = "for machines that may be added" if reason else "until others end their work"
         left = deadline - time.monotonic()
         if left <= 0:
             raise ValueError(
                 f"{workers.wait_setting}: waited {workers.wait:g} s {why}, and there is still no room for {workers} "
-                f"({workers.count_setting}); {_in_use()}"
+                f"({workers.count_setting}); {_in_use(workers)}"
             )
-        print(f"waiting {why}: {workers}; {_in_use()}; {left:.0f} s left", flush=True)
+        print(f"waiting {why}: {workers}; {_in_use(workers)}; {left:.0f} s left", flush=True)
 
 
 def _machines_of_cluster() -> list[dict[str, float]]:
@@ -133,8 +142,15 @@ def _may_grow_enough(workers: Workers) -> bool:
         kinds = [(dict(group.resources), group.max_count) for group in config.node_group_configs]
         room = sum(room_for(workers, [machine]) * (workers.count if most < 0 else most) for machine, most in kinds)
         return room >= workers.count
-    # Machines that an autoscaler starts know which of its types they are.
-    return any(node.ray_node_type_name for node in _status().cluster_resource_state.node_states)
+    return any(_node_types())
+
+
+def _node_types() -> Iterator[str]:
+    """The types by which an autoscaler calls the machines; none without one."""
+    yield from filter(None, (node.ray_node_type_name for node in _status().cluster_resource_state.node_states))
+    # Version 1 tells them in its own report; where nothing scales, that has a type of its own for each machine.
+    report = json.loads(_internal_kv_get(DEBUG_AUTOSCALING_STATUS) or "{}").get("autoscaler_report") or {}
+    yield from (name for name in report.get("active_nodes") or () if not re.fullmatch("node_[0-9a-f]{40,}", name))
 
 
 def _is_given_up(group: PlacementGroup) -> bool:
@@ -150,9 +166,9 @@ def _status() -> GetClusterStatusReply:
     return GetClusterStatusReply.FromString(client.get_cluster_status(timeout_s=_REPORT_TIMEOUT))
 
 
-def _in_use() -> str:
-    total = ray.cluster_resources()
-    return ", ".join(f"{used:g} of {_resources({name: total.get(name, 0)})} in use" for name, used in _used().items())
+def _in_use(workers: Workers) -> str:
+    total, used = ray.cluster_resources(), _used()
+    return ", ".join(f"{used[name]:g} of {_counted(total.get(name, 0), name)} in use" for name in workers.needs())
 
 
 def _used() -> dict[str, float]:
