@@ -73,21 +73,21 @@ def test_a_folder_without_anything_to_send_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("section", ["train", "evaluate"])
 def test_the_quickstart_looks_for_mlflow_before_it_replaces_anything(tmp_path: Path, section: str) -> None:
     (tmp_path / "output").mkdir()
-    (tmp_path / "output" / "kept").touch()
+    (tmp_path / "output" / "summary.json").touch()
+    (tmp_path / "output" / ".quickstart").touch()  # Ours, which a quickstart replaces.
     other = {"train": "evaluate", "evaluate": "train"}[section]
     overrides = [f"{section}.tracking.uri=http://127.0.0.1:9", f"{other}.tracking.enabled=false"]
     job = load_config(QuickstartJob, str(DEFAULT_CONFIG), [f"output={tmp_path}/output", *overrides])
     with pytest.raises(TrackingError, match="^tracking.uri: MLflow at http://127.0.0.1:9: no answer: .*refused"):
         quickstart.run(job)
-    assert (tmp_path / "output" / "kept").exists()
+    assert (tmp_path / "output" / "summary.json").exists()
 
 
 def test_an_evaluation_looks_for_mlflow_before_any_work(tmp_path: Path) -> None:
     data = write_painted_shards(tmp_path / "shards")
     for uri, reason in (("http://127.0.0.1:9", "MLflow at .*refused"), ("sqlite:///mlflow.db", ".* is relative")):
-        job = EvaluateJob(
-            data=str(data), split="train", output=f"{tmp_path}/output", tracking=TrackingSettings(uri=uri)
-        )
+        tracking = TrackingSettings(uri=uri)
+        job = EvaluateJob(data=str(data), split="train", output=f"{tmp_path}/output", untrained=True, tracking=tracking)
         with pytest.raises(ValueError, match=f"^tracking.uri: {reason}"):
             evaluate.run(job)
     assert not (tmp_path / "output").exists()
@@ -97,5 +97,5 @@ def test_an_evaluation_does_not_take_the_folder_of_a_training_for_its_own(tmp_pa
     (tmp_path / "train_log.jsonl").touch()
     (tmp_path / RUN_ID_FILE).write_text("0" * 32)
     with pytest.raises(ValueError, match=f"^output: {tmp_path} is the folder of a training"):
-        evaluate.run(EvaluateJob(data=str(tmp_path), output=str(tmp_path)))
+        evaluate.run(EvaluateJob(data=str(tmp_path), output=str(tmp_path), untrained=True))
     assert (tmp_path / RUN_ID_FILE).exists()
