@@ -19,7 +19,7 @@ import ray
 import ray.data
 
 from jobs.address import join
-from jobs.resources import Workers, machines_here, refuse_here, refuse_there, wait_for
+from jobs.resources import Workers, cpus_here, refuse_here, refuse_there, wait_for
 from semsam.storage import S3, Folder, existing_folder, normal_path
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +54,7 @@ def connect(*workers: Workers, num_cpus: int | None = None, dashboard: bool = Fa
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
         ray.init(
             address="local",
-            num_cpus=num_cpus or int(machines_here(workers)[0]["CPU"]),
+            num_cpus=num_cpus or cpus_here(workers),
             include_dashboard=dashboard,
             logging_level=logging.ERROR,
             runtime_env={"env_vars": {"PYTHONPATH": _with_root(os.environ.get("PYTHONPATH", ""))}},

@@ -65,7 +65,7 @@ class EvaluateJob:
     max_images: Positive | None = None  # Of each dataset, spread over all of it and the same in every run.
     baseline_images: Count = 500  # Train images per dataset that the blind baselines are tuned on.
     pictures: Count = 3  # Rows of the picture grid per dataset.
-    num_actors: Positive = 2
+    num_actors: Positive | None = None  # None: two, or the one that there is room for.
     gpus_per_actor: Gpus = 0.0  # May be a share of one.
     # Seconds to wait for CPUs and GPUs that others use or that an autoscaler may add.
     wait_for_resources: PositiveFloat = WAIT
@@ -206,11 +206,11 @@ def _some(dataset: str, split: Split, limit: int | None) -> list[int]:
 
 def workers(job: EvaluateJob) -> Workers:
     """What the job needs of a cluster."""
-    return actors(job.num_actors, job.gpus_per_actor, job.wait_for_resources)
+    return actors(job.num_actors or 1, job.gpus_per_actor, job.wait_for_resources)
 
 
 def _pool(job: EvaluateJob) -> Pool:
-    return Pool(job.num_actors, job.gpus_per_actor, job.rows_per_task)
+    return Pool(job.num_actors or Pool.num_actors, job.gpus_per_actor, job.rows_per_task)
 
 
 def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor) -> bytes | None:
