@@ -43,7 +43,7 @@ from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
 from semsam.tracking import Tracker, TrackingSettings
 
-MARKER = "evaluation.yaml"  # Beside the pictures: how they were made.
+MARKER = "evaluation.yaml"  # Beside the pictures: how they were made, and that they are ours.
 
 
 @settings
@@ -53,9 +53,7 @@ class EvaluateJob:
     data: str = "outputs/shards"  # Where jobs.prepare wrote.
     output: str = "outputs/evaluation"
     checkpoint: str | None = None  # A folder, local or s3://.
-    untrained: bool = (
-        False  # In place of a checkpoint: random weights of `preset`, the floor that a training starts from.
-    )
+    untrained: bool = False  # Random weights of `preset` in place of a checkpoint: where a training starts.
     preset: str = "debug"
     seed: Seed = 0
     run_name: str = "evaluation"
@@ -116,7 +114,7 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     drawn = {f"{dataset}.png": _draw(job, dataset, split, predictor) for dataset, split in splits.items()}
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
     if pictures:
-        output.write(MARKER, dump_config(job).encode())
+        output.write(MARKER, dump_config(replace(job, tracking=TrackingSettings())).encode())
     for name, picture in pictures.items():
         output.write(name, picture)
     print(table(metrics))

@@ -159,9 +159,8 @@ def _node_types() -> Iterator[str]:
 
 def _is_given_up(group: PlacementGroup) -> bool:
     """Whether the autoscaler says that it cannot make room, though it has nothing else to do."""
-    state = _status().autoscaling_state
-    given_up = any(group.id.hex() in one.details for one in state.infeasible_gang_resource_requests)
-    return given_up and not any(_used().values())
+    given_up = _status().autoscaling_state.infeasible_gang_resource_requests
+    return any(group.id.hex() in one.details for one in given_up) and not any(_used().values())
 
 
 def _status() -> GetClusterStatusReply:
