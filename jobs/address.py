@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 from typing import Any
 
 import grpc
@@ -51,6 +52,11 @@ def _place(address: str) -> str:
 
 def _ask(address: str, place: str, is_head: bool) -> None:
     """Raise `ValueError` unless something that may be a cluster answers there."""
+    host, _, port = place.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWERS_WITHIN).close()
+    except OSError as error:
+        raise ValueError(f"RAY_ADDRESS: no Ray cluster answers at {address}: {error.strerror or error}") from None
     channel = init_grpc_channel(place, [("grpc.enable_http_proxy", 0)])  # As Ray's own, whatever the shell says.
     try:
         grpc.channel_ready_future(channel).result(timeout=ANSWERS_WITHIN)

@@ -28,7 +28,7 @@ import ray
 import ray.data
 
 from jobs.address import join
-from jobs.resources import Workers, machines_here, refuse_here, refuse_there, wait_for
+from jobs.resources import Workers, cpus_here, refuse_here, refuse_there, wait_for
 from semsam.storage import S3, Folder, existing_folder, normal_path
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +63,7 @@ def connect(*workers: Workers, num_cpus: int | None = None, dashboard: bool = Fa
             refuse_here(workers)
             # Nobody announces that this machine will be taken away, so nobody need watch for it.
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-            _start(num_cpus or int(machines_here(workers)[0]["CPU"]), dashboard)
+            _start(num_cpus or cpus_here(workers), dashboard)
     # Ray has put two of its own over it: one of Python, which ends without a word, one of C++, which dumps a stack.
     signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
     try:

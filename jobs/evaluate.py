@@ -50,7 +50,7 @@ from semsam.tracking_server import TrackingError
 from semsam.training.train_log import LOG_FILE
 
 LOOKED_AT = 20  # Images, for each one in the picture.
-MARKER = "evaluation.yaml"  # Beside the pictures: how they were made.
+MARKER = "evaluation.yaml"  # Beside the pictures: how they were made, and that they are ours.
 
 
 @settings
@@ -60,9 +60,7 @@ class EvaluateJob:
     data: str = "outputs/shards"  # Where jobs.prepare wrote.
     output: str = "outputs/evaluation"
     checkpoint: str | None = None  # A folder, local or s3://.
-    untrained: bool = (
-        False  # In place of a checkpoint: random weights of `preset`, the floor that a training starts from.
-    )
+    untrained: bool = False  # Random weights of `preset` in place of a checkpoint: where a training starts.
     preset: str = "debug"
     seed: Seed = 0
     run_name: str = "evaluation"
@@ -72,7 +70,7 @@ class EvaluateJob:
     max_images: Positive | None = None  # Of each dataset, spread over all of it and the same in every run.
     baseline_images: Count = 500  # Train images per dataset that the blind baselines are tuned on.
     pictures: Count = 3  # Rows of the picture grid per dataset.
-    num_actors: Positive = 2
+    num_actors: Positive | None = None  # None: two, or the one that there is room for.
     gpus_per_actor: Gpus = 0.0  # May be a share of one.
     # Seconds to wait for CPUs and GPUs that others use or that an autoscaler may add.
     wait_for_resources: PositiveFloat = WAIT
@@ -231,11 +229,11 @@ def _some(dataset: str, split: Split, limit: int | None) -> list[int]:
 
 def workers(job: EvaluateJob) -> Workers:
     """What the job needs of a cluster."""
-    return actors(job.num_actors, job.gpus_per_actor, job.wait_for_resources)
+    return actors(job.num_actors or 1, job.gpus_per_actor, job.wait_for_resources)
 
 
 def _pool(job: EvaluateJob) -> Pool:
-    return Pool(job.num_actors, job.gpus_per_actor, job.rows_per_task)
+    return Pool(job.num_actors or Pool.num_actors, job.gpus_per_actor, job.rows_per_task)
 
 
 def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor) -> bytes | None:

@@ -58,7 +58,7 @@ class GenerateJob:
     max_rejected: Share = 0.01  # The share of images that may be unusable; beyond it the job fails.
     redo: bool = False  # Make finished files again: for photos that changed in place.
     verify: bool = False  # Read all bytes of finished files before they are taken for granted.
-    num_actors: Positive = 2
+    num_actors: Positive | None = None  # None: two, or the one that there is room for.
     gpus_per_actor: Gpus = 0.0  # May be a share of one.
     # Seconds to wait for CPUs and GPUs that others use or that an autoscaler may add.
     wait_for_resources: PositiveFloat = WAIT
@@ -84,7 +84,7 @@ def run(job: GenerateJob) -> Generated:
     if job.checkpoint is None:
         print(f"no checkpoint: masks of the preset {job.preset} with random weights, which mean nothing")
     with connect(workers(job)):
-        generated = generate(task, Pool(job.num_actors, job.gpus_per_actor), job.progress_interval)
+        generated = generate(task, Pool(job.num_actors or Pool.num_actors, job.gpus_per_actor), job.progress_interval)
     rejected = sum(generated.rejected.values())
     print(f"{generated.num_masks} masks in {generated.num_images} images, {rejected} images rejected")
     return generated
@@ -92,7 +92,7 @@ def run(job: GenerateJob) -> Generated:
 
 def workers(job: GenerateJob) -> Workers:
     """What the job needs of a cluster."""
-    return actors(job.num_actors, job.gpus_per_actor, job.wait_for_resources)
+    return actors(job.num_actors or 1, job.gpus_per_actor, job.wait_for_resources)
 
 
 def generate_task(job: GenerateJob) -> Task:

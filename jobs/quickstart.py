@@ -114,10 +114,11 @@ def _clear(output: Path) -> None:
     """Delete what an earlier quickstart has left, and nothing else."""
     output.mkdir(parents=True, exist_ok=True)
     (output / MARKER).write_text("jobs.quickstart has written this folder, and replaces what it wrote.\n")
-    for name in FOLDERS:
-        shutil.rmtree(output / name, ignore_errors=True)
-    for name in FILES:
-        (output / name).unlink(missing_ok=True)
+    for path in (output / name for name in (*FOLDERS, *FILES)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _steps(job: QuickstartJob, output: Path) -> tuple[PrepareJob, TrainJob, EvaluateJob]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
@@ -53,8 +54,10 @@ def actors(count: int, gpus: float, wait: float) -> Workers:
 
 def room_for(workers: Workers, machines: Iterable[Mapping[str, float]]) -> int:
     """How many such workers these machines, with all that they have, could run at once."""
+    needs = workers.needs().items()
     return sum(
-        min(int(machine.get(name, 0) / need + 1e-6) for name, need in workers.needs().items()) for machine in machines
+        min((int(machine.get(name, 0) / need + 1e-6) for name, need in needs), default=workers.count)
+        for machine in machines
     )
 
 
@@ -71,22 +74,23 @@ def refusal(workers: Workers, machines: Sequence[Mapping[str, float]]) -> str:
     return f"{workers.count_setting}: there is room for {room} of {workers}; {there}"
 
 
-def machines_here(workers: Sequence[Workers]) -> list[dict[str, float]]:
-    """This machine as a cluster of its own: its GPUs, and its CPUs, or as many as workers are to share.
+def cpus_here(workers: Sequence[Workers] = ()) -> int:
+    """How many CPUs a cluster of this machine alone counts: those it has, or as many as workers are to share.
 
     At least two, so that the jobs' defaults run anywhere.
     """
-    import torch
-
-    cpus = max([os.cpu_count() or 1, 2, *(one.count * one.cpus for one in workers if one.shares_cpus)])
-    return [{"CPU": float(cpus), "GPU": float(torch.cuda.device_count())}]
+    return max([os.cpu_count() or 1, 2, *(math.ceil(one.count * one.cpus) for one in workers if one.shares_cpus)])
 
 
 def refuse_here(workers: Sequence[Workers]) -> None:
     """Raise `ValueError` for the first of the workers that can never run on a cluster of this machine alone."""
-    machines = machines_here(workers)
-    for reason in filter(None, (refusal(one, machines) for one in workers)):
-        raise ValueError(reason)
+    import torch
+
+    machine = {"CPU": cpus_here(), "GPU": torch.cuda.device_count()}
+    for one in workers:
+        reason = refusal(replace(one, cpus=0) if one.shares_cpus else one, [machine])
+        if reason:
+            raise ValueError(reason)
 
 
 def refuse_there(workers: Workers) -> None:
@@ -155,9 +159,8 @@ def _node_types() -> Iterator[str]:
 
 def _is_given_up(group: PlacementGroup) -> bool:
     """Whether the autoscaler says that it cannot make room, though it has nothing else to do."""
-    state = _status().autoscaling_state
-    given_up = any(group.id.hex() in one.details for one in state.infeasible_gang_resource_requests)
-    return given_up and not any(_used().values())
+    given_up = _status().autoscaling_state.infeasible_gang_resource_requests
+    return any(group.id.hex() in one.details for one in given_up) and not any(_used().values())
 
 
 def _status() -> GetClusterStatusReply:

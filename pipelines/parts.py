@@ -253,9 +253,7 @@ def parts_of(
     Gives the keys, the part and whether it was found finished, as tasks end.  `options` are those of `map_batches`.
     Raises `RuntimeError` with what a task raised.
     """
-    with warnings.catch_warnings():
-        # Ray Data means to name parameters of this kind in a later version; in this one there is no other way to them.
-        warnings.simplefilter("ignore", RayDeprecationWarning)
+    with old_parameters():
         results = blocks.map_batches(work, batch_format="pyarrow", **{"batch_size": None} | options)
     made: TypeAdapter[Part[R]] = TypeAdapter(Part[kind])  # type: ignore[valid-type]
     try:
@@ -267,8 +265,20 @@ def parts_of(
             keys = {name: value for name, value in row.items() if name not in ("part", "found", "error", "trace")}
             yield keys, made.validate_json(row["part"]), row["found"]
     except RayError as error:
-        raise RuntimeError(f"a worker died again and again, or would not start: {_first_line(error)}") from error
+        raise RuntimeError(f"a worker died again and again, or would not start: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+@contextmanager
+def old_parameters() -> Iterator[None]:
+    """Without warnings of `map_batches` about how often a task may be tried again.
+
+    Ray Data means to name parameters of this kind in a later version; in this one there is no other way to them.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        yield
+
+
+def first_line(error: Exception) -> str:
+    """What an error of Ray says before it goes into details."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -87,6 +87,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown name: the known one that is most like it, if any is."""
     by_lower = {one.lower(): one for one in known}
     close = difflib.get_close_matches(name.lower(), by_lower, 1)
+    close = close or [one for one in by_lower if len(name) > 2 and name.lower() in one]
     return f"; did you mean {by_lower[close[0]]}?" if close else ""
 
 

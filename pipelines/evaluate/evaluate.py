@@ -8,8 +8,10 @@ import orjson
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy
+from ray.exceptions import RayError
 
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
+from pipelines.parts import MAX_TRIES, first_line, old_parameters
 from semsam.data.shards import Split
 from semsam.evaluation.baselines import BaselineFit, Baselines
 from semsam.evaluation.protocols import Protocols, fit_baselines, measure
@@ -48,22 +50,30 @@ def measure_splits(
 ) -> Iterator[tuple[str, int, Protocols]]:
     """Measure these records of every dataset's split with one pool of actors.
 
-    Gives (dataset, images, sums of those images) as tasks end, in no fixed order.
+    Gives (dataset, images, sums of those images) as tasks end, in no fixed order.  Raises `RuntimeError` for images
+    that end their actor `MAX_TRIES` times.
     """
     blocks = _blocks(rows, pool)
     arguments = {"roots": dict(roots), "model": model, "image_size": image_size, "baselines": dict(baselines)}
-    results = ray.data.from_arrow(blocks).map_batches(
-        _Measure,
-        fn_constructor_kwargs=arguments,
-        batch_format="pyarrow",
-        batch_size=1,  # A block has one row; Ray Data wants it said where there are GPUs.
-        compute=ActorPoolStrategy(size=max(min(pool.num_actors, len(blocks)), 1)),
-        num_gpus=pool.num_gpus,
-    )
-    for row in results.iter_rows():
-        protocols = Protocols()
-        protocols.merge_sums(orjson.loads(row["sums"]))
-        yield row["dataset"], row["images"], protocols
+    with old_parameters():
+        results = ray.data.from_arrow(blocks).map_batches(
+            _Measure,
+            fn_constructor_kwargs=arguments,
+            batch_format="pyarrow",
+            batch_size=1,  # A block has one row; Ray Data wants it said where there are GPUs.
+            compute=ActorPoolStrategy(size=max(min(pool.num_actors, len(blocks)), 1)),
+            num_gpus=pool.num_gpus,
+            max_task_retries=MAX_TRIES - 1,  # Ray Data's own number is without end.
+        )
+    try:
+        for row in results.iter_rows():
+            protocols = Protocols()
+            protocols.merge_sums(orjson.loads(row["sums"]))
+            yield row["dataset"], row["images"], protocols
+    except RayError as error:
+        raise RuntimeError(
+            f"a model's actor died {MAX_TRIES} times, or would not start: {first_line(error)}"
+        ) from error
 
 
 def fit_baselines_on(

@@ -127,7 +127,7 @@ def test_arguments_that_cannot_be_meant_are_refused(arguments: list[str], messag
         ("evaluate", ["datasets=[coco_panoptc]"], "datasets: 'coco_panoptc' .* did you mean coco_panoptic"),
         ("evaluate", ["preset=debg", "untrained=true"], "no preset 'debg', .* did you mean debug"),
         ("evaluate", ["untrained=true", "checkpoint=/x"], "checkpoint and untrained=true"),
-        ("prepare", ["datasets.coco.root=/x"], "datasets: 'coco' is not one of"),
+        ("prepare", ["datasets.coco.root=/x"], "datasets: 'coco' is not one of .* did you mean coco_panoptic"),
         ("generate", ["images=/x", "vocabulary=coco_panoptc"], "vocabulary: 'coco_panoptc' .* mean coco_panoptic"),
         ("generate", ["images=/x", "preset=debg"], "no preset 'debg'"),
         ("quickstart", ["trian.training.steps=1"], "trian: unknown setting; did you mean train"),

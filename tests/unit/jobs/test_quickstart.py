@@ -44,8 +44,12 @@ def test_an_earlier_quickstart_is_replaced_and_nothing_else(tmp_path: Path) -> N
     for name in FILES:
         (output / name).write_text("old")
     (output / "notes.txt").write_text("mine")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "notes.txt").write_text("mine")
+    (output / "trained").symlink_to(tmp_path / "elsewhere")
     _clear(_output(job(output)))
     assert sorted(path.name for path in output.iterdir()) == [MARKER, "notes.txt"]
+    assert (tmp_path / "elsewhere" / "notes.txt").read_text() == "mine"
 
 
 def test_a_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import jobs.train
 from jobs.cluster import connect
-from jobs.resources import Workers, actors, machines_here, refusal, room_for
+from jobs.resources import Workers, actors, cpus_here, refusal, refuse_here, room_for
 from jobs.train import TrainJob
 from semsam.config import load_config
 
@@ -31,6 +31,7 @@ LARGE = {"CPU": 64.0, "GPU": 8.0, "memory": 1e12}
         (actors(4, 0.1, 9), [{"CPU": 64.0, "GPU": 1.0}], 10),
         (actors(4, 0.3, 9), [{"CPU": 64.0, "GPU": 2.0}], 6),
         (actors(4, 0, 9), [{"CPU": 2.0}, {}], 2),
+        (replace(TRAINING, cpus=0, gpus=0), [{}], 8),
     ],
 )
 def test_a_worker_has_all_it_needs_on_one_machine(
@@ -86,7 +87,9 @@ def test_gpus_that_this_machine_lacks_are_refused_before_ray_starts(monkeypatch:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     job = load_config(TrainJob, str(CONFIGS / "seven_swin_tiny.yaml"))
     with (
-        pytest.raises(ValueError, match=r"run.use_gpu: no machine has 1 GPU .*; machines: 1 with 48 CPUs"),
+        pytest.raises(
+            ValueError, match=r"run.use_gpu: no machine has 1 GPU for 8 workers with 1 GPU each; machines: 1 with"
+        ),
         connect(jobs.train.workers(job)),
     ):
         raise AssertionError("connected")
@@ -95,8 +98,9 @@ def test_gpus_that_this_machine_lacks_are_refused_before_ray_starts(monkeypatch:
 def test_a_laptop_s_cpus_are_shared_by_a_training_and_not_by_actors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     training = replace(TRAINING, gpus=0, shares_cpus=True)
-    assert [machine["CPU"] for machine in machines_here([training])] == [48]
-    assert [machine["CPU"] for machine in machines_here([actors(64, 0, 9)])] == [2]
+    assert cpus_here([training]) == 48
+    assert cpus_here([actors(64, 0, 9)]) == 2
+    refuse_here([training])
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ValueError, match="num_actors: there is room for 2 of 64 workers with 1 CPU each"):  # noqa: SIM117
         with connect(actors(64, 0, 9)):
@@ -106,10 +110,10 @@ def test_a_laptop_s_cpus_are_shared_by_a_training_and_not_by_actors(monkeypatch:
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("127.0.0.1:9", "RAY_ADDRESS: no Ray cluster answers at 127.0.0.1:9 within"),
-        ("ray://127.0.0.1:9", "RAY_ADDRESS: no Ray cluster answers at ray://127.0.0.1:9 within"),
-        ("ray://localhost", "RAY_ADDRESS: no Ray cluster answers at ray://localhost within"),
-        ("no-such-host.invalid:6379", "RAY_ADDRESS: no Ray cluster answers at no-such-host.invalid:6379 within"),
+        ("127.0.0.1:9", "RAY_ADDRESS: no Ray cluster answers at 127.0.0.1:9: "),
+        ("ray://127.0.0.1:9", "RAY_ADDRESS: no Ray cluster answers at ray://127.0.0.1:9: "),
+        ("ray://localhost", "RAY_ADDRESS: no Ray cluster answers at ray://localhost: "),
+        ("no-such-host.invalid:6379", "RAY_ADDRESS: no Ray cluster answers at no-such-host.invalid:6379: "),
         ("http://127.0.0.1:8265", "RAY_ADDRESS: 'http://127.0.0.1:8265' is not .*; a dashboard's address is for"),
         ("127.0.0.1", "RAY_ADDRESS: '127.0.0.1' is not auto .*, host:port"),
         ("127.0.0.1:0", "RAY_ADDRESS: '127.0.0.1:0' is not"),
