@@ -87,6 +87,12 @@ def with_retries(attempt: Callable[[], T], path: str) -> T:
     raise AssertionError("the last attempt returns or raises")
 
 
+def is_lasting(error: OSError) -> bool:
+    """Whether this stays as it is however often one asks: no space, no permission, no such file."""
+    words = str(error)
+    return isinstance(error, _LASTING) or error.errno in _LASTING_NUMBERS or any(one in words for one in _LASTING_WORDS)
+
+
 class RangeFile:
     """An open file, read at any place.  Safe from several threads: no position is shared."""
 
@@ -420,12 +426,6 @@ def _named_errors(path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise _named(error, path) from error
-
-
-def is_lasting(error: OSError) -> bool:
-    """Whether this stays as it is however often one asks: no space, no permission, no such file."""
-    words = str(error)
-    return isinstance(error, _LASTING) or error.errno in _LASTING_NUMBERS or any(one in words for one in _LASTING_WORDS)
 
 
 def _named(error: OSError, path: str) -> OSError:
