@@ -21,7 +21,7 @@ from jobs.resources import WAIT, Workers, actors
 from pipelines.generate.generate import Generated, Task, check_output, generate
 from pipelines.generate.mask_files import MaskOptions
 from pipelines.model_pool import ModelReference, Pool
-from pipelines.sources import check_datasets
+from pipelines.sources import SOURCES
 from pipelines.sources.categories import load_categories
 from semsam.automatic_masks import AutomaticMaskSettings
 from semsam.config import Gpus, Positive, PositiveFloat, Seed, Share, settings
@@ -30,6 +30,7 @@ from semsam.data.vocabularies import clean_name
 from semsam.model.presets import preset
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, PromptStyle
+from semsam.setting_kinds import did_you_mean
 from semsam.storage import Folder
 
 
@@ -65,7 +66,9 @@ class GenerateJob:
     progress_interval: PositiveFloat = 10.0  # Seconds between lines where there is no terminal.
 
     def __post_init__(self) -> None:
-        check_datasets("vocabulary", [] if self.vocabulary is None else [self.vocabulary])
+        if self.vocabulary is not None and self.vocabulary not in SOURCES:
+            hint = did_you_mean(self.vocabulary, SOURCES)
+            raise ValueError(f"vocabulary {self.vocabulary!r} is not one of {list(SOURCES)}{hint}")
         preset(self.preset)
         if self.vocabulary is not None and (self.objects or self.parts):
             raise ValueError("give either vocabulary or objects and parts")

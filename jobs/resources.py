@@ -8,8 +8,9 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import ray
 from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
@@ -17,6 +18,7 @@ from ray._private.state import state
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.experimental.internal_kv import _internal_kv_get
+from ray.util.client import ray as client
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 PROGRESS_INTERVAL = 10.0  # Seconds between the lines of a job that waits.
@@ -96,7 +98,7 @@ def refuse_here(workers: Sequence[Workers]) -> None:
 def refuse_there(workers: Workers) -> None:
     """Raise `ValueError` for workers that can never run on the cluster that this process is connected to."""
     reason = refusal(workers, _machines_of_cluster())
-    if reason and not _may_grow_enough(workers):
+    if reason and not _asked_there(_may_grow_enough, workers):
         raise ValueError(reason)
 
 
@@ -118,9 +120,9 @@ def _wait_until_ready(group: PlacementGroup, workers: Workers) -> None:
     deadline = time.monotonic() + workers.wait
     while not group.wait(min(PROGRESS_INTERVAL, max(deadline - time.monotonic(), 0.1))):
         reason = refusal(workers, _machines_of_cluster())
-        if reason and not _may_grow_enough(workers):
+        if reason and not _asked_there(_may_grow_enough, workers):
             raise ValueError(reason)
-        if reason and _is_given_up(group):
+        if reason and _asked_there(_is_given_up, group.id.hex()):
             raise ValueError(
                 f"{workers.count_setting}: the autoscaler can add no machines for {workers} ({workers.cpus_setting}, "
                 f"{workers.gpus_setting}); machines: {_machines(_machines_of_cluster())}"
@@ -133,6 +135,14 @@ def _wait_until_ready(group: PlacementGroup, workers: Workers) -> None:
                 f"({workers.count_setting}); {_in_use(workers)}"
             )
         print(f"waiting {why}: {workers}; {_in_use(workers)}; {left:.0f} s left", flush=True)
+
+
+def _asked_there(question: Callable[..., bool], *arguments: Any) -> bool:
+    """The answer of a function that only a process of the cluster can give: a client (`ray://`) is none."""
+    if not client.is_connected():
+        return question(*arguments)
+    answer: bool = ray.get(ray.remote(num_cpus=0)(question).remote(*arguments))
+    return answer
 
 
 def _machines_of_cluster() -> list[dict[str, float]]:
@@ -157,10 +167,10 @@ def _node_types() -> Iterator[str]:
     yield from (name for name in report.get("active_nodes") or () if not re.fullmatch("node_[0-9a-f]{40,}", name))
 
 
-def _is_given_up(group: PlacementGroup) -> bool:
-    """Whether the autoscaler says that it cannot make room, though it has nothing else to do."""
+def _is_given_up(group: str) -> bool:
+    """Whether the autoscaler says that it cannot make room for a group, though it has nothing else to do."""
     given_up = _status().autoscaling_state.infeasible_gang_resource_requests
-    return any(group.id.hex() in one.details for one in given_up) and not any(_used().values())
+    return any(group in one.details for one in given_up) and not any(_used().values())
 
 
 def _status() -> GetClusterStatusReply:

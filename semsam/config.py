@@ -101,7 +101,7 @@ def parse_config(kind: type[T], values: dict[str, Any], where: str) -> T:
     try:
         return TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        lines = [f"  {path or '(top level)'}: {reason}" for path, reason in _refusals(error, kind)]
+        lines = [f"  {': '.join(filter(None, one))}" for one in _refusals(error, kind)]
         raise ConfigError("\n".join([f"{where}: {len(lines)} setting(s) refused", *lines])) from None
 
 

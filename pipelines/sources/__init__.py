@@ -28,7 +28,7 @@ SOURCES = find_sources()
 
 
 def check_datasets(setting: str, names: Iterable[str]) -> None:
-    """Raise `ValueError`, beginning with the setting, for the first name that is no dataset's."""
-    for name in names:
-        if name not in SOURCES:
-            raise ValueError(f"{setting}: {name!r} is not one of {', '.join(SOURCES)}{did_you_mean(name, SOURCES)}")
+    """Raise `ValueError`, beginning with the setting, for names that are no dataset's."""
+    unknown = sorted(set(names) - set(SOURCES))
+    if unknown:
+        raise ValueError(f"{setting}: {unknown} not among {list(SOURCES)}{did_you_mean(unknown[0], SOURCES)}")

@@ -60,5 +60,5 @@ PRESETS = {
 def preset(name: str) -> ModelSettings:
     """The preset of that name.  Raises `ValueError` with the names there are."""
     if name not in PRESETS:
-        raise ValueError(f"no preset {name!r}, one of {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
+        raise ValueError(f"preset: no preset {name!r}, one of {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
     return PRESETS[name]

@@ -109,9 +109,12 @@ def test_a_folder_to_verify_may_have_an_equals_sign_in_its_path() -> None:
         ([PLAN, "steps=2"], "steps: unknown setting; did you mean training.steps"),
         ([PLAN, "model.preset=swin_tny"], "no preset 'swin_tny', .*; did you mean swin_tiny"),
         ([PLAN, "model.overrides.backbone.widow=2"], "backbone.widow: unknown setting; did you mean window"),
-        (["data.plan.stages=[{weights: {coco_panoptc: 1}}]"], "data.plan.stages: 'coco_panoptc' .* mean coco_panoptic"),
+        (
+            ["data.plan.stages=[{weights: {coco_panoptc: 1}}]"],
+            "data.plan.stages: .'coco_panoptc'. .* mean coco_panoptic",
+        ),
         ([PLAN, "data.plan.fraction={ade20: 1}"], "fraction.ade20: no stage uses this dataset; did you mean ade20k"),
-        ([PLAN, "data.sample.augmentation.scales={pacco: [1, 1]}"], "scales: 'pacco' .* did you mean paco"),
+        ([PLAN, "data.sample.augmentation.scales={pacco: [1, 1]}"], "scales: .'pacco'. .* did you mean paco"),
         (["nowhere.yaml"], "nowhere.yaml: No such file"),
         ([str(ROOT)], f"{ROOT}: Is a directory"),
     ],
@@ -124,11 +127,15 @@ def test_arguments_that_cannot_be_meant_are_refused(arguments: list[str], messag
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("evaluate", ["datasets=[coco_panoptc]"], "datasets: 'coco_panoptc' .* did you mean coco_panoptic"),
+        ("evaluate", ["datasets=[coco_panoptc]"], "datasets: .'coco_panoptc'. .* did you mean coco_panoptic"),
         ("evaluate", ["preset=debg", "untrained=true"], "no preset 'debg', .* did you mean debug"),
         ("evaluate", ["untrained=true", "checkpoint=/x"], "checkpoint and untrained=true"),
-        ("prepare", ["datasets.coco.root=/x"], "datasets: 'coco' is not one of .* did you mean coco_panoptic"),
-        ("generate", ["images=/x", "vocabulary=coco_panoptc"], "vocabulary: 'coco_panoptc' .* mean coco_panoptic"),
+        ("prepare", ["datasets.coco.root=/x"], "datasets: .'coco'. not among .* did you mean coco_panoptic"),
+        (
+            "generate",
+            ["images=/x", "vocabulary=coco_panoptc"],
+            "vocabulary 'coco_panoptc' is not one of .* mean coco_panoptic",
+        ),
         ("generate", ["images=/x", "preset=debg"], "no preset 'debg'"),
         ("quickstart", ["trian.training.steps=1"], "trian: unknown setting; did you mean train"),
         ("export", ["preset=debg", "text=/x", "out=/y"], "no preset 'debg'"),

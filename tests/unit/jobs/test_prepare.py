@@ -41,7 +41,7 @@ def test_zero_keeps_the_pixels_of_sa1b(tmp_path: Path) -> None:
     [
         ({"datasets": {"sa1b": {"root": "x", "rot": 1}}}, "datasets.sa1b.rot: unknown setting"),
         ({"datasets": {"sa1b": {}}}, "datasets.sa1b.root: Field required"),
-        ({"datasets": {"sa2b": {"root": "x"}}}, "datasets: 'sa2b' is not one of .*; did you mean sa1b"),
+        ({"datasets": {"sa2b": {"root": "x"}}}, r"datasets: \['sa2b'\] not among .*; did you mean sa1b"),
         ({"datasets": {}}, "name at least one of"),
         ({"datasets": {"sa1b": {"root": "x", "splits": ["test"]}}}, "splits must be some of"),
         ({"datasets": {"sa1b": {"root": "x", "splits": []}}}, "splits must be some of"),
