@@ -9,8 +9,12 @@ from pathlib import Path
 
 import pytest
 
+import jobs.evaluate
+import jobs.generate
 import jobs.train
 from jobs.cluster import connect
+from jobs.evaluate import EvaluateJob
+from jobs.generate import GenerateJob
 from jobs.resources import Workers, actors, cpus_here, refusal, refuse_here, room_for
 from jobs.train import TrainJob
 from semsam.config import load_config
@@ -105,6 +109,15 @@ def test_a_laptop_s_cpus_are_shared_by_a_training_and_not_by_actors(monkeypatch:
     with pytest.raises(ValueError, match="num_actors: there is room for 2 of 64 workers with 1 CPU each"):  # noqa: SIM117
         with connect(actors(64, 0, 9)):
             raise AssertionError("connected")
+
+
+def test_without_a_number_of_actors_one_has_to_find_room() -> None:
+    jobs_by_default = [jobs.evaluate.workers(EvaluateJob()), jobs.generate.workers(GenerateJob(images="x"))]
+    assert [one.count for one in jobs_by_default] == [1, 1]
+    assert jobs.generate.workers(GenerateJob(images="x", num_actors=3, gpus_per_actor=0.5)).needs() == {
+        "CPU": 1,
+        "GPU": 0.5,
+    }
 
 
 @pytest.mark.parametrize(
