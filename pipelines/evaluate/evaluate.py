@@ -71,9 +71,7 @@ def measure_splits(
             protocols.merge_sums(orjson.loads(row["sums"]))
             yield row["dataset"], row["images"], protocols
     except RayError as error:
-        raise RuntimeError(
-            f"a model's actor died {MAX_TRIES} times, or would not start: {first_line(error)}"
-        ) from error
+        raise RuntimeError(f"an actor died {MAX_TRIES} times, or would not start: {first_line(error)}") from error
 
 
 def fit_baselines_on(
