@@ -44,9 +44,9 @@ from semsam.evaluation.protocols import BASELINE, Protocols, clicked_regions
 from semsam.model.presets import preset
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
-from semsam.tracked_run import TRACKING_FILE, TrackedRun
-from semsam.tracking import RUN_ID_FILE, TrackingSettings, open_experiment
-from semsam.tracking_server import TrackingError
+from semsam.tracking.server import TrackingError
+from semsam.tracking.tracked_run import TRACKING_FILE, TrackedRun
+from semsam.tracking.tracker import RUN_ID_FILE, TrackingSettings, open_experiment
 from semsam.training.train_log import LOG_FILE
 
 LOOKED_AT = 20  # Images, for each one in the picture.

@@ -31,7 +31,7 @@ from semsam.config import dump_config, settings
 from semsam.data.manifest import Manifest
 from semsam.evaluation.protocols import BASELINE
 from semsam.storage import S3
-from semsam.tracking import open_experiment
+from semsam.tracking.tracker import open_experiment
 
 T = TypeVar("T")
 MARKER = ".quickstart"  # In a folder that a quickstart may clear of its outputs.

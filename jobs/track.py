@@ -21,9 +21,9 @@ from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
 from semsam.config import config_values, settings
 from semsam.storage import Folder
-from semsam.tracked_run import TrackedRun, read_run_id
-from semsam.tracking import Point, TrackingSettings, open_experiment, tracking_uri
-from semsam.tracking_address import VARIABLE, Address
+from semsam.tracking.address import VARIABLE, Address
+from semsam.tracking.tracked_run import TrackedRun, read_run_id
+from semsam.tracking.tracker import Point, TrackingSettings, open_experiment, tracking_uri
 from semsam.training.metric_queue import points, send_points
 from semsam.training.train_log import read_log
 

@@ -25,9 +25,9 @@ from pipelines.sources import check_datasets
 from semsam.config import Count, PlainName, Positive, PositiveFloat, config_values, parse_config, settings
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder, open_filesystem
-from semsam.tracked_run import read_run_id
-from semsam.tracking import TrackingSettings, open_experiment, tracking_uri
-from semsam.tracking_address import check_address, environment_for
+from semsam.tracking.address import check_address, environment_for
+from semsam.tracking.tracked_run import read_run_id
+from semsam.tracking.tracker import TrackingSettings, open_experiment, tracking_uri
 from semsam.training.attempt import RunFolder, attempt_on
 from semsam.training.checkpoint import checkpoint_folder, checkpoint_steps
 from semsam.training.engine import Worker

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from semsam.tracking import Point, Tracker
-from semsam.tracking_server import RefusedError
+from semsam.tracking.server import RefusedError
+from semsam.tracking.tracker import Point, Tracker
 
 # An entry of the log with this key ends an interval: so many entries, it included, make one point in MLflow.
 MEAN_OF = "mean_of"

@@ -12,7 +12,7 @@ from semsam.data.vocabularies import JointVocabulary
 from semsam.losses.criterion import Criterion
 from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder
-from semsam.tracking import TrackingSettings
+from semsam.tracking.tracker import TrackingSettings
 from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import checkpoint_folder, load_state, load_weights, remove_incomplete, the_one_before
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole

@@ -16,10 +16,10 @@ import pytest
 
 from jobs.track import Target, TrackJob
 from jobs.track import run as track
-from semsam import tracking_server
 from semsam.storage import Folder
-from semsam.tracking import LOSS, RUN_ID_FILE, TrackingSettings, open_experiment
-from semsam.tracking_server import TrackingError
+from semsam.tracking import server as mlflow_server
+from semsam.tracking.server import TrackingError
+from semsam.tracking.tracker import LOSS, RUN_ID_FILE, TrackingSettings, open_experiment
 from semsam.training import metric_queue
 from semsam.training.recorder import Recorder
 from semsam.training.train_log import read_log
@@ -39,7 +39,7 @@ def test_a_server_that_hangs_and_one_that_dies_cost_no_step_and_no_number(
     from mlflow import MlflowClient
 
     monkeypatch.setattr(metric_queue, "RETRY_EVERY", 0.5)
-    monkeypatch.setattr(tracking_server, "ANSWER_WITHIN", 2.0)
+    monkeypatch.setattr(mlflow_server, "ANSWER_WITHIN", 2.0)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "3")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     database, run = f"sqlite:///{tmp_path}/mlflow.db", Folder(tmp_path / "run")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from semsam.tracking import LOSS
+from semsam.tracking.tracker import LOSS
 from tests.mlflow_stand_in import MlflowStandIn
 from tests.painted_shards import write_painted_shards
 

@@ -14,8 +14,8 @@ from jobs.quickstart import DEFAULT_CONFIG, QuickstartJob
 from jobs.track import Target, TrackJob, main, run
 from semsam.config import dump_config, load_config
 from semsam.data.shards import Split
-from semsam.tracking import RUN_ID_FILE, TrackingSettings
-from semsam.tracking_server import TrackingError
+from semsam.tracking.server import TrackingError
+from semsam.tracking.tracker import RUN_ID_FILE, TrackingSettings
 from tests.mlflow_stand_in import MlflowStandIn
 from tests.painted_shards import write_painted_shards
 

@@ -12,11 +12,11 @@ import pytest
 import ray
 
 from jobs.train import TrainJob, _look_for_mlflow, run
-from semsam import tracking_server
 from semsam.config import ConfigError, load_config, parse_config
 from semsam.storage import Folder
-from semsam.tracking import RUN_ID_FILE, TrackingSettings
-from semsam.tracking_server import TrackingError
+from semsam.tracking import server as mlflow_server
+from semsam.tracking.server import TrackingError
+from semsam.tracking.tracker import RUN_ID_FILE, TrackingSettings
 from semsam.training.attempt import attempt_on
 from tests.mlflow_stand_in import MlflowStandIn
 from tests.painted_shards import VOCABULARIES, write_painted_shards
@@ -75,7 +75,7 @@ def test_data_that_was_not_prepared_is_named(tmp_path: object) -> None:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowStandIn]:
-    monkeypatch.setattr(tracking_server, "ANSWER_WITHIN", 0.5)
+    monkeypatch.setattr(mlflow_server, "ANSWER_WITHIN", 0.5)
     server = MlflowStandIn()
     yield server
     server.mode = "ok"

@@ -11,10 +11,10 @@ import pytest
 
 from jobs.track import TrackJob
 from jobs.track import run as track
-from semsam import tracking_server
 from semsam.storage import Folder
-from semsam.tracking import LOSS, RUN_ID_FILE, TrackingSettings
-from semsam.tracking_server import TrackingError
+from semsam.tracking import server as mlflow_server
+from semsam.tracking.server import TrackingError
+from semsam.tracking.tracker import LOSS, RUN_ID_FILE, TrackingSettings
 from semsam.training import metric_queue
 from semsam.training.metric_queue import points
 from semsam.training.recipe import Recipe
@@ -33,7 +33,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowStandIn]:
     monkeypatch.setattr(metric_queue, "RETRY_EVERY", 0.1)
     monkeypatch.setattr(metric_queue, "CLOSE_WITHIN", 4.0)
     monkeypatch.setattr(metric_queue, "SETTLE", 0.2)
-    monkeypatch.setattr(tracking_server, "ANSWER_WITHIN", 0.2)
+    monkeypatch.setattr(mlflow_server, "ANSWER_WITHIN", 0.2)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     server = MlflowStandIn()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from semsam.storage import Folder
-from semsam.tracking import TrackingSettings
+from semsam.tracking.tracker import TrackingSettings
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import RUN_ID_FILE, Recorder
 from semsam.training.train_log import read_log

@@ -14,8 +14,8 @@ from semsam.config import config_values
 from semsam.data.manifest import Manifest
 from semsam.data.sealed import seal, unseal
 from semsam.storage import Folder
-from semsam.tracking import RUN_ID_FILE, Tracker, TrackingSettings, identity, tracking_uri
-from semsam.tracking_server import RefusedError
+from semsam.tracking.server import RefusedError
+from semsam.tracking.tracker import RUN_ID_FILE, Tracker, TrackingSettings, identity, tracking_uri
 
 TRACKING_FILE = "tracking.json"
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from semsam.data.manifest import Manifest, Shard, Vocabulary
-from semsam.tracking import Point, Tracker, TrackingSettings, flatten, open_experiment, tracking_uri
-from semsam.tracking_server import TrackingError
+from semsam.tracking.server import TrackingError
+from semsam.tracking.tracker import Point, Tracker, TrackingSettings, flatten, open_experiment, tracking_uri
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from semsam import tracking_address, tracking_server
 from semsam.config import dump_config
-from semsam.tracking import TrackingSettings, open_experiment, tracking_uri
-from semsam.tracking_address import check_address, complete_address, environment_for, mask_secrets, without_secrets
-from semsam.tracking_server import TrackingError
+from semsam.tracking import address
+from semsam.tracking import server as mlflow_server
+from semsam.tracking.address import check_address, complete_address, environment_for, mask_secrets, without_secrets
+from semsam.tracking.server import TrackingError
+from semsam.tracking.tracker import TrackingSettings, open_experiment, tracking_uri
 from tests.mlflow_stand_in import MlflowStandIn
 
 
@@ -36,7 +37,7 @@ from tests.mlflow_stand_in import MlflowStandIn
     ],
 )
 def test_user_and_password_are_used_and_not_shown(given: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_address, "_complete", {})
+    monkeypatch.setattr(address, "_complete", {})
     settings = TrackingSettings(uri=given)
     assert settings.uri == shown
     assert tracking_uri(settings) == shown
@@ -47,16 +48,16 @@ def test_user_and_password_are_used_and_not_shown(given: str, shown: str, monkey
 
 
 def test_the_environments_address_is_shown_without_its_secrets_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_address, "_complete", {})
+    monkeypatch.setattr(address, "_complete", {})
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@host")
     assert tracking_uri(TrackingSettings()) == "https://host"
-    tracking_address._complete.clear()  # As in another process that has the variable.
+    address._complete.clear()  # As in another process that has the variable.
     assert complete_address("https://host") == "https://user:secret@host"
     assert complete_address("https://other") == "https://other"
 
 
 def test_what_libraries_say_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_address, "_complete", {})
+    monkeypatch.setattr(address, "_complete", {})
     uri = without_secrets("https://user:s3cr%40t@host")
     said = "at https://user:s3cr%40t@host: no s3cr@t for user:s3cr%40t"
     assert mask_secrets(said, uri) == "at https://host: no *** for ***"
@@ -93,7 +94,7 @@ def silent_port() -> Iterator[int]:
 
 
 def test_a_server_that_is_not_there_is_named_at_once(silent_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_server, "ANSWER_WITHIN", 0.5)
+    monkeypatch.setattr(mlflow_server, "ANSWER_WITHIN", 0.5)
     started = time.monotonic()
     for uri, reason in (
         (f"http://user:secret@127.0.0.1:{silent_port}", "no answer within"),
@@ -146,7 +147,7 @@ def test_a_deleted_experiment_is_named_with_what_restores_it() -> None:
 
 
 def test_a_database_file_that_cannot_be_one_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking_server, "ANSWER_WITHIN", 0.2)
+    monkeypatch.setattr(mlflow_server, "ANSWER_WITHIN", 0.2)
     (tmp_path / "text.db").write_text(
         "not a database, and longer than the header of one, which has a hundred bytes" * 2
     )

@@ -13,8 +13,8 @@ from typing import Any, Self
 
 from semsam.config import settings
 from semsam.data.manifest import Manifest
-from semsam.tracking_address import VARIABLE, Address, check_address, sqlite_path, without_secrets
-from semsam.tracking_server import (
+from semsam.tracking.address import VARIABLE, Address, check_address, sqlite_path, without_secrets
+from semsam.tracking.server import (
     OPEN_WITHIN,
     RefusedError,
     TrackingError,

@@ -18,7 +18,7 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
-from semsam.tracking_address import complete_address, mask_secrets, sqlite_path
+from semsam.tracking.address import complete_address, mask_secrets, sqlite_path
 
 T = TypeVar("T")
 
