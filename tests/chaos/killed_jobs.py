@@ -40,6 +40,8 @@ training: {{steps: {steps}, global_batch: 4, zero_stage: 2, precision: fp32, che
 run: {{name: run, num_workers: 2, use_gpu: false, cpus_per_worker: 1, max_failures: 2}}
 tracking: {{enabled: false}}
 """
+# What a job's output, in a file, has no line with: libraries' remarks about themselves, and colours.
+NOISE = ("core_worker.cc", "logging.cc", "TrainController", "PlacementGroupCleaner", "Traceback", " INFO ", "\x1b[")
 # What a step says of the time it took, not of what it computed.
 TIMES = ("time", "data_wait", "seconds", "images_per_second", "memory_gb")
 
@@ -130,6 +132,9 @@ def finish(command: list[str]) -> str:
     text = job.lines.read_text()
     if status:
         raise RuntimeError(f"{' '.join(command)}\nended with {status}:\n{text}")
+    noise = [line for line in text.splitlines() if any(one in line for one in NOISE)]
+    if noise:
+        raise RuntimeError(f"{' '.join(command)}\nhas in its output what no user can read:\n" + "\n".join(noise))
     return text
 
 

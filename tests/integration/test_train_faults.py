@@ -57,6 +57,10 @@ def test_a_killed_worker_and_one_that_is_stopped_change_no_loss(config: Path, se
     runs, steps = config.parent / "runs", 14
     whole = _start(config, "whole", f"training.steps={steps}")
     assert whole.wait(timeout=400) == 0, _output(config, "whole")
+    readable = re.compile(
+        r"MLflow: |Ray did not start |\(RayTrainWorker pid=\d+\) (beginning|step)|loss \d|checkpoint in "
+    )
+    assert [line for line in _output(config, "whole").splitlines() if not readable.match(line)] == []
     limits = ("run.stall_warning_s=5", "run.stall_timeout_s=15")
     hit = _start(config, "hit", f"training.steps={steps}", *limits)
     try:
