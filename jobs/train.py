@@ -187,7 +187,8 @@ def _fit(job: TrainJob, folder: RunFolder) -> None:
             storage_path=f"{path}/ray",
             storage_filesystem=None if folder.is_local else filesystem,
             failure_config=FailureConfig(max_failures=job.run.max_failures),
-            logging_config=LoggingConfig(log_level="WARNING"),
+            # Its warnings are of a busy machine, with stacks; what matters of them is said by `_deaths`.
+            logging_config=LoggingConfig(log_level="ERROR"),
             callbacks=[_deaths()],
         ),
     )

@@ -41,7 +41,7 @@ run: {{name: run, num_workers: 2, use_gpu: false, cpus_per_worker: 1, max_failur
 tracking: {{enabled: false}}
 """
 # What a job's output, in a file, has no line with: libraries' remarks about themselves, and colours.
-NOISE = ("core_worker.cc", "logging.cc", "TrainController", "PlacementGroupCleaner", "Traceback", " INFO ", "\x1b[")
+NOISE = ("core_worker.cc", "logging.cc", "PlacementGroupCleaner", "Traceback", " INFO ", "\x1b[")
 # What a step says of the time it took, not of what it computed.
 TIMES = ("time", "data_wait", "seconds", "images_per_second", "memory_gb")
 
@@ -132,9 +132,13 @@ def finish(command: list[str]) -> None:
     text = job.lines.read_text()
     if status:
         raise RuntimeError(f"{' '.join(command)}\nended with {status}:\n{text}")
-    noise = [line for line in text.splitlines() if any(one in line for one in NOISE)]
-    if noise:
+    if noise := noise_in(text):
         raise RuntimeError(f"{' '.join(command)}\nhas in its output what no user can read:\n" + "\n".join(noise))
+
+
+def noise_in(text: str) -> list[str]:
+    """The lines of an output that are not fit for reading."""
+    return [line for line in text.splitlines() if any(one in line for one in NOISE)]
 
 
 def progress(job: str, output: Path) -> int:
