@@ -34,7 +34,7 @@ quickstart: $(READY)  ## the whole job on the toy world: datasets, shards, train
 	$(BIN)/python -m jobs.quickstart
 
 unit: $(DEV_READY)  ## unit tests alone, side by side
-	$(SIDE_BY_SIDE) -m 'not slow and not gpu and not cluster'
+	$(SIDE_BY_SIDE) -m 'not slow and not gpu and not cluster' tests/unit
 
 test: unit  ## unit tests and one end-to-end test
 	$(BIN)/python -m pytest -m 'cluster and not slow'

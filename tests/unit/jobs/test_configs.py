@@ -98,6 +98,7 @@ def test_no_worker_goes_without_images_on_either_cluster(name: str) -> None:
         assert job.training.global_batch % (job.run.num_workers * job.training.accumulation) == 0
 
 
+@pytest.mark.slow
 def test_an_export_of_the_preset_is_what_a_training_can_begin_with(training: TrainJob) -> None:
     ours, theirs = model_shapes(training.model.own_settings()), model_shapes(preset(training.model.preset))
     differing = {name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)}

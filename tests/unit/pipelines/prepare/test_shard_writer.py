@@ -230,6 +230,7 @@ def test_drafts_of_a_killed_task_are_removed(write_sa1b: WriteSa1b, tmp_path: Pa
     assert drafts == [".shard-00001.arrow.abc.draft"]
 
 
+@pytest.mark.slow
 def test_preparing_imports_no_torch(write_sa1b: WriteSa1b, tmp_path: Path) -> None:
     script = f"""
 import sys

@@ -75,6 +75,7 @@ print("learnt", len(SOURCES))
 """
 
 
+@pytest.mark.slow
 def test_an_eighth_dataset_is_two_files_of_ones_own_and_a_row(tmp_path: Path) -> None:
     import numpy as np
 

@@ -60,6 +60,7 @@ def test_every_protocol_measures_what_is_annotated(predictor: Predictor) -> None
     assert 0 <= numbers["one_click/paco/miou_max"] <= numbers["one_click/paco/miou_oracle"] <= 1
 
 
+@pytest.mark.slow
 def test_sums_travel_between_processes(predictor: Predictor) -> None:
     one, other = measured(predictor, record_of(CAR, WHEEL)), measured(predictor, record_of(CAR))
     both = Protocols()

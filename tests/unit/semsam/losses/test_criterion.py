@@ -60,6 +60,7 @@ def test_loss_and_gradients_equal_the_obvious_ones(
         torch.testing.assert_close(mine, obvious, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_more_masks_than_levels_under_a_click_are_matched_six_at_a_time(
     make_batch: MakeBatch, make_output: MakeOutput, vocabulary: JointVocabulary
 ) -> None:

@@ -153,6 +153,7 @@ def test_joint_attention_lets_prompts_influence_each_other(
     assert_same(one, rows(apart, slice(0, LEVELS)))
 
 
+@pytest.mark.slow
 def test_a_batch_equals_its_images_one_by_one(
     model: SemanticSam, images: Tensor, boxes: Tensor, is_box: Tensor
 ) -> None:

@@ -69,6 +69,7 @@ def test_the_plain_form_stands_in_where_triton_finds_no_gpu(monkeypatch: pytest.
     assert attention_form(torch.device("cpu")) is sampled_attention
 
 
+@pytest.mark.slow
 def test_the_library_does_not_import_triton_by_itself() -> None:
     program = "import sys, semsam.model.semantic_sam; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=CLAIMS.parents[2])

@@ -143,6 +143,7 @@ def test_a_run_that_vanishes_ends_its_training_and_does_not_begin_again(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_a_checkpoint_ends_its_training(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     def die(step: int) -> None:
         if step == 2:

@@ -95,6 +95,7 @@ def test_what_is_no_piece_is_refused_by_name(tmp_path: Path, data: bytes) -> Non
         load_partitions(Folder(str(tmp_path)), "ema", 1, {"a": 7}, [])
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_at_any_write_goes_on_from_the_checkpoint_before(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

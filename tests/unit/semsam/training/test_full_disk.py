@@ -31,6 +31,7 @@ def limit_files() -> Iterator[Callable[[int], None]]:
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.slow
 def test_no_room_for_a_checkpoint_ends_the_run_and_the_one_before_stays(
     make_recipe: MakeRecipe, tmp_path: Path, limit_files: Callable[[int], None]
 ) -> None:
@@ -46,6 +47,7 @@ def test_no_room_for_a_checkpoint_ends_the_run_and_the_one_before_stays(
     assert checkpoint_steps(Folder(tmp_path))[-1] == 9
 
 
+@pytest.mark.slow
 def test_no_room_for_a_line_of_the_log_ends_the_run_and_leaves_whole_lines(
     make_recipe: MakeRecipe, tmp_path: Path, limit_files: Callable[[int], None]
 ) -> None:

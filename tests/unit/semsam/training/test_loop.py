@@ -62,6 +62,7 @@ def test_a_run_leaves_a_log_and_a_checkpoint_that_the_model_loads(make_recipe: M
     assert model.settings == make_recipe().model.resolve()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_to_the_same_losses_and_weights(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,6 +86,7 @@ def test_an_interrupted_run_goes_on_to_the_same_losses_and_weights(
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
 
 
+@pytest.mark.slow
 def test_accumulation_changes_nothing(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     once, twice = (run(make_recipe(accumulation=n, steps=1), tmp_path / str(n)) for n in (1, 2))
     assert twice[0]["loss"] == pytest.approx(once[0]["loss"], rel=1e-6)
@@ -327,6 +329,7 @@ def test_an_unfinished_line_of_the_log_does_not_count(tmp_path: Path, lines: byt
     assert len(list(read_log(Folder(str(tmp_path))))) == lines.count(b"\n")
 
 
+@pytest.mark.slow
 def test_training_imports_neither_ray_nor_deepspeed() -> None:
     code = "import sys, semsam.training.train; sys.exit(bool({'ray', 'deepspeed'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
