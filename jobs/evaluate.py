@@ -214,10 +214,13 @@ def _measure(
     roots = {name: split.root for name, split in splits.items()}
     measured = {name: Protocols() for name in splits}
     progress = Progress("evaluate", sum(map(len, rows.values())), interval=job.progress_interval)
-    for dataset, images, some in measure_splits(roots, rows, model, job.image_size, baselines, _pool(job)):
-        measured[dataset].merge_sums(some.sums())
-        progress.add(images)
+    found = []
+    for some in measure_splits(roots, rows, model, job.image_size, baselines, _pool(job)):
+        found.append(some)
+        progress.add(some.images)
     progress.close()
+    for some in sorted(found, key=lambda some: some.first_row):
+        measured[some.dataset].merge_sums(some.protocols.sums())
     return measured
 
 

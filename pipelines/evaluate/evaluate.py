@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -37,7 +38,17 @@ class _Measure:
         use_vocabulary(self._predictor, split)
         for row in rows:
             measure(self._predictor, split.record(row), self._baselines[dataset], protocols)
-        return pa.table({"dataset": [dataset], "images": [len(rows)], "sums": [orjson.dumps(protocols.sums())]})
+        sums = orjson.dumps(protocols.sums())
+        return pa.table({"dataset": [dataset], "first_row": rows[:1], "images": [len(rows)], "sums": [sums]})
+
+
+class Measured(NamedTuple):
+    """Some images of a dataset; sums of them are to be merged in the order of `first_row`, to the same last digit."""
+
+    dataset: str
+    first_row: int
+    images: int
+    protocols: Protocols
 
 
 def measure_splits(
@@ -47,10 +58,10 @@ def measure_splits(
     image_size: ImageSize,
     baselines: Mapping[str, Baselines],
     pool: Pool,
-) -> Iterator[tuple[str, int, Protocols]]:
+) -> Iterator[Measured]:
     """Measure these records of every dataset's split with one pool of actors.
 
-    Gives (dataset, images, sums of those images) as tasks end, in no fixed order.  Raises `RuntimeError` for images
+    Gives what was measured as tasks end, in no fixed order.  Raises `RuntimeError` for images
     that end their actor `MAX_TRIES` times.
     """
     blocks = _blocks(rows, pool)
@@ -69,7 +80,7 @@ def measure_splits(
         for row in results.iter_rows():
             protocols = Protocols()
             protocols.merge_sums(orjson.loads(row["sums"]))
-            yield row["dataset"], row["images"], protocols
+            yield Measured(row["dataset"], row["first_row"], row["images"], protocols)
     except RayError as error:
         raise RuntimeError(f"an actor died {MAX_TRIES} times, or would not start: {first_line(error)}") from error
 
@@ -82,7 +93,7 @@ def fit_baselines_on(
         _fit_batch, fn_kwargs={"roots": dict(roots)}, batch_format="pyarrow", batch_size=None
     )
     fits = {dataset: BaselineFit() for dataset in roots}
-    for row in results.iter_rows():
+    for row in sorted(results.iter_rows(), key=lambda row: int(row["first_row"])):
         fits[row["dataset"]].merge(BaselineFit.from_json(row["fit"]))
     return {dataset: fit.compute(levels) for dataset, fit in fits.items()}
 
@@ -92,7 +103,7 @@ def _fit_batch(block: pa.Table, roots: Mapping[str, str]) -> pa.Table:
     split, fit = Split(roots[dataset]), BaselineFit()
     for row in rows:
         fit_baselines(split.record(row), fit)
-    return pa.table({"dataset": [dataset], "fit": [fit.to_json()]})
+    return pa.table({"dataset": [dataset], "first_row": rows[:1], "fit": [fit.to_json()]})
 
 
 def _blocks(rows: Mapping[str, Sequence[int]], pool: Pool) -> list[pa.Table]:
