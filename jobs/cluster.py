@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -65,7 +66,8 @@ def connect(*workers: Workers, num_cpus: int | None = None, dashboard: bool = Fa
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
             _start(num_cpus or cpus_here(workers), dashboard)
     # Ray has put two of its own over it: one of Python, which ends without a word, one of C++, which dumps a stack.
-    signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():  # Elsewhere neither Ray nor anybody may.
+        signal.signal(signal.SIGTERM, on_sigterm or signal.SIG_DFL)
     try:
         _quiet_logs()
         _wait_for_all(workers)

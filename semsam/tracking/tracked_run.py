@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from semsam.config import config_values
 from semsam.data.manifest import Manifest
-from semsam.data.sealed import seal, unseal
+from semsam.data.sealed import seal, unseal_as
 from semsam.storage import Folder
 from semsam.tracking.server import RefusedError
 from semsam.tracking.tracker import RUN_ID_FILE, Tracker, TrackingSettings, identity, tracking_uri
@@ -49,10 +47,7 @@ class TrackedRun:
         data = folder.read_if_there(TRACKING_FILE)
         if data is None:
             raise ValueError(f"{path}: no such file: neither a training nor an evaluation that is tracked by MLflow")
-        try:
-            return TypeAdapter(TrackedRun).validate_python(unseal(data, path))
-        except ValidationError as error:
-            raise ValueError(f"{path}: not of this version: {error.errors()[0]['msg']}") from None
+        return unseal_as(TrackedRun, data, path, "of this version")
 
     def open(self, folder: Folder) -> Tracker:
         """Its MLflow run, made where the folder names none.  What is not a number is sent as far as MLflow lacks it.

@@ -13,13 +13,11 @@ from semsam.config import config_values
 from semsam.model.weight_files import Fingerprint
 from semsam.storage import Folder
 from semsam.tracking.tracked_run import TrackedRun
-from semsam.tracking.tracker import RUN_ID_FILE, TrackingSettings
+from semsam.tracking.tracker import TrackingSettings
 from semsam.training.metric_queue import MEAN_OF, SAMPLES_SEEN, TIME, MetricQueue, point, points
 from semsam.training.recipe import Recipe
 from semsam.training.train_log import TrainLog, read_log
 from semsam.training.training_data import TrainingData
-
-__all__ = ["RUN_ID_FILE", "Recorder", "peak_memory_gb"]
 
 
 class Recorder:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from semsam.storage import Folder
-from semsam.tracking.tracker import TrackingSettings
+from semsam.tracking.tracker import RUN_ID_FILE, TrackingSettings
 from semsam.training.recipe import Recipe
-from semsam.training.recorder import RUN_ID_FILE, Recorder
+from semsam.training.recorder import Recorder
 from semsam.training.train_log import read_log
 from semsam.training.training_data import TrainingData
 
