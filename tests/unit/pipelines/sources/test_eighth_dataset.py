@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from semsam.data.images import encode_jpeg
 from tests.conftest import ROOT
 
