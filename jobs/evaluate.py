@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import orjson
@@ -19,9 +19,10 @@ from jobs.arguments import read_arguments
 from jobs.cluster import connect, joined, main_exit, stable_path
 from jobs.resources import WAIT, Workers, actors
 from jobs.track import METRICS_FILE, send_evaluation, stable_tracking
-from pipelines.evaluate.evaluate import fit_baselines_on, measure_splits
-from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
-from pipelines.progress import Progress
+from pipelines.evaluate.evaluate import Parts, ask_model, fit_baselines, guess_blindly, items_of
+from pipelines.evaluate.item_files import ItemReport, ItemTask, item_task
+from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary, weights_digest
+from pipelines.parts import Part
 from pipelines.sources import SOURCES, check_datasets
 from semsam.config import (
     Count,
@@ -33,14 +34,14 @@ from semsam.config import (
     dump_config,
     settings,
 )
-from semsam.data.atoms import AtomMap
 from semsam.data.images import decode_jpeg
 from semsam.data.row_order import some_rows
+from semsam.data.sealed import seal, unseal_as
 from semsam.data.shards import Split, is_prepared, open_split
-from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.baselines import Baselines
 from semsam.evaluation.pictures import Row, click_row, encode_png, grid
-from semsam.evaluation.protocols import BASELINE, Protocols, clicked_regions
+from semsam.evaluation.protocols import BASELINE, Numbers, means_of, metric_name
+from semsam.evaluation.questions import AskedRegions, Questions
 from semsam.model.presets import preset
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
@@ -51,6 +52,7 @@ from semsam.training.train_log import LOG_FILE
 
 LOOKED_AT = 20  # Images, for each one in the picture.
 MARKER = "evaluation.yaml"  # Beside the pictures: how they were made, and that they are ours.
+FIT_FILE = "baselines.json"  # Beside what was guessed with them.
 
 
 @settings
@@ -67,8 +69,11 @@ class EvaluateJob:
     datasets: tuple[str, ...] = ()  # None named: every dataset found under `data`.
     split: str = "val"
     image_size: ImageSize = field(default_factory=ImageSize)
+    questions: Questions = field(default_factory=Questions)
     max_images: Positive | None = None  # Of each dataset, spread over all of it and the same in every run.
+    max_left_out: Count = 0  # Images that may be missing because they end their worker.
     baseline_images: Count = 500  # Train images per dataset that the blind baselines are tuned on.
+    blind: str | None = None  # Where blind guesses are kept, for several evaluations; None: in the output.
     pictures: Count = 3  # Rows of the picture grid per dataset.
     num_actors: Positive | None = None  # None: two, or the one that there is room for.
     gpus_per_actor: Gpus = 0.0  # May be a share of one.
@@ -91,18 +96,18 @@ class Evaluation:
 
     metrics: dict[str, float]  # By MLflow name.
     means: dict[str, tuple[float, int]]  # Over all datasets' regions, and how many: by name less the dataset.
-    baselines: dict[str, Baselines]  # By dataset.
     pictures: str  # Where they lie.
     run_id: str | None
     tracking_uri: str | None
 
 
-def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> Evaluation:
-    """Measure every dataset, draw pictures, and log all of it to one MLflow run.
+def run(job: EvaluateJob) -> Evaluation:
+    """Ask about every dataset, compute the numbers, draw pictures, and log all of it to one MLflow run.
 
-    `baselines` are those of an earlier evaluation of the same data, None to tune them.  Raises `ValueError` for a
-    dataset that was not prepared, a checkpoint that cannot be read or an MLflow that cannot be had, before any worker
-    starts.  Numbers are printed and stored before they are sent: an MLflow that fails by then is a line on screen.
+    What was answered is kept in the output: the same command goes on where a killed one stopped.  Raises `ValueError`
+    for a dataset that was not prepared, a checkpoint that cannot be read or an MLflow that cannot be had, before any
+    worker starts.  Numbers are printed and stored before they are sent: an MLflow that fails by then is a line on
+    screen.
     """
     if job.checkpoint is None and not job.untrained:
         raise ValueError("checkpoint: name the folder to evaluate, or set untrained=true for random weights")
@@ -115,17 +120,24 @@ def run(job: EvaluateJob, baselines: Mapping[str, Baselines] | None = None) -> E
     model = ModelReference(job.checkpoint, job.preset, job.seed)
     predictor = load_predictor(model, job.image_size)
     _check_output(Folder(job.output), splits)
+    Folder(job.output).write(MARKER, dump_config(job).encode())
     with connect(workers(job)):
-        fitted = dict(baselines or _baselines(job, splits, predictor.model.settings.num_levels))
-        measured = _measure(job, splits, model, fitted)
-    metrics = {name: value for dataset, one in measured.items() for name, value in one.compute(dataset).items()}
-    total = Protocols()
-    for one in measured.values():
-        total.merge_sums(one.sums())
+        tasks = _tasks(job, splits, predictor)
+        parts = ask_model(tasks, model, job.image_size, job.questions, _pool(job), job.progress_interval)
+        blind_tasks, blind_parts = _blind(job, splits, predictor.model.settings.num_levels)
+    _check_left_out(job, parts)
+    numbers = {dataset: _numbers(task, parts[dataset], False) for dataset, task in tasks.items()}
+    guessed = {dataset: _numbers(task, blind_parts[dataset], True) for dataset, task in blind_tasks.items()}
+    metrics: dict[str, float] = {}
+    for dataset in splits:
+        for one in (numbers[dataset], guessed[dataset]):
+            metrics |= {metric_name(name, dataset, one.is_blind): value for name, value in one.compute().items()}
     drawn = {f"{dataset}.png": _draw(job, dataset, split, predictor) for dataset, split in splits.items()}
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
     run_id = keep(job, metrics, pictures, splits)
-    return Evaluation(metrics, total.means(), fitted, job.output, run_id, job.tracking.uri if run_id else None)
+    means = means_of(one.sums() for one in numbers.values())
+    means |= {f"{BASELINE}/{name}": mean for name, mean in means_of(one.sums() for one in guessed.values()).items()}
+    return Evaluation(metrics, means, job.output, run_id, job.tracking.uri if run_id else None)
 
 
 def keep(
@@ -134,7 +146,6 @@ def keep(
     """Print and store what was found, and then send it; the MLflow run's id, None where there is none."""
     print(table(metrics), flush=True)
     output = Folder(job.output)
-    output.write(MARKER, dump_config(job).encode())
     for name in (RUN_ID_FILE, TRACKING_FILE):  # Of an earlier evaluation, whose MLflow run has other numbers.
         output.remove(name)
     numbers = {"time": time.time(), "metrics": metrics, "pictures": list(pictures)}
@@ -174,6 +185,7 @@ def _with_stable_paths(job: EvaluateJob) -> EvaluateJob:
         job,
         data=stable_path(job.data, "data"),
         output=stable_path(job.output, "output"),
+        blind=None if job.blind is None else stable_path(job.blind, "blind"),
         checkpoint=None if job.checkpoint is None else stable_path(job.checkpoint, "checkpoint"),
         tracking=stable_tracking(job.tracking),
     )
@@ -196,32 +208,87 @@ def _find_splits(job: EvaluateJob) -> dict[str, Split]:
     return {name: open_split(job.data, name, job.split) for name in names}
 
 
-def _baselines(job: EvaluateJob, splits: Mapping[str, Split], levels: int) -> dict[str, Baselines]:
-    roots = {dataset: f"{job.data}/{dataset}/train" for dataset in splits}
-    roots = {dataset: root for dataset, root in roots.items() if is_prepared(root)}
-    rows = {name: _some(name, open_split(job.data, name, "train"), job.baseline_images) for name in roots}
-    fitted = fit_baselines_on(roots, rows, levels, _pool(job))
-    for dataset in splits.keys() - roots.keys():
-        print(f"{dataset}: no train split, so no blind baselines")
-        fitted[dataset] = Baselines((), 0, None, None)
-    return fitted
+def _tasks(job: EvaluateJob, splits: Mapping[str, Split], predictor: Predictor) -> dict[str, ItemTask]:
+    asked = {
+        "model": weights_digest(predictor.model),
+        "image_size": config_values(job.image_size),
+        "questions": config_values(job.questions),
+    }
+    return {
+        name: item_task(
+            split, _some(name, split, job.max_images), job.rows_per_task, f"{job.output}/items/{name}", asked
+        )
+        for name, split in splits.items()
+    }
 
 
-def _measure(
-    job: EvaluateJob, splits: Mapping[str, Split], model: ModelReference, baselines: Mapping[str, Baselines]
-) -> dict[str, Protocols]:
-    rows = {name: _some(name, split, job.max_images) for name, split in splits.items()}
-    roots = {name: split.root for name, split in splits.items()}
-    measured = {name: Protocols() for name in splits}
-    progress = Progress("evaluate", sum(map(len, rows.values())), interval=job.progress_interval)
-    found = []
-    for some in measure_splits(roots, rows, model, job.image_size, baselines, _pool(job)):
-        found.append(some)
-        progress.add(some.images)
-    progress.close()
-    for some in sorted(found, key=lambda some: some.first_row):
-        measured[some.dataset].merge_sums(some.protocols.sums())
-    return measured
+def _blind(job: EvaluateJob, splits: Mapping[str, Split], levels: int) -> tuple[dict[str, ItemTask], Parts]:
+    """What is guessed without seeing an image, after tuning it on the train splits."""
+    where = job.blind or f"{job.output}/blind"
+    baselines = _baselines(job, where, splits, levels)
+    tasks = {}
+    for name, split in splits.items():
+        asked = {"baselines": asdict(baselines[name]), "questions": config_values(job.questions), "levels": levels}
+        rows = _some(name, split, job.max_images)
+        tasks[name] = item_task(split, rows, job.rows_per_task, f"{where}/{name}", asked)
+    return tasks, guess_blindly(tasks, baselines, job.questions, levels)
+
+
+def _baselines(job: EvaluateJob, where: str, splits: Mapping[str, Split], levels: int) -> dict[str, Baselines]:
+    """The blind baselines of every dataset: those that lie there already if they were tuned on the same images."""
+    found: dict[str, Baselines] = {}
+    missing, made_from = {}, {}
+    for name in splits:
+        root = f"{job.data}/{name}/train"
+        if not is_prepared(root):
+            print(f"{name}: no train split, so no blind baselines")
+            found[name] = Baselines()
+            continue
+        train = open_split(job.data, name, "train")
+        rows = _some(name, train, job.baseline_images)
+        made_from[name] = f"{train.manifest.digest()} {len(rows)} {levels}"
+        kept = _kept_baselines(Folder(f"{where}/{name}"))
+        if kept is not None and kept.made_from == made_from[name]:
+            found[name] = kept.baselines
+        else:
+            missing[name] = (root, rows)
+    for name, baselines in fit_baselines(missing, levels, job.rows_per_task).items() if missing else ():
+        found[name] = baselines
+        Folder(f"{where}/{name}").write(FIT_FILE, seal(asdict(_KeptBaselines(made_from[name], baselines))))
+    return found
+
+
+@dataclass(frozen=True)
+class _KeptBaselines:
+    made_from: str  # Of which train images, and for how many levels.
+    baselines: Baselines
+
+
+def _kept_baselines(folder: Folder) -> _KeptBaselines | None:
+    data = folder.read_if_there(FIT_FILE)
+    try:
+        return None if data is None else unseal_as(_KeptBaselines, data, FIT_FILE, "blind baselines")
+    except ValueError:  # Damaged, or of another version: tuned anew.
+        return None
+
+
+def _check_left_out(job: EvaluateJob, parts: Parts) -> None:
+    """Name the images that ended their worker; `RuntimeError` where there are more than the job allows."""
+    left_out = [(dataset, one) for dataset, some in parts.items() for part in some for one in part.report.left_out]
+    lines = [f"{dataset} {one.sample_id}: {one.reason} ({one.detail})" for dataset, one in left_out]
+    for line in lines:
+        print(f"left out: {line}", flush=True)
+    if len(left_out) > job.max_left_out:
+        raise RuntimeError(
+            f"{len(left_out)} images are left out, more than max_left_out = {job.max_left_out}: {lines[0]}"
+        )
+
+
+def _numbers(task: ItemTask, parts: Sequence[Part[ItemReport]], is_blind: bool) -> Numbers:
+    numbers = Numbers(is_blind)
+    for items in items_of(task, parts):
+        numbers.add(items)
+    return numbers
 
 
 def _some(dataset: str, split: Split, limit: int | None) -> list[int]:
@@ -250,18 +317,18 @@ def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor) ->
         if len(rows) == job.pictures:
             break
         record = split.record(index)
-        regions = list(regions_to_train(record.regions).values())
-        atoms = AtomMap.from_rles([r.rle for r in regions], record.height, record.width)
-        clicked = sorted(clicked_regions(regions, atoms), key=lambda one: int(atoms.areas()[one.column]))
-        if not clicked:
+        asked = AskedRegions.of(record)
+        clicks, areas = asked.innermost_clicks(), asked.atoms.areas()
+        if not clicks:
             continue
-        one = clicked[len(clicked) // 2]
+        column = sorted(clicks, key=lambda one: int(areas[one]))[len(clicks) // 2]
+        region = asked.regions[column]
         image = np.ascontiguousarray(decode_jpeg(record.image))
         predictor.set_image(image)
-        names = [predictor.object_names[one.region.object_category]] if one.region.object_category is not None else []
-        names += [predictor.part_names[one.region.part_category]] if one.region.part_category is not None else []
+        names = [predictor.object_names[region.object_category]] if region.object_category is not None else []
+        names += [predictor.part_names[region.part_category]] if region.part_category is not None else []
         title = (f"{dataset} {record.sample_id}", ", ".join(names))
-        rows.append(click_row(predictor, image, one.click_xy, atoms.mask(one.column), title))
+        rows.append(click_row(predictor, image, clicks[column], asked.atoms.mask(column), title))
     return encode_png(grid(rows)) if rows else None
 
 

@@ -7,20 +7,17 @@ A job that was killed goes on where it stopped when it is started again with the
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from dataclasses import field
 from typing import Literal
-
-import torch
 
 from jobs.arguments import read_arguments
 from jobs.cluster import connect, joined, main_exit, readable_folder, stable_path
 from jobs.resources import WAIT, Workers, actors
 from pipelines.generate.generate import Generated, Task, check_output, generate
 from pipelines.generate.mask_files import MaskOptions
-from pipelines.model_pool import ModelReference, Pool
+from pipelines.model_pool import ModelReference, Pool, weights_digest
 from pipelines.sources import SOURCES
 from pipelines.sources.categories import load_categories
 from semsam.automatic_masks import AutomaticMaskSettings
@@ -28,7 +25,6 @@ from semsam.config import Gpus, Positive, PositiveFloat, Seed, Share, settings
 from semsam.data.images import MAX_PIXELS
 from semsam.data.vocabularies import clean_name
 from semsam.model.presets import preset
-from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, PromptStyle
 from semsam.setting_kinds import did_you_mean
 from semsam.storage import Folder
@@ -112,7 +108,7 @@ def generate_task(job: GenerateJob) -> Task:
     objects, parts, ids = names_of(job)
     options = MaskOptions(
         model=reference,
-        model_digest=_digest(model),
+        model_digest=weights_digest(model),
         image_size=job.image_size,
         prompt_style=job.prompt_style,
         masks=job.masks,
@@ -136,15 +132,6 @@ def names_of(job: GenerateJob) -> tuple[tuple[str, ...], tuple[str, ...], list[i
         ids.setdefault(clean_name(row["name"]), row["id"])
     parts = dict.fromkeys(clean_name(name) for name in categories.vocabulary.parts)
     return tuple(ids), tuple(parts), list(ids.values())
-
-
-def _digest(model: SemanticSam) -> str:
-    """SHA-256 of a model's weights: masks made by another model are not taken for this one's."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ from semsam.tracking.tracker import open_experiment
 
 T = TypeVar("T")
 MARKER = ".quickstart"  # In a folder that a quickstart may clear of its outputs.
-FOLDERS = ("toy", "shards", "untrained", "runs", "trained")
+FOLDERS = ("toy", "shards", "blind", "untrained", "runs", "trained")
 FILES = ("prepare.yaml", "evaluate-untrained.yaml", "train.yaml", "evaluate-trained.yaml", "summary.json")
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "quickstart.yaml"
 
@@ -83,11 +83,12 @@ def run(job: QuickstartJob) -> Quickstart:
         final = replace(
             job.evaluate,
             data=floor.data,
+            blind=floor.blind,
             output=str(output / "trained"),
             checkpoint=trained.checkpoint,
             untrained=False,
         )
-        after = evaluate.run(_store(final, output / "evaluate-trained.yaml"), before.baselines)
+        after = evaluate.run(_store(final, output / "evaluate-trained.yaml"))
     result = Quickstart(manifests, before, trained, after)
     (output / "summary.json").write_bytes(orjson.dumps(figures(result), option=orjson.OPT_INDENT_2))
     return result
@@ -138,6 +139,7 @@ def _steps(job: QuickstartJob, output: Path) -> tuple[PrepareJob, TrainJob, Eval
             job.evaluate,
             data=shards,
             output=str(output / "untrained"),
+            blind=str(output / "blind"),
             checkpoint=None,
             untrained=True,
             preset=job.train.model.preset,

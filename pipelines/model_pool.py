@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+
+import torch
 
 from semsam.data.shards import Split
 from semsam.data.vocabularies import clean_name
@@ -44,3 +47,12 @@ def use_vocabulary(predictor: Predictor, split: Split) -> None:
     """Let the predictor name things in a split's own words."""
     vocabulary = split.manifest.vocabulary
     predictor.set_vocabulary([clean_name(n) for n in vocabulary.objects], [clean_name(n) for n in vocabulary.parts])
+
+
+def weights_digest(model: SemanticSam) -> str:
+    """SHA-256 of a model's weights: what another model made is not taken for this one's."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

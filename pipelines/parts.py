@@ -229,7 +229,7 @@ def remove_strangers(folder: Folder, ours: re.Pattern[str], parts: Iterable[Part
             folder.remove(name)
 
 
-def answer(where: str, keys: Mapping[str, int], make: Callable[[], tuple[Part[Any], bool]]) -> pa.Table:
+def answer(where: str, keys: Mapping[str, Any], make: Callable[[], tuple[Part[Any], bool]]) -> pa.Table:
     """A task's one row: the keys, and the part or what went wrong there.
 
     Ray Data would keep an exception's text to itself.
@@ -247,7 +247,7 @@ def answer(where: str, keys: Mapping[str, int], make: Callable[[], tuple[Part[An
 
 def parts_of(
     blocks: ray.data.Dataset, work: Any, kind: type[R], **options: Any
-) -> Iterator[tuple[dict[str, int], Part[R], bool]]:
+) -> Iterator[tuple[dict[str, Any], Part[R], bool]]:
     """Run `work` (a function or a class of actors, giving `answer`s) on every block: one block, one task, one part.
 
     Gives the keys, the part and whether it was found finished, as tasks end.  `options` are those of `map_batches`.

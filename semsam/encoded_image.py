@@ -33,10 +33,29 @@ class EncodedImage:
         sizes = (self.size, self.input_size, self.features.padded_size)
         return max(MAP_BYTES // (4 * max(height * width for height, width in sizes)), 1)
 
+    def small_mask_logits(self, embeddings: Float[Tensor, "m c"]) -> Float[Tensor, "m y x"]:
+        """Masks before the sigmoid, as large as the mask features: a fourth of the padded input."""
+        return torch.einsum("mc,chw->mhw", embeddings, self.features.mask_features[0]).float()
+
     def mask_logits(self, embeddings: Float[Tensor, "m c"]) -> Float[Tensor, "m y x"]:
         """Masks before the sigmoid, at the size of the network's input."""
-        logits = torch.einsum("mc,chw->mhw", embeddings, self.features.mask_features[0]).float()
-        return _enlarge(logits, self.features.padded_size)[:, : self.input_size[0], : self.input_size[1]]
+        height, width = self.input_size
+        return _enlarge(self.small_mask_logits(embeddings), self.features.padded_size)[:, :height, :width]
+
+    def enlarging(self) -> tuple[Float[Tensor, "h y"], Float[Tensor, "w x"]]:
+        """Weights of the mask features' rows for each row of the image, and of their columns for each of its columns.
+
+        Enlarging is linear and works on rows and columns apart: `rows @ small @ columns.T` of `small_mask_logits` is
+        `at_own_size` of `mask_logits`, but for rounding.  A row has at most three weights that are not 0, which are
+        neighbours and add up to 1.
+        """
+        shape = self.features.mask_features.shape[2:]
+        weights = []
+        for axis, count in enumerate(shape):
+            lines = torch.eye(count)[:, :, None]  # Each row alone, of a map that is one pixel wide.
+            enlarged = _enlarge(lines, (self.features.padded_size[axis], 1))[:, : self.input_size[axis]]
+            weights.append(_enlarge(enlarged, (self.size[axis], 1))[:, :, 0].T)
+        return weights[0], weights[1]
 
     def at_own_size(self, logits: Float[Tensor, "m y x"]) -> Float[Tensor, "m h w"]:
         """Masks of the network's input at the image's own size: the second of two steps, as the released model's."""

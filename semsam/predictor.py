@@ -68,9 +68,30 @@ class PromptStyle:
     joint_attention: bool = False
     # Width and height of a click's box as a fraction of the image's; None: +-3 pixels of the network's input.
     click_side: PositiveShare | None = None
+    # Which level answers a box where only one may: the one whose mask has the box most like it, or the one that
+    # predicts the highest IoU, as it is for a click.
+    box_choice: Literal["mask_box", "predicted_iou"] = "mask_box"
+
+    def choose(
+        self,
+        iou_predictions: Float[np.ndarray, "n k"],
+        mask_boxes_xyxy: Float[np.ndarray, "n k 4"],
+        boxes_xyxy: Float[np.ndarray, "n 4"] | None,
+    ) -> Int64[np.ndarray, " n"]:
+        """The level to answer each prompt with where only one may be, from 0 to k; of equally good ones the first.
+
+        `mask_boxes_xyxy` are the tight boxes of the levels' masks, and `boxes_xyxy` the prompts; None: they are clicks.
+        """
+        if boxes_xyxy is None or self.box_choice == "predicted_iou":
+            return iou_predictions.argmax(axis=1)
+        low = np.maximum(mask_boxes_xyxy[..., :2], boxes_xyxy[:, None, :2])
+        high = np.minimum(mask_boxes_xyxy[..., 2:], boxes_xyxy[:, None, 2:])
+        shared = (high - low).clip(0).prod(axis=2)
+        areas = [(boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (mask_boxes_xyxy, boxes_xyxy[:, None])]
+        return (shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)).argmax(axis=1)
 
 
-RELEASED = PromptStyle(joint_attention=True, click_side=0.005)
+RELEASED = PromptStyle(joint_attention=True, click_side=0.005, box_choice="predicted_iou")
 
 
 @dataclass(frozen=True)
@@ -86,6 +107,7 @@ class Answer:
     object_scores: Float[np.ndarray, "n k x"]  # Sigmoid, one per object name of the vocabulary.
     part_scores: Float[np.ndarray, "n k y"]
     levels: Int64[np.ndarray, "n k"]  # The model's own number of each level.
+    chosen: Int64[np.ndarray, " n"]  # The level, from 0 to k, to show where only one may be; see `PromptStyle`.
     object_names: tuple[str, ...] = ()
     part_names: tuple[str, ...] = ()
 
@@ -102,7 +124,8 @@ class Answer:
         order = np.argsort(-self.masks.sum(axis=(2, 3)), axis=1, kind="stable")
         by_level = ("masks", "boxes_xyxy", "iou_predictions", "object_scores", "part_scores", "levels")
         rows = np.arange(len(order))[:, None]
-        return replace(self, **{name: getattr(self, name)[rows, order] for name in by_level})
+        chosen = (order == self.chosen[:, None]).argmax(axis=1)
+        return replace(self, chosen=chosen, **{name: getattr(self, name)[rows, order] for name in by_level})
 
 
 @dataclass(frozen=True)
@@ -210,13 +233,16 @@ class Predictor:
         def joined(name: str) -> np.ndarray:
             return torch.cat([getattr(part, name) for part in parts]).cpu().numpy()
 
+        by_prompt = masks.reshape(count, len(chosen), *image.size)
+        iou_predictions = joined("iou_predictions")
         return Answer(
-            masks=masks.reshape(count, len(chosen), *image.size),
+            masks=by_prompt,
             boxes_xyxy=joined("boxes_xyxy"),
-            iou_predictions=joined("iou_predictions"),
+            iou_predictions=iou_predictions,
             object_scores=joined("object_scores"),
             part_scores=joined("part_scores"),
             levels=np.tile(np.array(chosen, np.int64), (count, 1)),
+            chosen=self._choose(iou_predictions, by_prompt, boxes_xyxy),
             object_names=self.object_names,
             part_names=self.part_names,
         )
@@ -248,6 +274,17 @@ class Predictor:
         if not all(0 <= level < count for level in chosen):
             raise ValueError(f"levels {list(chosen)}: the model's are 0 to {count - 1}")
         return tuple(int(level) for level in chosen)
+
+    def _choose(
+        self, iou_predictions: Float[np.ndarray, "n k"], masks: Bool[np.ndarray, "n k h w"], boxes_xyxy: Prompts
+    ) -> Int64[np.ndarray, " n"]:
+        boxes = np.asarray([] if boxes_xyxy is None else boxes_xyxy, np.float64).reshape(-1, 4)
+        clicks = len(masks) - len(boxes)
+        if not masks.shape[1]:
+            return np.zeros(len(masks), np.int64)
+        tight = mask_boxes_xyxy(masks[clicks:])
+        parts = (iou_predictions[:clicks], tight[:0], None), (iou_predictions[clicks:], tight, boxes)
+        return np.concatenate([self.prompt_style.choose(*part) for part in parts])
 
     def _decode(
         self, image: EncodedImage, prompts: Float[Tensor, "n 4"], is_box: Bool[Tensor, " n"], levels: list[int]
@@ -300,6 +337,17 @@ def _checked_names(names: Iterable[str]) -> tuple[str, ...]:
             f"a vocabulary is a list of names, none of them empty, not {names if found is None else found!r}"
         )
     return found
+
+
+def mask_boxes_xyxy(masks: Bool[np.ndarray, "*m h w"]) -> Float[np.ndarray, "*m 4"]:
+    """The tight boxes of dense masks in pixel edges; zeros for an empty mask."""
+    sides = []
+    for axis in (-2, -1):
+        inside = np.asarray(masks.any(axis=axis))
+        first, last = inside.argmax(axis=-1), inside.shape[-1] - inside[..., ::-1].argmax(axis=-1)
+        sides.append((first, np.where(inside.any(axis=-1), last, 0)))
+    (left, right), (top, bottom) = sides
+    return np.stack([left, top, right, bottom], axis=-1).astype(np.float64)
 
 
 def best_name(names: Sequence[str], scores: Float[np.ndarray, " x"]) -> tuple[str, float] | None:

@@ -1,116 +1,193 @@
-"""Measuring a model on prepared splits with one pool of actors, and blind baselines in tasks."""
+"""Asking a model about prepared splits with one pool of actors, and guessing blindly in tasks.
+
+A split's rows are cut into parts; one task answers one part.  A job that was killed finds the parts that are finished
+by their sidecars and makes the others.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
-import orjson
 import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy
-from ray.exceptions import RayError
 
+from pipelines.evaluate.item_files import ItemReport, ItemTask, part_name, read_items, write_items
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
-from pipelines.parts import MAX_TRIES, first_line, old_parameters
+from pipelines.parts import RAY_RETRIES, Part, answer, check_is_ours, find_part, parts_of, remove_strangers
+from pipelines.progress import Progress
 from semsam.data.shards import Split
-from semsam.evaluation.baselines import BaselineFit, Baselines
-from semsam.evaluation.protocols import Protocols, fit_baselines, measure
+from semsam.evaluation.asking import ask
+from semsam.evaluation.baselines import BaselineFit, Baselines, blind_item
+from semsam.evaluation.items import ImageItem
+from semsam.evaluation.questions import Questions
 from semsam.predictor import ImageSize
 
+_OUR_FILE = re.compile(r"items-\d{5,}\.(arrow|json|attempt)")
+_VOUCHING = re.compile(r"items-\d{5,}\.(json|attempt)")
 
-class _Measure:
-    """An actor: measures some rows of a split at a time, and sends back sums."""
-
-    def __init__(
-        self, roots: Mapping[str, str], model: ModelReference, image_size: ImageSize, baselines: Mapping[str, Baselines]
-    ) -> None:
-        import torch
-
-        torch.set_num_threads(1)
-        self._splits = {dataset: Split(root) for dataset, root in roots.items()}
-        self._baselines = baselines
-        self._predictor = load_predictor(model, image_size)
-
-    def __call__(self, block: pa.Table) -> pa.Table:
-        [dataset], [rows] = block["dataset"].to_pylist(), block["rows"].to_pylist()
-        split, protocols = self._splits[dataset], Protocols()
-        use_vocabulary(self._predictor, split)
-        for row in rows:
-            measure(self._predictor, split.record(row), self._baselines[dataset], protocols)
-        sums = orjson.dumps(protocols.sums())
-        return pa.table({"dataset": [dataset], "first_row": rows[:1], "images": [len(rows)], "sums": [sums]})
+Parts = dict[str, list[Part[ItemReport]]]  # Of each dataset, in the order of their rows.
 
 
-class Measured(NamedTuple):
-    """Some images of a dataset; sums of them are to be merged in the order of `first_row`, to the same last digit."""
-
-    dataset: str
-    first_row: int
-    images: int
-    protocols: Protocols
-
-
-def measure_splits(
-    roots: Mapping[str, str],
-    rows: Mapping[str, Sequence[int]],
+def ask_model(
+    tasks: Mapping[str, ItemTask],
     model: ModelReference,
     image_size: ImageSize,
-    baselines: Mapping[str, Baselines],
+    questions: Questions,
     pool: Pool,
-) -> Iterator[Measured]:
-    """Measure these records of every dataset's split with one pool of actors.
+    progress_interval: float,
+) -> Parts:
+    """The items of every dataset, by its name: what the model answers.  Raises `RuntimeError` as `parts_of` does."""
+    constructor = {"tasks": dict(tasks), "model": model, "image_size": image_size, "questions": questions}
+    options = {
+        "fn_constructor_kwargs": constructor,
+        "num_gpus": pool.num_gpus,
+        "batch_size": 1,  # A block has one row; Ray Data wants it said where there are GPUs.
+        "max_task_retries": RAY_RETRIES,
+    }
 
-    Gives what was measured as tasks end, in no fixed order.  Raises `RuntimeError` for images
-    that end their actor `MAX_TRIES` times.
-    """
-    blocks = _blocks(rows, pool)
-    arguments = {"roots": dict(roots), "model": model, "image_size": image_size, "baselines": dict(baselines)}
-    with old_parameters():
-        results = ray.data.from_arrow(blocks).map_batches(
-            _Measure,
-            fn_constructor_kwargs=arguments,
-            batch_format="pyarrow",
-            batch_size=1,  # A block has one row; Ray Data wants it said where there are GPUs.
-            compute=ActorPoolStrategy(size=max(min(pool.num_actors, len(blocks)), 1)),
-            num_gpus=pool.num_gpus,
-            max_task_retries=MAX_TRIES - 1,  # Ray Data's own number is without end.
-        )
-    try:
-        for row in results.iter_rows():
-            protocols = Protocols()
-            protocols.merge_sums(orjson.loads(row["sums"]))
-            yield Measured(row["dataset"], row["first_row"], row["images"], protocols)
-    except RayError as error:
-        raise RuntimeError(f"an actor died {MAX_TRIES} times, or would not start: {first_line(error)}") from error
+    def make(blocks: Sequence[pa.Table]) -> Iterator[tuple[str, int, Part[ItemReport]]]:
+        size = min(pool.num_actors, len(blocks))
+        return _parts(blocks, _Ask, compute=ActorPoolStrategy(size=size), **options)
+
+    return _make_parts(tasks, make, Progress("evaluate", _num_rows(tasks), interval=progress_interval))
 
 
-def fit_baselines_on(
-    roots: Mapping[str, str], rows: Mapping[str, Sequence[int]], levels: int, pool: Pool
+def guess_blindly(
+    tasks: Mapping[str, ItemTask], baselines: Mapping[str, Baselines], questions: Questions, levels: int
+) -> Parts:
+    """The items of every dataset, by its name: what is guessed without seeing an image."""
+    arguments = {"tasks": dict(tasks), "baselines": dict(baselines), "questions": questions, "levels": levels}
+
+    def make(blocks: Sequence[pa.Table]) -> Iterator[tuple[str, int, Part[ItemReport]]]:
+        return _parts(blocks, _guess, fn_kwargs=arguments)
+
+    return _make_parts(tasks, make, None)
+
+
+def items_of(task: ItemTask, parts: Sequence[Part[ItemReport]]) -> Iterator[list[ImageItem]]:
+    """The items of a dataset, part by part, in the order of their rows."""
+    folder = task.folder()
+    return (read_items(folder, part) for part in parts)
+
+
+def fit_baselines(
+    splits: Mapping[str, tuple[str, Sequence[int]]], levels: int, rows_per_task: int
 ) -> dict[str, Baselines]:
-    """Tune the blind baselines on these records of every dataset's train split."""
-    results = ray.data.from_arrow(_blocks(rows, pool)).map_batches(
-        _fit_batch, fn_kwargs={"roots": dict(roots)}, batch_format="pyarrow", batch_size=None
-    )
-    fits = {dataset: BaselineFit() for dataset in roots}
+    """Tune the blind baselines of every dataset on these rows of a split, given as its root and the rows."""
+    blocks = [
+        pa.table({"dataset": [dataset], "root": [root], "rows": [list(rows[start : start + rows_per_task])]})
+        for dataset, (root, rows) in splits.items()
+        for start in range(0, len(rows), rows_per_task)
+    ]
+    results = ray.data.from_arrow(blocks).map_batches(_fit, batch_format="pyarrow", batch_size=None)
+    fits = {dataset: BaselineFit() for dataset in splits}
     for row in sorted(results.iter_rows(), key=lambda row: int(row["first_row"])):
         fits[row["dataset"]].merge(BaselineFit.from_json(row["fit"]))
     return {dataset: fit.compute(levels) for dataset, fit in fits.items()}
 
 
-def _fit_batch(block: pa.Table, roots: Mapping[str, str]) -> pa.Table:
-    [dataset], [rows] = block["dataset"].to_pylist(), block["rows"].to_pylist()
-    split, fit = Split(roots[dataset]), BaselineFit()
+class _Ask:
+    """An actor: answers one part at a time."""
+
+    def __init__(
+        self, tasks: Mapping[str, ItemTask], model: ModelReference, image_size: ImageSize, questions: Questions
+    ) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self._tasks, self._questions = tasks, questions
+        self._splits: dict[str, Split] = {}
+        self._predictor = load_predictor(model, image_size)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        [dataset], [position] = rows["dataset"].to_pylist(), rows["position"].to_pylist()
+        task = self._tasks[dataset]
+
+        def make() -> tuple[Part[ItemReport], bool]:
+            split = self._splits.setdefault(dataset, Split(task.root))
+            use_vocabulary(self._predictor, split)
+            return write_items(task, split, position, lambda record: ask(self._predictor, record, self._questions))
+
+        return answer(f"{dataset} {part_name(position)}", {"dataset": dataset, "position": position}, make)
+
+
+def _guess(
+    rows: pa.Table,
+    tasks: Mapping[str, ItemTask],
+    baselines: Mapping[str, Baselines],
+    questions: Questions,
+    levels: int,
+) -> pa.Table:
+    [dataset], [position] = rows["dataset"].to_pylist(), rows["position"].to_pylist()
+    task = tasks[dataset]
+
+    def make() -> tuple[Part[ItemReport], bool]:
+        split = Split(task.root)
+        vocabulary, guesses = split.manifest.vocabulary, baselines[dataset]
+        return write_items(
+            task, split, position, lambda record: blind_item(record, guesses, questions, vocabulary, levels)
+        )
+
+    return answer(f"{dataset} {part_name(position)}", {"dataset": dataset, "position": position}, make)
+
+
+def _fit(block: pa.Table) -> pa.Table:
+    [dataset], [root], [rows] = (block[name].to_pylist() for name in ("dataset", "root", "rows"))
+    split, fit = Split(root), BaselineFit()
     for row in rows:
-        fit_baselines(split.record(row), fit)
+        fit.merge(BaselineFit.of(split.record(row)))
     return pa.table({"dataset": [dataset], "first_row": rows[:1], "fit": [fit.to_json()]})
 
 
-def _blocks(rows: Mapping[str, Sequence[int]], pool: Pool) -> list[pa.Table]:
-    """Row numbers, a table of one row per task, each of one dataset.
+def _make_parts(
+    tasks: Mapping[str, ItemTask],
+    make: Callable[[Sequence[pa.Table]], Iterator[tuple[str, int, Part[ItemReport]]]],
+    progress: Progress | None,
+) -> Parts:
+    """The parts that are found finished, and those that `make` makes of the blocks of the others."""
+    for task in tasks.values():
+        check_is_ours(task.folder(), _OUR_FILE, _VOUCHING)
+    done = {dataset: _find_finished(task) for dataset, task in tasks.items()}
+    if progress is not None:
+        progress.add(sum(len(tasks[dataset].rows[one]) for dataset, parts in done.items() for one in parts), found=True)
+    # Blocks made here need no task of their own, which might wait for the very processors that the actors hold.
+    blocks = [
+        pa.table({"dataset": [dataset], "position": [position]})
+        for dataset, task in tasks.items()
+        for position in range(len(task.rows))
+        if position not in done[dataset]
+    ]
+    for dataset, position, part in make(blocks) if blocks else ():
+        done[dataset][position] = part
+        if progress is not None:
+            progress.add(len(tasks[dataset].rows[position]))
+    if progress is not None:
+        progress.close()
+    ordered = {dataset: [parts[position] for position in sorted(parts)] for dataset, parts in done.items()}
+    for dataset, parts in ordered.items():
+        remove_strangers(tasks[dataset].folder(), _OUR_FILE, parts)
+    return ordered
 
-    Blocks made here need no task of their own, which might wait for the very processors that the actors hold.
-    """
-    step = pool.rows_per_task
-    some = ((dataset, own[start : start + step]) for dataset, own in rows.items() for start in range(0, len(own), step))
-    return [pa.table({"dataset": [dataset], "rows": [list(block)]}) for dataset, block in some]
+
+def _parts(blocks: Sequence[pa.Table], work: Any, **options: Any) -> Iterator[tuple[str, int, Part[ItemReport]]]:
+    for keys, part, _ in parts_of(ray.data.from_arrow(list(blocks)), work, ItemReport, **options):
+        yield str(keys["dataset"]), keys["position"], part
+
+
+def _find_finished(task: ItemTask) -> dict[int, Part[ItemReport]]:
+    folder = task.folder()
+
+    def look(position: int) -> Part[ItemReport] | None:
+        return find_part(folder, part_name(position), task.fingerprint(position), ItemReport)
+
+    with ThreadPoolExecutor(16) as threads:
+        found = threads.map(look, range(len(task.rows)))
+        return {position: part for position, part in enumerate(found) if part is not None}
+
+
+def _num_rows(tasks: Mapping[str, ItemTask]) -> int:
+    return sum(len(rows) for task in tasks.values() for rows in task.rows)

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
 
-from semsam.evaluation.metric import Means
+from semsam.evaluation.clicked_classes import is_best
+from semsam.evaluation.prompt_table import PromptTable
+from semsam.evaluation.values import Values
 
 
-class BoxPrompt(Means):
-    """`miou` over regions with a mask, `object_top1` over named regions; both of the level that predicts most IoU.
+def box_prompt(boxes: PromptTable) -> dict[str, Values]:
+    """`miou` over regions with a mask, `object_top1` over named regions; both of the chosen level
+    (see `semsam.predictor.PromptStyle`).
 
     Box-only data (Objects365) has no mask to click on or to compare with: the name is all that can be measured there.
     """
-
-    def update(
-        self,
-        ious: Float[np.ndarray, " k"] | None,
-        iou_predictions: Float[np.ndarray, " k"],
-        object_scores: Float[np.ndarray, "k x"],
-        object_category: int | None,
-    ) -> None:
-        """Add one region: the true IoU of each level's mask (None without a mask), and what each level predicts."""
-        level = int(np.argmax(iou_predictions))
-        if ious is not None:
-            self.add("miou", ious[level])
-        if object_category is not None:
-            self.add("object_top1", float(np.argmax(object_scores[level]) == object_category))
+    level = boxes.prompted.chosen
+    ious = boxes.at(boxes.prompted.ious, level)
+    top1 = is_best(boxes.at(boxes.prompted.objects, level), boxes.object_category, 1)
+    return {"miou": boxes.values(ious, ~np.isnan(ious)), "object_top1": boxes.values(top1, boxes.object_category >= 0)}

@@ -6,7 +6,7 @@ when.  Masks are run lengths or numbers about them, never pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -57,6 +57,7 @@ class Prompted:
     ask: Int32[np.ndarray, " p"]  # An `Ask`.
     region: Int32[np.ndarray, " p"]  # Which of the image's regions is asked for.
     click_xy: Int32[np.ndarray, "p 2"]  # A pixel; -1 for boxes.
+    chosen: Int32[np.ndarray, " p"]  # The level to answer with where only one may be.
     iou_predictions: Float32[np.ndarray, "p k"]
     ious: Float32[np.ndarray, "p k"]  # True IoU with the region asked for; NaN where that has a box only.
     # The regions that teach and lie under a click, the one asked for among them; those of prompt i are
@@ -75,6 +76,15 @@ class Prompted:
 
     def __len__(self) -> int:
         return len(self.ask)
+
+    def take(self, kept: Int64[np.ndarray, " t"]) -> Prompted:
+        """Some of the prompts, in this order."""
+        counts = np.diff(self.under_starts)[kept]
+        starts = np.concatenate([[0], np.cumsum(counts)])
+        under = np.arange(starts[-1]) + np.repeat(self.under_starts[kept] - starts[:-1], counts)
+        ragged = {"under_starts": starts, "under": self.under[under], "under_ious": self.under_ious[under]}
+        others = vars(self).keys() - ragged.keys()
+        return Prompted(**ragged, **{name: getattr(self, name)[kept] for name in others})
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,7 @@ _COLUMNS = {
     "ask": (pa.int32(), np.int32),
     "region": (pa.int32(), np.int32),
     "click_xy": (pa.int32(), np.int32),
+    "chosen": (pa.int32(), np.int32),
     "iou_predictions": (pa.float32(), np.float32),
     "ious": (pa.float32(), np.float32),
     "under_starts": (pa.int64(), np.int64),
@@ -164,6 +175,28 @@ def from_table(table: pa.Table) -> list[ImageItem]:
     return items
 
 
+def join_prompted(parts: Sequence[Prompted], levels: int) -> Prompted:
+    """The prompts of an image one after the other; none of `levels` levels where there are no parts."""
+    if not parts:
+        shape = (0, levels)
+        best, best_scores = np.zeros((*shape, BEST), np.int32), np.zeros((*shape, BEST), np.float32)
+        none, scores = np.zeros(0, np.int32), np.zeros(shape, np.float32)
+        starts, clicks, pairs = (
+            np.zeros(1, np.int64),
+            np.zeros((0, 2), np.int32),
+            np.zeros((*shape, levels), np.float32),
+        )
+        return Prompted(
+            *(none, none, clicks, none, scores, scores, starts, none, scores, pairs),
+            *(best, best_scores, scores, best, best_scores, scores),
+        )
+    ends = np.cumsum([0, *(part.under_starts[-1] for part in parts)])
+    moved = [part.under_starts[:-1] + end for part, end in zip(parts, ends[:-1], strict=True)]
+    names = [name for name in vars(parts[0]) if name != "under_starts"]
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return Prompted(under_starts=np.concatenate([*moved, ends[-1:]]), **joined)
+
+
 def _row(item: ImageItem) -> dict[str, Any]:
     row = dict(vars(item))
     row["regions"] = [plain_region(region) for region in item.regions]
@@ -186,7 +219,7 @@ def _prompted(column: pa.StructArray) -> Prompted | None:
     levels = fields["levels"][0].as_py()
     shapes = {"click_xy": (2,), "level_ious": (levels, levels)}
     shapes |= dict.fromkeys(("objects", "object_scores", "parts", "part_scores"), (levels, BEST))
-    shapes |= dict.fromkeys(("ask", "region", "under_starts", "under"), ())
+    shapes |= dict.fromkeys(("ask", "region", "chosen", "under_starts", "under"), ())
     arrays = {}
     for name, (_, kind) in _COLUMNS.items():
         flat = np.asarray(fields[name].flatten(), kind)

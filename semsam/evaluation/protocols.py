@@ -1,175 +1,104 @@
-"""Runs every protocol that a record has the annotations for, beside its blind baseline."""
+"""Every protocol of clicks and boxes, and the names of their numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Int64
 
-from semsam.data.atoms import AtomMap
-from semsam.data.images import decode_jpeg
-from semsam.data.schema import Record, Region
-from semsam.data.training_sample import regions_to_train
-from semsam.evaluation.baselines import CANDIDATE_RADII, BaselineFit, Baselines, disc_ious
-from semsam.evaluation.box_prompt import BoxPrompt
-from semsam.evaluation.clicked_classes import ClickedClasses
-from semsam.evaluation.granularity import Granularity
-from semsam.evaluation.metric import Means
-from semsam.evaluation.one_click import OneClick, innermost_pixel
-from semsam.evaluation.overlaps import mask_ious
-from semsam.predictor import Predictor
+from semsam.evaluation.baselines import FILLINGS
+from semsam.evaluation.box_prompt import box_prompt
+from semsam.evaluation.clicked_classes import clicked_classes, confusions
+from semsam.evaluation.granularity import distinct_masks, granularity
+from semsam.evaluation.iou_calibration import Calibration, fit_of_choice
+from semsam.evaluation.items import Ask, ImageItem
+from semsam.evaluation.one_click import one_click
+from semsam.evaluation.prompt_table import PromptTable
+from semsam.evaluation.values import Values
 
 BASELINE = "baseline"  # First part of a blind baseline's metric name.
 
 
-@dataclass(frozen=True)
-class ClickedRegion:
-    """A region that can be clicked on: its column in the atom map and its innermost pixel."""
+def measure(table: PromptTable) -> dict[str, Values]:
+    """What the prompts of some images say, by the number's name less its dataset: `one_click/miou_max`."""
+    clicks, random, boxes = (table.asked_by(ask) for ask in (Ask.INNERMOST, Ask.RANDOM, Ask.BOX))
+    found = {
+        "one_click": one_click(clicks),
+        "random_click": one_click(random),
+        "granularity": granularity(clicks) | distinct_masks(clicks),
+        "box_prompt": box_prompt(boxes),
+        "classes": clicked_classes(clicks),
+        "calibration": fit_of_choice(clicks),
+    }
+    return {f"{protocol}/{name}": values for protocol, numbers in found.items() for name, values in numbers.items()}
 
-    column: int
-    region: Region
-    click_xy: tuple[int, int]
+
+def measure_blind(table: PromptTable) -> dict[str, Values]:
+    """The same of blind guesses, as far as these mean anything; and each filling of a box."""
+    found = measure(table)
+    for name in ("granularity/distinct", "classes/object_top5", "classes/part_top5"):
+        del found[name]  # There is but one guess of a name, and discs always differ.
+    boxes = table.asked_by(Ask.BOX)
+    for level, name in enumerate(FILLINGS if len(boxes) else ()):
+        ious = boxes.prompted.ious[:, level]
+        found[f"box_prompt/miou_{name}"] = boxes.values(ious, ~np.isnan(ious))
+    return found
 
 
 @dataclass
-class Protocols:
-    """The metrics of one dataset's split, by their name in MLflow less the dataset: `one_click`, `baseline/one_click`..
+class Numbers:
+    """What was measured of a dataset's split so far, image by image in their order."""
 
-    State is sums alone, so that workers send a few numbers however many images they measured.
-    """
+    is_blind: bool = False
+    num_images: int = 0
+    parts: dict[str, list[Values]] = field(default_factory=dict)
+    calibrations: list[Calibration] = field(default_factory=list)
+    confusions: dict[str, list[Int64[np.ndarray, "n 2"]]] = field(default_factory=dict)
 
-    one_click: OneClick = field(default_factory=OneClick)
-    box_prompt: BoxPrompt = field(default_factory=BoxPrompt)
-    granularity: Granularity = field(default_factory=Granularity)
-    classes: ClickedClasses = field(default_factory=ClickedClasses)
-    discs_one_click: OneClick = field(default_factory=OneClick)
-    discs_granularity: Granularity = field(default_factory=Granularity)
-    commonest: ClickedClasses = field(default_factory=ClickedClasses)
+    def add(self, items: Sequence[ImageItem]) -> None:
+        """Measure the images that follow.  Raises `ValueError` for one that was not asked."""
+        if not items:
+            return
+        table = PromptTable.of(items, self.num_images)
+        self.num_images += len(items)
+        for name, values in (measure_blind if self.is_blind else measure)(table).items():
+            self.parts.setdefault(name, []).append(values)
+        clicks = table.asked_by(Ask.INNERMOST)
+        self.calibrations.append(Calibration.of(clicks))
+        for what, pairs in confusions(clicks).items():
+            self.confusions.setdefault(what, []).append(pairs)
 
-    def metrics(self) -> dict[str, Means]:
-        return {
-            "one_click": self.one_click,
-            "box_prompt": self.box_prompt,
-            "granularity": self.granularity,
-            "classes": self.classes,
-            f"{BASELINE}/one_click": self.discs_one_click,
-            f"{BASELINE}/granularity": self.discs_granularity,
-            f"{BASELINE}/classes": self.commonest,
-        }
+    def values(self) -> dict[str, Values]:
+        """All values by name; what nothing was measured for is absent."""
+        joined = {name: Values.join(parts) for name, parts in self.parts.items()}
+        return {name: values for name, values in joined.items() if len(values)}
 
-    def merge_sums(self, sums: dict[str, dict[str, tuple[float, int]]]) -> None:
-        """Add what another worker measured, as its `sums()`."""
-        for name, metric in self.metrics().items():
-            metric.merge(Means.from_sums(sums.get(name, {})))
+    def sums(self) -> dict[str, tuple[float, int]]:
+        """The sum of each number's values, and how many there are."""
+        return {name: (float(values.value.sum()), len(values)) for name, values in self.values().items()}
 
-    def sums(self) -> dict[str, dict[str, tuple[float, int]]]:
-        return {name: metric.sums for name, metric in self.metrics().items()}
-
-    def means(self) -> dict[str, tuple[float, int]]:
-        """Every number and how many values it is the mean of, by name without a dataset: `one_click/miou_max`."""
-        return {
-            f"{protocol}/{number}": (value, metric.count(number))
-            for protocol, metric in self.metrics().items()
-            for number, value in metric.compute().items()
-        }
-
-    def compute(self, dataset: str) -> dict[str, float]:
-        """Every number under its name in MLflow, such as `one_click/ade20k/miou_oracle`."""
-        return {
-            f"{protocol}/{dataset}/{number}": value
-            for protocol, metric in self.metrics().items()
-            for number, value in metric.compute().items()
-        }
+    def compute(self) -> dict[str, float]:
+        """Every number by its name less its dataset."""
+        numbers = {name: total / count for name, (total, count) in self.sums().items()}
+        if self.is_blind or not self.calibrations:
+            return numbers
+        calibration = Calibration.join(self.calibrations).numbers()
+        return numbers | {f"calibration/{name}": value for name, value in calibration.items()}
 
 
-def measure(predictor: Predictor, record: Record, baselines: Baselines, protocols: Protocols, chunk: int = 32) -> None:
-    """Add one record of the evaluated split: clicks and boxes on its regions, in chunks of `chunk` prompts."""
-    regions = list(regions_to_train(record.regions).values())
-    if not regions:
-        return
-    predictor.set_image(decode_jpeg(record.image))
-    atoms = AtomMap.from_rles([region.rle for region in regions], record.height, record.width)
-    clicked = list(clicked_regions(regions, atoms))
-    for start in range(0, len(clicked), chunk):
-        _measure_clicks(predictor, atoms, clicked[start : start + chunk], protocols)
-    for start in range(0, len(regions), chunk):
-        _measure_boxes(predictor, atoms, regions[start : start + chunk], start, protocols)
-    for one in clicked:
-        _measure_baselines(atoms, one, baselines, protocols)
+def means_of(sums: Iterable[Mapping[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:
+    """Each number's mean over the values of all datasets, given as their sums, and how many values there are."""
+    totals: dict[str, tuple[float, int]] = {}
+    for of_dataset in sums:
+        for name, (total, count) in of_dataset.items():
+            so_far = totals.get(name, (0.0, 0))
+            totals[name] = so_far[0] + total, so_far[1] + count
+    return {name: (total / count, count) for name, (total, count) in sorted(totals.items())}
 
 
-def fit_baselines(record: Record, fit: BaselineFit) -> None:
-    """Add one record of the train split to what the blind baselines are tuned on."""
-    regions = list(regions_to_train(record.regions).values())
-    atoms = AtomMap.from_rles([region.rle for region in regions], record.height, record.width)
-    clicked = {one.column: one for one in clicked_regions(regions, atoms)}
-    for column, region in enumerate(regions):
-        one = clicked.get(column)
-        ious = disc_ious(atoms, one.click_xy, CANDIDATE_RADII)[:, column] if one else None
-        fit.update(ious, region.object_category, region.part_category)
-
-
-def clicked_regions(regions: list[Region], atoms: AtomMap) -> Iterator[ClickedRegion]:
-    """The regions that have a mask with a pixel in it, with the click that each is asked for by."""
-    areas = atoms.areas()
-    for column, region in enumerate(regions):
-        if areas[column]:
-            yield ClickedRegion(column, region, innermost_pixel(atoms.mask(column)))
-
-
-def _measure_clicks(predictor: Predictor, atoms: AtomMap, clicked: list[ClickedRegion], protocols: Protocols) -> None:
-    answer = predictor.predict(points_xy=np.array([one.click_xy for one in clicked]) + 0.5)
-    for one, masks, predicted, object_scores, part_scores in zip(
-        clicked, answer.masks, answer.iou_predictions, answer.object_scores, answer.part_scores, strict=True
-    ):
-        ious = mask_ious(masks, atoms)
-        protocols.one_click.update(ious[:, one.column], predicted)
-        protocols.granularity.update(ious[:, _covering(atoms, one)])
-        protocols.classes.update(
-            ious[:, one.column],
-            object_scores,
-            part_scores,
-            one.region.object_category,
-            one.region.part_category,
-        )
-
-
-def _measure_boxes(
-    predictor: Predictor, atoms: AtomMap, regions: list[Region], first_column: int, protocols: Protocols
-) -> None:
-    answer = predictor.predict(boxes_xyxy=np.array([region.box_xyxy for region in regions]))
-    for column, region in enumerate(regions):
-        ious = None
-        if region.rle is not None:
-            ious = mask_ious(answer.masks[column], atoms)[:, first_column + column]
-        protocols.box_prompt.update(
-            ious, answer.iou_predictions[column], answer.object_scores[column], region.object_category
-        )
-
-
-def _measure_baselines(atoms: AtomMap, one: ClickedRegion, baselines: Baselines, protocols: Protocols) -> None:
-    if baselines.radii:
-        ious = disc_ious(atoms, one.click_xy, np.array(baselines.radii))
-        protocols.discs_one_click.update(ious[:, one.column], np.eye(len(ious))[baselines.single])
-        protocols.discs_granularity.update(ious[:, _covering(atoms, one)])
-    protocols.commonest.update(
-        np.ones(1),
-        _one_hot(baselines.commonest_object, one.region.object_category),
-        _one_hot(baselines.commonest_part, one.region.part_category),
-        one.region.object_category,
-        one.region.part_category,
-    )
-
-
-def _covering(atoms: AtomMap, one: ClickedRegion) -> np.ndarray:
-    x, y = one.click_xy
-    return atoms.covering(np.array([y]), np.array([x]))[0]
-
-
-def _one_hot(guess: int | None, truth: int | None) -> Float[np.ndarray, "1 x"]:
-    scores = np.zeros((1, 1 + max(guess or 0, truth or 0)))
-    if guess is not None:
-        scores[0, guess] = 1
-    return scores
+def metric_name(name: str, dataset: str, is_blind: bool = False) -> str:
+    """A number's name in MLflow, such as `one_click/ade20k/miou_oracle` or `baseline/one_click/ade20k/miou_oracle`."""
+    protocol, _, number = name.partition("/")
+    return f"{BASELINE}/" * is_blind + f"{protocol}/{dataset}/{number}"

@@ -41,14 +41,13 @@ from torch import Tensor
 from pipelines.prepare.shard_writer import ShardOptions, SplitTask, make_record
 from pipelines.sources import SOURCES
 from semsam.config import parse_config
-from semsam.data.atoms import AtomMap
-from semsam.data.images import decode_jpeg
 from semsam.data.reader import Reader
 from semsam.data.schema import Record
-from semsam.data.training_sample import regions_to_train
 from semsam.encoded_image import EncodedImage
-from semsam.evaluation.overlaps import mask_ious
-from semsam.evaluation.protocols import ClickedRegion, clicked_regions
+from semsam.evaluation.asking import ask
+from semsam.evaluation.items import Ask
+from semsam.evaluation.prompt_table import PromptTable
+from semsam.evaluation.questions import AskedRegions, Questions
 from semsam.model.pixel_decoder import ImageFeatures
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import existing_folder
@@ -103,19 +102,18 @@ class Photo:
     """A photo with the regions to ask for, whose atom map is that of the whole photo."""
 
     record: Record
-    atoms: AtomMap
-    clicked: list[ClickedRegion]
+    asked: AskedRegions
+    clicked: list[int]  # Columns of the atom map.
 
     @staticmethod
     def of(record: Record) -> Photo:
         """The record's regions as evaluation has them."""
-        regions = list(regions_to_train(record.regions).values())
-        atoms = AtomMap.from_rles([region.rle for region in regions], record.height, record.width)
-        return Photo(record, atoms, list(clicked_regions(regions, atoms)))
+        asked = AskedRegions.of(record)
+        return Photo(record, asked, list(asked.innermost_clicks()))
 
     def is_large(self) -> Bool[np.ndarray, " r"]:
         """Which of the clicked regions have 32 x 32 pixels or more."""
-        return self.atoms.areas()[[one.column for one in self.clicked]] >= SMALLEST
+        return self.asked.atoms.areas()[self.clicked] >= SMALLEST
 
 
 def main() -> None:
@@ -244,19 +242,17 @@ class Overfit:
 
 def ious(predictor: Predictor, photo: Photo) -> Float[np.ndarray, " r"]:
     """For each region the IoU of the level that fits best, after one click."""
-    predictor.set_image(decode_jpeg(photo.record.image))
-    answer = predictor.predict(points_xy=np.array([one.click_xy for one in photo.clicked]) + 0.5)
-    pairs = zip(photo.clicked, answer.masks, strict=True)
-    return np.array([mask_ious(masks, photo.atoms)[:, one.column].max() for one, masks in pairs])
+    clicks = PromptTable.of([ask(predictor, photo.record, Questions(random_clicks=0))]).asked_by(Ask.INNERMOST)
+    return clicks.prompted.ious.max(axis=1)
 
 
 def ceilings(photo: Photo) -> Float[np.ndarray, " r"]:
     """For each region the IoU of its true mask after a visit to the stride-4 grid."""
-    height, width = photo.atoms.labels.shape
+    height, width = photo.asked.atoms.labels.shape
     size = IMAGE_SIZE.resized(height, width)
     found = []
-    for one in photo.clicked:
-        mask = photo.atoms.mask(one.column)
+    for column in photo.clicked:
+        mask = photo.asked.atoms.mask(column)
         seen = torch.from_numpy(cv2.resize(mask.astype(np.float32), size[::-1], interpolation=cv2.INTER_AREA))
         back = from_grid(seen, (height, width)).numpy() > 0
         found.append((back & mask).sum() / (back | mask).sum())

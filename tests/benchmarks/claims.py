@@ -28,20 +28,24 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from pydantic import TypeAdapter
 
 from jobs import prepare
 from jobs.cluster import connect
 from jobs.quickstart import QuickstartJob
-from pipelines.evaluate.evaluate import fit_baselines_on
-from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
+from pipelines.evaluate.evaluate import fit_baselines
+from pipelines.model_pool import ModelReference, load_predictor, use_vocabulary
 from pipelines.toy import ToySettings, write_toy_world
 from semsam.config import config_values, load_config
 from semsam.data.shards import Split
-from semsam.evaluation.baselines import Baselines
-from semsam.evaluation.protocols import BASELINE, Protocols, measure
+from semsam.evaluation.asking import ask
+from semsam.evaluation.baselines import Baselines, blind_item
+from semsam.evaluation.protocols import BASELINE, Numbers, means_of
+from semsam.evaluation.questions import Questions
 
 RECIPE = Path(__file__).parent / "claims.yaml"
 TOY = ToySettings(train_images=120, val_images=480)
+QUESTIONS = Questions(random_clicks=0)
 BASELINE_IMAGES = 60  # Train images of each dataset.
 # Held-out images of each dataset that has masks: at least 2,000 regions for every number of a table.
 SEVEN = {"sa1b": 48, "coco_panoptic": 48, "ade20k": 48, "pascal_part": 100, "paco": 100, "partimagenet": 100}
@@ -146,6 +150,7 @@ class Run:
         return {
             "recipe": config_values(job.train.in_parts()),
             "image_size": config_values(job.evaluate.image_size),
+            "questions": config_values(QUESTIONS),
             "evaluated": dict(VARIANTS[self.variant].evaluated),
             "world": config_values(TOY),
         }
@@ -177,7 +182,7 @@ def make_world(folder: Path) -> None:
         prepare.run(replace(job.prepare, datasets=datasets, output=str(folder / "shards")))
         roots = {dataset: f"{folder}/shards/{dataset}/train" for dataset in SEVEN}
         levels = job.train.model.resolve().num_levels
-        baselines = fit_baselines_on(roots, dict.fromkeys(roots, range(BASELINE_IMAGES)), levels, Pool())
+        baselines = fit_baselines({one: (root, range(BASELINE_IMAGES)) for one, root in roots.items()}, levels, 16)
     (folder / "baselines.json").write_bytes(orjson.dumps(baselines))
     marker.write_bytes(wanted)
 
@@ -207,11 +212,15 @@ def compute(run: Run) -> dict[str, float]:
     baselines = read_baselines(Path(run.out, "world", "baselines.json"))
     sums = {}
     for dataset, num_images in VARIANTS[run.variant].evaluated.items():
-        split, protocols = Split(f"{recipe.data.root}/{dataset}/val"), Protocols()
+        split, found, guessed = Split(f"{recipe.data.root}/{dataset}/val"), Numbers(), Numbers(is_blind=True)
+        vocabulary, levels = split.manifest.vocabulary, recipe.model.resolve().num_levels
         use_vocabulary(predictor, split)
         for row in range(min(num_images, len(split))):
-            measure(predictor, split.record(row), baselines[dataset], protocols)
-        sums[dataset] = protocols.sums()
+            record = split.record(row)
+            found.add([ask(predictor, record, QUESTIONS)])
+            guessed.add([blind_item(record, baselines[dataset], QUESTIONS, vocabulary, levels)])
+        blind = {f"{BASELINE}/{name}": sums for name, sums in guessed.sums().items()}
+        sums[dataset] = found.sums() | blind
     seconds = {"train": trained - started, "evaluate": time.process_time() - trained}
     run.result.parent.mkdir(parents=True, exist_ok=True)
     draft = run.result.with_suffix(".part")
@@ -222,8 +231,7 @@ def compute(run: Run) -> dict[str, float]:
 
 def read_baselines(path: Path) -> dict[str, Baselines]:
     """What `make_world` stored, by dataset."""
-    stored = orjson.loads(path.read_bytes())
-    return {dataset: Baselines(**one | {"radii": tuple(one["radii"])}) for dataset, one in stored.items()}
+    return TypeAdapter(dict[str, Baselines]).validate_json(path.read_bytes())
 
 
 def read_found(runs: Sequence[Run]) -> Found:
@@ -231,10 +239,7 @@ def read_found(runs: Sequence[Run]) -> Found:
     found = {}
     for run in runs:
         if run.is_done():
-            total = Protocols()
-            for sums in orjson.loads(run.result.read_bytes())["sums"].values():
-                total.merge_sums(sums)
-            found[run.variant, run.seed] = total.means()
+            found[run.variant, run.seed] = means_of(orjson.loads(run.result.read_bytes())["sums"].values())
     return found
 
 

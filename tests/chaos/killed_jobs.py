@@ -142,49 +142,44 @@ def noise_in(text: str) -> list[str]:
 
 
 def progress(job: str, output: Path) -> int:
-    """How many of its parts a job has finished; of an evaluation, which leaves none, nothing."""
+    """How many of its parts a job has finished."""
     if job == "train":
         log = output / "run" / "train_log.jsonl"
         return log.read_bytes().count(b"\n") if log.exists() else 0
-    pattern = {"prepare": "*/*/shard-*.json", "generate": "masks-*.json"}.get(job)
-    return len(list(output.glob(pattern))) if pattern else 0
+    pattern = {"prepare": "*/*/shard-*.json", "generate": "masks-*.json", "evaluate": "*/*/items-*.json"}[job]
+    return len(list(output.glob(pattern)))
 
 
-def run_and_kill(job: str, command: list[str], output: Path, total: int, seconds: float, seed: int) -> str:
-    """Run a job and kill it at a moment of its work; says when that was.
-
-    `total` parts and `seconds` are what an undisturbed run takes.
-    """
+def run_and_kill(job: str, command: list[str], output: Path, total: int, seed: int) -> str:
+    """Run a job and kill it at a moment of its work, of which an undisturbed run leaves `total`; says when that was."""
     rng = np.random.default_rng(seed)
     running = start(command)
     try:
-        if total:
-            wanted = int(rng.integers(0, total))
-            while progress(job, output) < wanted and running.process.poll() is None:
-                time.sleep(0.02)
-            time.sleep(float(rng.uniform(0, 0.5 if wanted else 8)))
-        else:
-            time.sleep(float(rng.uniform(0.3, 0.9)) * seconds)
+        wanted = int(rng.integers(0, total))
+        while progress(job, output) < wanted and running.process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(float(rng.uniform(0, 0.5 if wanted else 8)))
         if running.process.poll() is not None:
             raise RuntimeError(f"{job} had ended before it was killed:\n{running.lines.read_text()}")
-        done = f"{progress(job, output)} of {total} parts" if total else "evaluation under way"
-        return f"after {time.monotonic() - running.started:.1f} s, {done}"
+        done = progress(job, output)
+        return f"after {time.monotonic() - running.started:.1f} s, {done} of {total} parts"
     finally:
         running.kill()
 
 
 def result_of(job: str, output: Path) -> Any:
     """What must be alike after any number of kills."""
-    if job == "evaluate":
-        numbers = orjson.loads((output / "metrics.json").read_bytes())
-        return numbers["metrics"], numbers["pictures"]
     if job == "train":
         log = [orjson.loads(line) for line in (output / "run" / "train_log.jsonl").read_bytes().splitlines()]
         steps = [{name: value for name, value in entry.items() if name not in TIMES} for entry in log]
         weights = output / "run" / f"checkpoint-{STEPS}" / "model.safetensors"
         return steps, hashlib.sha256(weights.read_bytes()).hexdigest()
-    files = sorted(path for path in output.rglob("*") if path.is_file())
-    return {str(path.relative_to(output)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    files = {str(path.relative_to(output)): path for path in sorted(output.rglob("*")) if path.is_file()}
+    numbers = {}
+    if job == "evaluate":
+        numbers = orjson.loads(files.pop("metrics.json").read_bytes()) | {"time": None}
+        del files["evaluation.yaml"]  # Names its own output.
+    return numbers, {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
 JOBS = ("prepare", "train", "evaluate", "generate")
@@ -195,24 +190,23 @@ class Chaos:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._calm: dict[str, tuple[Any, int, float]] = {}
+        self._calm: dict[str, tuple[Any, int]] = {}
 
-    def calm(self, job: str) -> tuple[Any, int, float]:
-        """What an undisturbed run ends with, its number of parts, and its seconds."""
+    def calm(self, job: str) -> tuple[Any, int]:
+        """What an undisturbed run ends with, and its number of parts."""
         if job not in self._calm:
-            output, started = self.world.folder / f"calm-{job}", time.monotonic()
+            output = self.world.folder / f"calm-{job}"
             finish(self.world.command(job, output))
-            took = time.monotonic() - started
-            self._calm[job] = result_of(job, output), progress(job, output), took
+            self._calm[job] = result_of(job, output), progress(job, output)
         return self._calm[job]
 
     def disturbed(self, seed: int) -> tuple[str, str, bool]:
         """The job that a seed picks, when it was killed, and whether it ended as the undisturbed one."""
         job = JOBS[seed % len(JOBS)]
-        expected, total, seconds = self.calm(job)
+        expected, total = self.calm(job)
         output = self.world.folder / f"killed-{seed}"
         command = self.world.command(job, output)
-        moment = run_and_kill(job, command, output, total, seconds, seed)
+        moment = run_and_kill(job, command, output, total, seed)
         finish(command)
         return job, moment, result_of(job, output) == expected
 

@@ -18,17 +18,12 @@ from PIL import Image
 
 from jobs import generate
 from jobs.cluster import connect
-from pipelines.evaluate.evaluate import measure_splits
 from pipelines.generate.generate import Generated
 from pipelines.generate.generate import generate as generate_masks
-from pipelines.model_pool import ModelReference, Pool
+from pipelines.model_pool import Pool
 from pipelines.sources.source import Files
 from semsam.config import parse_config
-from semsam.evaluation.baselines import Baselines
-from semsam.model.semantic_sam import SemanticSam
-from semsam.predictor import ImageSize
 from semsam.storage import Folder
-from tests.painted_shards import VOCABULARIES, write_painted_shards
 
 pytestmark = [
     pytest.mark.cluster,
@@ -162,21 +157,6 @@ def test_a_photo_that_kills_every_worker_is_left_out_and_named(tmp_path: Path) -
     assert [one["image"] for one in rejected["kills its worker"]] == ["000003.jpg"]
     with pytest.raises(ValueError, match="2 of 6 images are unusable"):
         generate_from(files, tmp_path / "strict")
-
-
-@pytest.mark.slow
-def test_an_evaluation_ends_where_its_actors_die_again_and_again(tmp_path: Path) -> None:
-    class Deadly(ModelReference):
-        def load(self, device: str) -> SemanticSam:
-            model = super().load(device)
-            model.encode_image = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
-            return model
-
-    roots = {"sa1b": f"{write_painted_shards(tmp_path, 2, {'sa1b': VOCABULARIES['sa1b']})}/sa1b/train"}
-    none = {"sa1b": Baselines((), 0, None, None)}
-    size = ImageSize(64, 64)
-    with pytest.raises(RuntimeError, match="^an actor died 5 times, or would not start: "):
-        list(measure_splits(roots, {"sa1b": [0]}, Deadly(None, "debug", 0), size, none, Pool(1)))
 
 
 def generate_from(files: Files, output: Path, **changes: Any) -> Generated:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,9 @@ from pipelines.toy.native_split import ToySplit, polygon_area, polygons
 from pipelines.toy.shapes import KINDS, STUFF
 from pipelines.toy.textures import textures
 from semsam.data import rle
-from semsam.data.atoms import AtomMap
 from semsam.data.schema import SPLITS, Kind, Record
-from semsam.data.training_sample import regions_to_train
-from semsam.evaluation.baselines import CANDIDATE_RADII, best_radii, disc_ious
-from semsam.evaluation.one_click import innermost_pixel
+from semsam.evaluation.baselines import BaselineFit, best_radii
+from semsam.evaluation.questions import innermost_pixel
 from semsam.storage import existing_folder
 
 SETTINGS = ToySettings(train_images=8, val_images=6)
@@ -164,18 +161,10 @@ def test_clicks_on_unnamed_masks_meet_several_levels(
 def test_discs_around_the_clicks_are_bad_guesses(
     found: dict[tuple[str, str], tuple[list[Record], ToySplit]],
 ) -> None:
-    ious = np.stack(list(ious_of_discs(record for dataset in SOURCES for record in found[dataset, "val"][0])))
+    records = [record for dataset in SOURCES for record in found[dataset, "val"][0]]
+    ious = np.array([one for record in records for one in BaselineFit.of(record).disc_ious])
     assert len(ious) > 200
     assert ious[:, best_radii(ious, 6)].max(axis=1).mean() < 0.6
-
-
-def ious_of_discs(records: Iterator[Record]) -> Iterator[np.ndarray]:
-    for record in records:
-        regions = list(regions_to_train(record.regions).values())
-        masked = [region.rle for region in regions if region.rle is not None]
-        atoms = AtomMap.from_rles(masked, record.height, record.width)
-        for column in range(len(masked)):
-            yield disc_ious(atoms, innermost_pixel(atoms.mask(column)), CANDIDATE_RADII)[:, column]
 
 
 @pytest.mark.parametrize("dataset", [dataset for dataset in SOURCES if dataset != "sa1b"])

@@ -23,6 +23,7 @@ def prompted(rng: np.random.Generator, prompts: int, levels: int) -> Prompted:
         ask=np.full(prompts, Ask.INNERMOST, np.int32),
         region=np.arange(prompts, dtype=np.int32),
         click_xy=rng.integers(0, 9, (prompts, 2)).astype(np.int32),
+        chosen=rng.integers(0, levels, prompts).astype(np.int32),
         iou_predictions=scores(*shape),
         ious=np.where(rng.random(shape) < 0.3, np.nan, scores(*shape)).astype(np.float32),
         under_starts=np.concatenate([[0], np.cumsum(under)]),

@@ -1,101 +1,199 @@
-"""The protocols end to end on an untrained model: what is measured, not how well it does."""
+"""The numbers of clicks and boxes, from items made by hand."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from semsam.data import rle
-from semsam.data.images import encode_jpeg
-from semsam.data.schema import Kind, Record, Region
-from semsam.evaluation.baselines import BaselineFit
-from semsam.evaluation.pictures import click_row, encode_png, grid
-from semsam.evaluation.protocols import Protocols, fit_baselines, measure
-from semsam.model.semantic_sam import SemanticSam
-from semsam.predictor import ImageSize, Predictor
-
-HEIGHT, WIDTH = 48, 64
+from semsam.data.schema import Kind, Region
+from semsam.evaluation.clicked_classes import confusions
+from semsam.evaluation.iou_calibration import Calibration
+from semsam.evaluation.items import BEST, Ask, ImageItem, Prompted, join_prompted
+from semsam.evaluation.prompt_table import PromptTable
+from semsam.evaluation.protocols import Numbers, means_of, metric_name
+from semsam.evaluation.values import Values
 
 
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    predictor = Predictor(SemanticSam.untrained("debug", seed=0), ImageSize(64, 96))
-    predictor.set_vocabulary(["car", "dog"], ["wheel"])
-    return predictor
+def answer(
+    ious: Sequence[float],
+    ask: Ask = Ask.INNERMOST,
+    *,
+    region: int = 0,
+    chosen: int = 0,
+    predicted: Sequence[float] | None = None,
+    under: Sequence[tuple[int, Sequence[float]]] = (),
+    objects: Sequence[int] = (),
+    parts: Sequence[int] = (),
+    level_ious: np.ndarray | None = None,
+) -> Prompted:
+    """One prompt; the likeliest names of each level are given, and the regions under it with the levels' IoUs."""
+    levels = len(ious)
+
+    def best(names: Sequence[int]) -> np.ndarray:
+        found = np.full((1, levels, BEST), -1, np.int32)
+        found[0, :, 0] = names or -1
+        return found
+
+    def array(values: object, *shape: int) -> np.ndarray:
+        return np.array(values, np.float32).reshape(shape)
+
+    zeros = np.zeros((1, levels, BEST), np.float32)
+    return Prompted(
+        ask=np.array([ask], np.int32),
+        region=np.array([region], np.int32),
+        click_xy=np.zeros((1, 2), np.int32),
+        chosen=np.array([chosen], np.int32),
+        iou_predictions=array(predicted or ious, 1, levels),
+        ious=array(ious, 1, levels),
+        under_starts=np.array([0, len(under)]),
+        under=np.array([place for place, _ in under], np.int32),
+        under_ious=array([values for _, values in under], len(under), levels),
+        level_ious=array(np.eye(levels) if level_ious is None else level_ious, 1, levels, levels),
+        objects=best(objects),
+        object_scores=zeros,
+        true_object_score=array([0] * levels, 1, levels),
+        parts=best(parts),
+        part_scores=zeros,
+        true_part_score=array([0] * levels, 1, levels),
+    )
 
 
-def box_region(x1: int, y1: int, x2: int, y2: int, **fields: object) -> Region:
-    mask = np.zeros((HEIGHT, WIDTH), bool)
-    mask[y1:y2, x1:x2] = True
-    values = {"annotation_id": "1", "rle": rle.encode(mask), "area": float(mask.sum()), "kind": Kind.INSTANCE, **fields}
-    return Region(box_xyxy=(x1, y1, x2, y2), **values)  # type: ignore[arg-type]
+def item(*prompts: Prompted, regions: Sequence[tuple[int | None, int | None]] = ((1, None),)) -> ImageItem:
+    """An image whose regions have these names."""
+    found = tuple(Region("1", b"", (0, 0, 1, 1), 1.0, Kind.INSTANCE, *names) for names in regions)
+    return ImageItem("7", 4, 4, 4, 4, found, prompted=join_prompted(prompts, 2))
 
 
-def record_of(*regions: Region) -> Record:
-    image = encode_jpeg(np.full((HEIGHT, WIDTH, 3), 90, np.uint8))
-    return Record("paco", "val", "7", image, HEIGHT, WIDTH, HEIGHT, WIDTH, regions)
+def numbers(*items: ImageItem, is_blind: bool = False) -> dict[str, float]:
+    found = Numbers(is_blind)
+    for one in items:
+        found.add([one])
+    return found.compute()
 
 
-def measured(predictor: Predictor, record: Record) -> Protocols:
-    fit, protocols = BaselineFit(), Protocols()
-    fit_baselines(record, fit)
-    measure(predictor, record, fit.compute(6), protocols, chunk=1)
-    return protocols
+def test_max_takes_the_chosen_level_and_oracle_the_best() -> None:
+    found = numbers(item(answer([0.5, 0.25], chosen=1), answer([0.75, 1.0], Ask.RANDOM, chosen=0)))
+    assert (found["one_click/miou_max"], found["one_click/miou_oracle"]) == (0.25, 0.5)
+    assert (found["random_click/miou_max"], found["random_click/miou_oracle"]) == (0.75, 1.0)
 
 
-CAR = box_region(8, 8, 56, 40, object_category=0)
-WHEEL = box_region(12, 28, 24, 40, object_category=0, part_category=0, parent=0, kind=Kind.PART)
+def test_granularity_gives_each_truth_its_own_level() -> None:
+    under = ((0, [0.75, 0.5]), (1, [0.75, 0.25]))
+    assert numbers(item(answer([1, 1], under=under)))["granularity/miou_all"] == (0.5 + 0.75) / 2
 
 
-def test_every_protocol_measures_what_is_annotated(predictor: Predictor) -> None:
-    protocols = measured(predictor, record_of(CAR, WHEEL))
-    assert protocols.one_click.count("miou_oracle") == 2
-    assert protocols.box_prompt.count("miou") == 2
-    assert protocols.granularity.count("miou_all") == 3  # The car's click lies on the car alone, the wheel's on both.
-    assert protocols.classes.count("object_top1") == 2
-    assert protocols.classes.count("part_top1") == 1
-    numbers = protocols.compute("paco")
-    assert numbers["baseline/classes/paco/object_top1"] == 1.0
-    assert numbers["baseline/one_click/paco/miou_oracle"] > 0.5  # A disc fits a square.
-    assert 0 <= numbers["one_click/paco/miou_max"] <= numbers["one_click/paco/miou_oracle"] <= 1
+def test_granularity_counts_a_truth_without_a_level_as_zero() -> None:
+    under = [(place, [1.0, 1.0]) for place in range(4)]
+    assert numbers(item(answer([1, 1], under=under)))["granularity/miou_all"] == 0.5
 
 
-@pytest.mark.slow
-def test_sums_travel_between_processes(predictor: Predictor) -> None:
-    one, other = measured(predictor, record_of(CAR, WHEEL)), measured(predictor, record_of(CAR))
-    both = Protocols()
-    for protocols in (one, other):
-        both.merge_sums(protocols.sums())
-    assert both.one_click.count("miou_oracle") == 3
+def test_levels_that_show_the_same_are_one_mask() -> None:
+    alike = np.array([[1, 0.9, 0.0], [0.9, 1, 0.0], [0.0, 0.0, 1]])
+    assert numbers(item(answer([0, 0, 0], level_ious=alike)))["granularity/distinct"] == 2
+    chain = np.array([[1, 0.95, 0.5], [0.95, 1, 0.95], [0.5, 0.95, 1]])  # The third is like the second, not the first.
+    assert numbers(item(answer([0, 0, 0], level_ious=chain)))["granularity/distinct"] == 2
 
 
-def test_boxes_without_masks_are_measured_by_name_alone(predictor: Predictor) -> None:
-    boxed = Region("1", None, (8.0, 8.0, 56.0, 40.0), 1536.0, Kind.INSTANCE, object_category=1)
-    protocols = measured(predictor, record_of(boxed))
-    assert set(protocols.compute("objects365")) == {"box_prompt/objects365/object_top1"} | {
-        name for name in protocols.compute("objects365") if name.startswith("baseline/")
-    }
-    assert protocols.one_click.compute() == {}
+def test_box_prompts_without_masks_measure_the_name_alone() -> None:
+    unknown = [float("nan")] * 2
+    found = numbers(item(answer(unknown, Ask.BOX, chosen=1, objects=[0, 1])))
+    assert found == {"box_prompt/object_top1": 1.0}
 
 
-@pytest.mark.parametrize("regions", [(), (box_region(8, 8, 56, 40, object_category=0, is_crowd=True),)])
-def test_an_image_without_regions_or_all_crowd_adds_nothing(predictor: Predictor, regions: tuple[Region, ...]) -> None:
-    assert measured(predictor, record_of(*regions)).compute("paco") == {}
+def test_classes_are_read_from_the_level_that_fits_best() -> None:
+    found = numbers(
+        item(
+            answer([0.25, 1], objects=[0, 1], parts=[0, 3]),
+            answer([1, 0.25], region=1, objects=[0, 1], parts=[2, 0]),
+            regions=((1, None), (1, 2)),
+        )
+    )
+    assert (found["classes/object_top1"], found["classes/part_top1"]) == (0.5, 1.0)
 
 
-def test_names_are_not_measured_where_there_are_none(predictor: Predictor) -> None:
-    protocols = measured(predictor, record_of(box_region(0, 0, 10, 10, kind=Kind.CLASS_AGNOSTIC)))
-    assert protocols.classes.compute() == {}
-    assert protocols.one_click.count("miou_max") == 1
+def test_a_name_among_the_five_likeliest_counts_for_five_alone() -> None:
+    clicked = answer([1, 0], objects=[0, 0])
+    clicked.objects[0, 0, 4] = 1
+    found = numbers(item(clicked))
+    assert (found["classes/object_top1"], found["classes/object_top5"]) == (0.0, 1.0)
 
 
-def test_a_picture_shows_the_click_the_truth_and_six_levels(predictor: Predictor) -> None:
-    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
-    predictor.set_image(image)
-    row = click_row(predictor, image, (20, 20), np.ones((HEIGHT, WIDTH), bool), ("paco 7", "car"))
-    assert len(row.cells) == 8
-    assert encode_png(grid([row, row])).startswith(b"\x89PNG")
-    assert (row.cells[0][20, 20] != 0).any()
-    assert row.captions[0] == ("paco 7", "car")
-    with pytest.raises(ValueError, match="at least one row"):
-        grid([])
+def test_what_was_taken_for_what_is_kept() -> None:
+    table = PromptTable.of(
+        [
+            item(
+                answer([1, 0], objects=[4, 0]),
+                answer([1, 0], region=1, objects=[2, 0]),
+                regions=((1, None), (None, None)),
+            )
+        ]
+    )
+    assert confusions(table)["object"].tolist() == [[1, 4]]
+
+
+def test_the_chosen_level_is_compared_with_whatever_it_may_mean() -> None:
+    under = ((0, [0.25, 0.5]), (1, [1.0, 0.0]))
+    assert numbers(item(answer([0.25, 0.5], chosen=0, under=under)))["calibration/chosen_fits"] == 1.0
+    assert numbers(item(answer([0.25, 0.5], chosen=0)))["calibration/chosen_fits"] == 0.0
+
+
+def test_predictions_that_are_true_are_calibrated_and_those_that_mislead_are_not() -> None:
+    def calibration(predicted: Sequence[float], true: Sequence[float]) -> dict[str, float]:
+        some = item(answer([0, 0], predicted=predicted, under=((0, true),)))
+        return Calibration.of(PromptTable.of([some])).numbers()
+
+    assert calibration([0.25, 0.75], [0.25, 0.75]) == {"ece": 0.0, "rank_correlation": pytest.approx(1.0)}
+    assert calibration([0.75, 0.25], [0.25, 0.75]) == {"ece": 0.5, "rank_correlation": pytest.approx(-1.0)}
+    assert calibration([1.5, -0.5], [1.0, 0.0])["ece"] == pytest.approx(0.5)  # Raw numbers: beyond 0 and 1, too.
+    assert "rank_correlation" not in calibration([0.5, 0.5], [0.25, 0.75])
+    assert Calibration.of(PromptTable.of([item()])).numbers() == {}
+
+
+def test_blind_guesses_have_the_numbers_that_mean_something() -> None:
+    found = numbers(item(answer([0.5, 0.75]), answer([0.25, 0.5], Ask.BOX, chosen=1)), is_blind=True)
+    assert (found["box_prompt/miou_filled_box"], found["box_prompt/miou_ellipse"]) == (0.25, 0.5)
+    assert found["box_prompt/miou"] == 0.5
+    assert not {"granularity/distinct", "calibration/ece", "classes/object_top5"} & found.keys()
+
+
+def test_any_division_into_parts_gives_the_same_numbers() -> None:
+    rng = np.random.default_rng(0)
+    items = [
+        item(
+            *(answer(rng.random(2).tolist(), chosen=1, under=((0, rng.random(2)),)) for _ in range(rng.integers(0, 4)))
+        )
+        for _ in range(20)
+    ]
+    whole, parts = Numbers(), Numbers()
+    whole.add(items)
+    for start in range(0, 20, 3):
+        parts.add(items[start : start + 3])
+    assert whole.compute() == parts.compute()
+    assert parts.num_images == 20
+
+
+def test_what_was_not_measured_is_absent() -> None:
+    assert numbers() == numbers(item()) == {}
+
+
+def test_an_image_that_was_not_asked_is_named() -> None:
+    with pytest.raises(ValueError, match="^7: no prompts were put to this image"):
+        Numbers().add([ImageItem("7", 4, 4, 4, 4, ())])
+
+
+def test_means_over_datasets_are_over_their_values() -> None:
+    assert means_of([{"a": (3.0, 2)}, {"a": (1.0, 2), "b": (2.0, 1)}]) == {"a": (1.0, 4), "b": (2.0, 1)}
+
+
+def test_numbers_have_a_name_for_each_cell_of_the_papers_tables() -> None:
+    assert metric_name("one_click/miou_max", "paco") == "one_click/paco/miou_max"
+    assert metric_name("one_click/miou_max", "paco", is_blind=True) == "baseline/one_click/paco/miou_max"
+
+
+def test_values_are_known_by_image_and_by_name() -> None:
+    values = Values.of(np.array([1.0, 2.0, 4.0]), np.array([0, 2, 2]), np.array([5, 5, -1]))
+    sums, counts = values.by_image(4)
+    assert (sums.tolist(), counts.tolist()) == ([1, 0, 6, 0], [1, 0, 2, 0])
+    assert values.by_category() == {5: (1.5, 2)}

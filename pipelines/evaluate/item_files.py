@@ -1,0 +1,102 @@
+"""Items of an evaluation in files, each a part of its own: some rows of one split, as answered."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.ipc
+
+from pipelines.parts import KILLS_ITS_WORKER, Attempt, Part, PartFile, make_part
+from pipelines.sources.source import Rejected
+from semsam.data.schema import Record
+from semsam.data.shards import Split
+from semsam.evaluation.items import ITEMS_VERSION, ImageItem, from_table, to_table
+from semsam.storage import Folder
+
+
+@dataclass(frozen=True)
+class ItemTask:
+    """Some rows of a split to be answered.  Picklable: it travels to every worker."""
+
+    dataset: str
+    root: str  # Of the split,
+    data_digest: str  # and of its shards.
+    rows: tuple[tuple[int, ...], ...]  # Of each part.
+    output: str  # Where the parts go, local or `s3://`.
+    asked: dict[str, Any]  # All else that the answers follow from, as plain values.
+
+    def fingerprint(self, position: int) -> str:
+        """SHA-256 of all that the items of a part follow from, the code excepted."""
+        values = [ITEMS_VERSION, self.dataset, self.data_digest, self.rows[position], self.asked]
+        return hashlib.sha256(orjson.dumps(values, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+    def folder(self) -> Folder:
+        return Folder(self.output)
+
+
+@dataclass(frozen=True)
+class ItemReport:
+    """What the sidecar of a file of items says of it."""
+
+    num_images: int
+    left_out: tuple[Rejected, ...]  # Images that end their worker.
+
+
+def part_name(position: int) -> str:
+    """The name of the part at a position."""
+    return f"items-{position:05d}"
+
+
+def write_items(
+    task: ItemTask, split: Split, position: int, answer: Callable[[Record], ImageItem]
+) -> tuple[Part[ItemReport], bool]:
+    """A file of the items of some rows, and whether it was found finished; otherwise it is written now.
+
+    An image that ends its worker is left out and named.
+    """
+    folder = task.folder()
+
+    def make(attempt: Attempt) -> tuple[list[PartFile], ItemReport]:
+        items, left_out = [], []
+        for row in task.rows[position]:
+            with attempt.working_on(str(row)):
+                record = split.record(row)
+                if str(row) in attempt.left_out:
+                    detail = f"row {row} of {split.root}"
+                    left_out.append(Rejected(KILLS_ITS_WORKER, record.sample_id, detail))
+                    continue
+                items.append(answer(record))
+        sink = pa.BufferOutputStream()
+        with pyarrow.ipc.new_file(sink, to_table([]).schema) as writer:
+            writer.write_table(to_table(items))
+        name, data = f"{part_name(position)}.arrow", sink.getvalue().to_pybytes()
+        folder.write(name, data)
+        return [PartFile.of(name, data)], ItemReport(len(items), tuple(left_out))
+
+    return make_part(folder, part_name(position), task.fingerprint(position), ItemReport, make)
+
+
+def read_items(folder: Folder, part: Part[ItemReport]) -> list[ImageItem]:
+    """The items of a part.  Raises `ValueError` where the file is not the one that was written."""
+    [file] = part.files
+    data = folder.read(file.name)
+    path = f"{folder.path}/{file.name}"
+    if PartFile.of(file.name, data) != file:
+        raise ValueError(f"{path}: not the file that its sidecar means; remove the sidecar and evaluate again")
+    try:
+        return from_table(pyarrow.ipc.open_file(pa.BufferReader(data)).read_all())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def item_task(split: Split, rows: Sequence[int], rows_per_task: int, output: str, asked: dict[str, Any]) -> ItemTask:
+    """These rows of a split, in parts of `rows_per_task`."""
+    manifest = split.manifest
+    parts = tuple(tuple(rows[start : start + rows_per_task]) for start in range(0, len(rows), rows_per_task))
+    digest = hashlib.sha256((manifest.digest() + manifest.vocabulary_digest).encode()).hexdigest()
+    return ItemTask(manifest.dataset, split.root, digest, parts, output, asked)

@@ -1,0 +1,79 @@
+"""Asks a model about one image: clicks and boxes on its regions, and everything that it finds by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import Bool, Float32
+
+from semsam.data.images import decode_jpeg
+from semsam.data.schema import Record
+from semsam.encoded_image import MAP_BYTES, EncodedImage
+from semsam.evaluation.items import Ask, ImageItem, Prompted, join_prompted
+from semsam.evaluation.overlaps import Overlaps
+from semsam.evaluation.questions import AskedRegions, Questions, RegionPrompts, item_of
+from semsam.predictor import Predictor
+
+
+def ask(predictor: Predictor, record: Record, questions: Questions) -> ImageItem:
+    """What the model answers about a record, and what is true there; the predictor has the dataset's vocabulary.
+
+    No mask of a prompt is made at the image's own size.  Raises `ValueError`, naming the sample, where an answer is
+    not finite or the image is broken.
+    """
+    try:
+        asked = AskedRegions.of(record)
+        predictor.set_image(decode_jpeg(record.image))
+        return item_of(record, _answers(predictor, asked, asked.prompts(record, questions)))
+    except ValueError as error:
+        raise ValueError(f"{record.dataset} {record.split} {record.sample_id}: {error}") from None
+
+
+def _answers(predictor: Predictor, asked: AskedRegions, prompts: RegionPrompts) -> Prompted:
+    image = predictor.image
+    assert image is not None
+    rows, columns = image.enlarging()
+    overlaps = Overlaps(asked.atoms, rows.numpy(), columns.numpy())
+    parts = [_answer(predictor, image, asked, overlaps, some) for some in _chunks(predictor, image, prompts)]
+    return join_prompted(parts, predictor.model.settings.num_levels)
+
+
+def _chunks(predictor: Predictor, image: EncodedImage, prompts: RegionPrompts) -> Iterator[RegionPrompts]:
+    """Clicks, then boxes, in groups whose logits take no more than `MAP_BYTES`."""
+    height, width = image.features.mask_features.shape[2:]
+    step = max(MAP_BYTES // (4 * height * width * predictor.model.settings.num_levels), 1)
+    num_clicks = int((prompts.ask != Ask.BOX).sum())
+    for begin, end in ((0, num_clicks), (num_clicks, len(prompts))):
+        for start in range(begin, end, step):
+            yield prompts.take(slice(start, min(start + step, end)))
+
+
+def _answer(
+    predictor: Predictor, image: EncodedImage, asked: AskedRegions, overlaps: Overlaps, prompts: RegionPrompts
+) -> Prompted:
+    is_box = prompts.ask[0] == Ask.BOX
+    [decoded] = predictor.decode(
+        **{"boxes_xyxy": prompts.box_xyxy} if is_box else {"points_xy": prompts.click_xy + 0.5}
+    )
+    predicted = decoded.iou_predictions.cpu().numpy()
+    objects, parts = decoded.object_scores.cpu().numpy(), decoded.part_scores.cpu().numpy()
+    logits = image.small_mask_logits(decoded.mask_embeddings.flatten(0, 1)).cpu().numpy()
+    if not all(np.isfinite(values).all() for values in (predicted, objects, parts, logits)):
+        raise ValueError("the model's answers are not finite")
+    measured = overlaps.measure(logits)
+    ious = overlaps.ious(measured.counts).reshape(*predicted.shape, len(asked.regions))
+    boxes = measured.boxes_xyxy().reshape(*predicted.shape, 4)
+    chosen = predictor.prompt_style.choose(predicted, boxes, prompts.box_xyxy if is_box else None)
+    shown = logits[:, : -(-image.input_size[0] // 4), : -(-image.input_size[1] // 4)]  # Less what pads the input.
+    levels = (shown > 0).reshape(*predicted.shape, *shown.shape[1:])
+    return asked.answered(prompts, chosen, predicted, ious, level_ious(levels), objects, parts)
+
+
+def level_ious(masks: Bool[np.ndarray, "p k y x"]) -> Float32[np.ndarray, "p k k"]:
+    """IoU of each prompt's masks with each other; two empty ones are the same."""
+    flat = masks.reshape(*masks.shape[:2], -1).astype(np.float32)
+    both = flat @ flat.transpose(0, 2, 1)
+    areas = flat.sum(axis=2)
+    unions = areas[:, :, None] + areas[:, None, :] - both
+    return np.where(unions > 0, both / np.maximum(unions, 1), 1).astype(np.float32)
