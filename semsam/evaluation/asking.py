@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -33,6 +34,8 @@ def ask(predictor: Predictor, record: Record, questions: Questions) -> ImageItem
 def _answers(predictor: Predictor, asked: AskedRegions, prompts: RegionPrompts) -> Prompted:
     image = predictor.image
     assert image is not None
+    if not image.features.mask_features.isfinite().all():
+        raise ValueError("the model's features are not finite")
     rows, columns = image.enlarging()
     overlaps = Overlaps(asked.atoms, rows.numpy(), columns.numpy())
     parts = [_answer(predictor, image, asked, overlaps, some) for some in _chunks(predictor, image, prompts)]
@@ -58,9 +61,9 @@ def _answer(
     )
     predicted = decoded.iou_predictions.cpu().numpy()
     objects, parts = decoded.object_scores.cpu().numpy(), decoded.part_scores.cpu().numpy()
-    logits = image.small_mask_logits(decoded.mask_embeddings.flatten(0, 1)).cpu().numpy()
-    if not all(np.isfinite(values).all() for values in (predicted, objects, parts, logits)):
+    if not all(values.isfinite().all() for values in vars(decoded).values()):
         raise ValueError("the model's answers are not finite")
+    logits = image.small_mask_logits(decoded.mask_embeddings.flatten(0, 1)).cpu().numpy()
     measured = overlaps.measure(logits)
     ious = overlaps.ious(measured.counts).reshape(*predicted.shape, len(asked.regions))
     boxes = measured.boxes_xyxy().reshape(*predicted.shape, 4)
@@ -72,8 +75,11 @@ def _answer(
 
 def level_ious(masks: Bool[np.ndarray, "p k y x"]) -> Float32[np.ndarray, "p k k"]:
     """IoU of each prompt's masks with each other; two empty ones are the same."""
-    flat = masks.reshape(*masks.shape[:2], -1).astype(np.float32)
-    both = flat @ flat.transpose(0, 2, 1)
-    areas = flat.sum(axis=2)
-    unions = areas[:, :, None] + areas[:, None, :] - both
-    return np.where(unions > 0, both / np.maximum(unions, 1), 1).astype(np.float32)
+    packed = np.packbits(masks.reshape(*masks.shape[:2], -1), axis=2)  # Eight pixels to a byte.
+    areas = np.bitwise_count(packed).sum(axis=2, dtype=np.int64)
+    found = np.ones((*areas.shape, areas.shape[1]), np.float32)
+    for one, other in combinations(range(areas.shape[1]), 2):
+        shared = np.bitwise_count(packed[:, one] & packed[:, other]).sum(axis=1, dtype=np.int64)
+        unions = areas[:, one] + areas[:, other] - shared
+        found[:, one, other] = found[:, other, one] = np.where(unions > 0, shared / np.maximum(unions, 1), 1)
+    return found

@@ -7,9 +7,9 @@ alone, which is exact and takes a hundredth of the work.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int32, Int64
 
@@ -86,12 +86,9 @@ class Overlaps:
 
     def measure(self, logits: Float32[np.ndarray, "m y x"]) -> MeasuredMasks:
         """Pixels of each label and the tight box of each mask."""
-        everywhere = anywhere = logits > 0
-        for axis, bands in ((1, self._rows), (2, self._columns)):
-            everywhere = _over_support(everywhere, axis, bands, np.logical_and)
-            anywhere = _over_support(anywhere, axis, bands, np.logical_or)
+        everywhere, anywhere = _over_support(logits > 0, self._rows, self._columns)
         found = self._whole(len(logits), *self._tiles_of(everywhere))
-        mask, tile = self._tiles_of(anywhere & ~everywhere)
+        mask, tile = self._tiles_of(anywhere != everywhere)
         step = max(PIXELS_AT_ONCE // self._tiles.shape[1], 1)
         for start in range(0, len(mask), step):
             some = slice(start, start + step)
@@ -143,7 +140,7 @@ class Overlaps:
         offsets = (np.arange(rows.support)[:, None] * width + np.arange(columns.support)).reshape(-1)
         around = logits.reshape(-1)[first[:, None] + offsets].reshape(len(tile), rows.support, columns.support)
         inside = rows.weights[row] @ around @ columns.weights[column].transpose(0, 2, 1) > 0
-        index = self._tiles[tile] + (mask * (self._outside + 1))[:, None]
+        index = self._tiles[tile] + (mask * (self._outside + 1)).astype(np.int32)[:, None]
         counts = np.bincount(index.reshape(-1)[inside.reshape(-1)], minlength=num_masks * (self._outside + 1))
         ys, xs = inside.any(axis=2), inside.any(axis=1)
         top, bottom = rows.start[row] + ys.argmax(axis=1), rows.start[row] + ys.shape[1] - ys[:, ::-1].argmax(axis=1)
@@ -174,13 +171,20 @@ def _sides(
 
 
 def _over_support(
-    inside: Bool[np.ndarray, "m y x"], axis: int, bands: _Bands, combine: np.ufunc
-) -> Bool[np.ndarray, "m y2 x2"]:
-    """What neighbours along an axis say together: `support` of them from each place on."""
-    count = inside.shape[axis] - bands.support + 1
-    before = (slice(None),) * axis
-    shifted = [inside[(*before, slice(first, first + count))] for first in range(bands.support)]
-    return functools.reduce(combine, shifted)
+    inside: Bool[np.ndarray, "m y x"], rows: _Bands, columns: _Bands
+) -> tuple[Bool[np.ndarray, "m y2 x2"], Bool[np.ndarray, "m y2 x2"]]:
+    """Whether all of the logits that a tile depends on, and whether any of them, are inside; by the first of them."""
+    count, height, width = inside.shape
+    if not inside.size:
+        return inside, inside
+    # All masks as one tall picture: what would reach into the next mask is cut off again.
+    picture = inside.reshape(count * height, width).view(np.uint8)
+    window = np.ones((rows.support, columns.support), np.uint8)
+    found = [
+        change(picture, window, anchor=(0, 0)).view(bool).reshape(inside.shape) for change in (cv2.erode, cv2.dilate)
+    ]
+    everywhere, anywhere = (one[:, : height - rows.support + 1, : width - columns.support + 1] for one in found)
+    return everywhere, anywhere
 
 
 def _tiles(atoms: AtomMap, rows: _Bands, columns: _Bands, outside: int) -> Int32[np.ndarray, "t p"]:
