@@ -14,14 +14,13 @@ from semsam.automatic_masks import (
     AutomaticMaskSettings,
     ImageMasks,
     clean,
-    encode_masks,
-    encode_on_device,
     grid_points,
     stability_scores,
     suppress,
     without_small_regions,
 )
 from semsam.data import rle
+from semsam.mask_encoding import encode_masks, encode_on_device
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import RELEASED, ImageSize, Predictor
 
