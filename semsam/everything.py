@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from semsam.config import Positive, PositiveFloat, Share, settings
@@ -80,18 +80,18 @@ def find_everything(
 ) -> Everything:
     """What the generic queries say as masks; `vocabulary` is what their scores are of.
 
-    Its `things` say which objects are countable; parts are looked for in its `object_parts`, or where there are none,
-    every part in every object.  Equal scores stay in the order of queries, then of names.  Raises `ValueError` for
-    predictions that are not finite.
+    Its `things` say which objects are countable: all, where it says nothing.  Parts are looked for in its
+    `object_parts`: every part in every object, where there are none.  Equal scores stay in the order of queries, then
+    of names.  Raises `ValueError` for predictions that are not finite.
     """
     settings = settings or EverythingSettings()
     _check_finite(image, queries)
     pairs = _object_parts(vocabulary, queries)
     whole = whole_scores(queries, pairs)
-    things = torch.tensor(vocabulary.things, dtype=torch.bool, device=whole.device)
+    things = torch.tensor(vocabulary.things or (True,) * whole.shape[1], dtype=torch.bool, device=whole.device)
     instances = _Instances(queries, whole, pairs, things, settings) if settings.instances else None
-    panoptic = _Panoptic(whole, things, settings) if settings.panoptic else None
-    semantic = _Semantic(whole, settings) if settings.semantic else None
+    panoptic = _Panoptic(image.size, whole, things, settings) if settings.panoptic else None
+    semantic = _Semantic(image.size, whole, settings) if settings.semantic else None
     tasks = [task for task in (instances, panoptic, semantic) if task is not None]
     needed = np.unique(np.concatenate([np.zeros(0, np.int64), *(task.queries for task in tasks)]))
     if len(needed):
@@ -101,7 +101,7 @@ def find_everything(
             probabilities = logits.sigmoid()
             for task, own in zip(tasks, rows, strict=True):
                 task.add(probabilities[own])
-    found = [None if task is None else tuple(task.found(*image.size)) for task in (instances, panoptic, semantic)]
+    found = [None if task is None else tuple(task.found()) for task in (instances, panoptic, semantic)]
     return Everything(*found)
 
 
@@ -137,17 +137,20 @@ class _Instances:
         self.boxes = queries.boxes_xyxy[torch.from_numpy(self.queries).to(whole.device)].cpu().numpy()
         self.runs = RunLengths(len(self.queries))
         self.sums = torch.zeros(len(self.queries), dtype=torch.float64, device=whole.device)
+        self.areas = torch.zeros(len(self.queries), dtype=torch.int64, device=whole.device)
 
     def add(self, probabilities: Float[Tensor, "m x h"]) -> None:
+        """Take the next columns of the masks of `queries`."""
         inside = probabilities > 0.5
         self.runs.add(inside)
         self.sums += torch.where(inside, probabilities, 0).sum(dim=(1, 2))
+        self.areas += mask_areas(inside)
 
-    def found(self, height: int, width: int) -> Iterator[NamedMask]:
+    def found(self) -> Iterator[NamedMask]:
+        """What was found, the best first."""
         rles = self.runs.encoded()
-        areas = np.array([rle.area(counts) for counts in rles], np.int64)
-        # An empty mask has nothing to be sure of.
-        scores = self.scores * (self.sums.cpu().numpy() / areas.clip(1))[self.query]
+        # An empty mask has nothing to be sure of, and goes.
+        scores = self.scores * (self.sums / self.areas.clamp(min=1)).cpu().numpy()[self.query]
         for i in np.argsort(-scores, kind="stable"):
             if scores[i] > self.settings.min_score:
                 yield _named(rles[self.query[i]], self.boxes[self.query[i]], self.names[i], scores[i])
@@ -156,7 +159,13 @@ class _Instances:
 class _Panoptic:
     """Queries compete for pixels; who has lost too many of the own ones to others gives up the rest."""
 
-    def __init__(self, whole: Float[Tensor, "q x"], things: Bool[Tensor, " x"], settings: EverythingSettings) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        whole: Float[Tensor, "q x"],
+        things: Bool[Tensor, " x"],
+        settings: EverythingSettings,
+    ) -> None:
         self.settings = settings
         scores, names, weights = whole.new_zeros(0), torch.zeros(0, dtype=torch.int64), whole.new_zeros(0)
         kept = np.zeros(0, np.int64)
@@ -171,9 +180,10 @@ class _Panoptic:
         self.is_thing = things.cpu().numpy()[self.names]
         self.weights = weights[torch.from_numpy(self.queries).to(whole.device)]
         self.won, self.claimed = (torch.zeros(len(kept), dtype=torch.int64, device=whole.device) for _ in range(2))
-        self.winners: list[np.ndarray] = []
+        self.winners = _LabelMap(*size)
 
     def add(self, probabilities: Float[Tensor, "m x h"]) -> None:
+        """Take the next columns of the masks of `queries`."""
         if not len(probabilities):
             return
         winner = (probabilities * self.weights[:, None, None]).argmax(dim=0)
@@ -181,16 +191,16 @@ class _Panoptic:
         self.won += torch.bincount(winner.flatten(), minlength=len(self.won))
         self.claimed += mask_areas(inside)
         taken = torch.where(inside.gather(0, winner[None])[0], winner, -1)
-        self.winners.append(taken.to(torch.int32).cpu().numpy())
+        self.winners.add(taken)
 
-    def found(self, height: int, width: int) -> Iterator[NamedMask]:
+    def found(self) -> Iterator[NamedMask]:
+        """What was found, the best first."""
         if not len(self.queries):
             return
-        winners = np.concatenate(self.winners)
-        own = np.bincount(winners[winners >= 0], minlength=len(self.queries))
+        own = np.bincount(self.winners.labels.reshape(-1) + 1, minlength=len(self.queries) + 1)[1:]
         won, claimed = self.won.cpu().numpy(), self.claimed.cpu().numpy()
         stays = (own > 0) & (won / claimed.clip(1) >= self.settings.min_unhidden)
-        segment = np.full(len(self.queries) + 1, -1)  # Of each query, and of no query.
+        segment = np.full(len(self.queries) + 1, -1, np.int32)  # Of each query, and of no query.
         best: list[int] = []  # Query of each segment.
         stuff: dict[int, int] = {}
         for query in np.flatnonzero(stays).tolist():
@@ -198,43 +208,62 @@ class _Panoptic:
             segment[query] = len(best) if self.is_thing[query] else stuff.setdefault(name, len(best))
             if segment[query] == len(best):
                 best.append(query)
-        for query, counts in zip(best, encode_labels(segment[winners], len(best)), strict=True):
-            box = np.array(rle.box_xyxy(counts, height, width))
-            yield _named(counts, box, (int(self.names[query]), None), self.scores[query])
+        rles = encode_labels(segment[self.winners.labels], len(best))
+        for query, counts in zip(best, rles, strict=True):
+            yield _named(counts, self.winners.box_xyxy(counts), (int(self.names[query]), None), self.scores[query])
 
 
 class _Semantic:
     """All queries vote for names where they see something; each pixel takes the name with the most votes."""
 
-    def __init__(self, whole: Float[Tensor, "q x"], settings: EverythingSettings) -> None:
-        self.queries = np.arange(len(whole) if whole.shape[1] else 0)
+    def __init__(self, size: tuple[int, int], whole: Float[Tensor, "q x"], settings: EverythingSettings) -> None:
+        num_names = whole.shape[1]
+        self.queries = np.arange(len(whole) if num_names else 0)
         self.weights = (whole / settings.temperature).softmax(dim=1)
-        self.winners: list[np.ndarray] = []
-        self.shares: list[np.ndarray] = []
+        self.winners = _LabelMap(*size)
+        self.areas, self.shares = np.zeros(num_names, np.int64), np.zeros(num_names)
 
     def add(self, probabilities: Float[Tensor, "m x h"]) -> None:
+        """Take the next columns of the masks of `queries`."""
         if not len(probabilities):
             return
         # Sums over hundreds of queries: rounded to bfloat16, names would tie.
         with torch.autocast(probabilities.device.type, enabled=False):
-            votes = self.weights.T @ probabilities.flatten(1)
+            votes = torch.tensordot(self.weights, probabilities, dims=([0], [0]))
         most, winner = votes.max(dim=0)
-        total = probabilities.flatten(1).sum(dim=0)
-        self.winners.append(winner.to(torch.int32).cpu().numpy())
-        self.shares.append((most / total.clamp(min=torch.finfo(total.dtype).tiny)).cpu().numpy())
+        total = probabilities.sum(dim=0)
+        shares = (most / total.clamp(min=torch.finfo(total.dtype).tiny)).cpu().numpy()
+        names = self.winners.add(winner).reshape(-1)
+        self.areas += np.bincount(names, minlength=len(self.areas))
+        self.shares += np.bincount(names, shares.reshape(-1), len(self.areas))
 
-    def found(self, height: int, width: int) -> Iterator[NamedMask]:
+    def found(self) -> Iterator[NamedMask]:
+        """What was found, the best first."""
         if not len(self.queries):
             return
-        winners, num_names = np.concatenate(self.winners), self.weights.shape[1]
-        shares = np.bincount(winners, np.concatenate(self.shares), num_names)
-        areas = np.bincount(winners, minlength=num_names)
-        scores = shares / areas.clip(1)
-        rles = encode_labels(winners.reshape(width, height), num_names)
-        for name in np.argsort(-scores, kind="stable"):
-            if areas[name]:
-                box = np.array(rle.box_xyxy(rles[name], height, width))
-                yield _named(rles[name], box, (int(name), None), scores[name])
+        scores = self.shares / self.areas.clip(1)
+        rles = encode_labels(self.winners.labels, len(self.areas))
+        for name in np.argsort(-scores, kind="stable").tolist():
+            if self.areas[name]:
+                yield _named(rles[name], self.winners.box_xyxy(rles[name]), (name, None), scores[name])
+
+
+class _LabelMap:
+    """A label for each pixel, column by column, on the host.  One array: many small ones would fragment its memory."""
+
+    def __init__(self, height: int, width: int) -> None:
+        self.labels = np.full((width, height), -1, np.int32)
+        self._filled = 0
+
+    def add(self, columns: Int64[Tensor, "x h"]) -> Int32[np.ndarray, "x h"]:
+        """Fill the next columns, and return what is there now."""
+        start, self._filled = self._filled, self._filled + len(columns)
+        self.labels[start : self._filled] = columns.to(torch.int32).cpu().numpy()
+        return self.labels[start : self._filled]
+
+    def box_xyxy(self, counts: bytes) -> Float[np.ndarray, " 4"]:
+        """The tight box of a mask of this size."""
+        return np.array(rle.box_xyxy(counts, *self.labels.shape[::-1]))
 
 
 def _rows(queries: Int64[np.ndarray, " k"], needed: Int64[np.ndarray, " m"], device: torch.device) -> Tensor | slice:
