@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import islice, pairwise
+from itertools import islice
 from typing import Any
 
 import cv2
@@ -21,6 +21,7 @@ from semsam.config import AnyFloat, Count, Positive, Share, Weight, settings
 from semsam.data import rle
 from semsam.data.images import Photo
 from semsam.encoded_image import EncodedImage
+from semsam.mask_encoding import encode_masks, mask_areas
 from semsam.ops.boxes import non_maximum_suppression
 from semsam.predictor import Decoded, Predictor, best_name
 
@@ -184,27 +185,8 @@ def grid_points(per_side: int, height: int, width: int) -> Float[np.ndarray, "n 
 
 def stability_scores(logits: Float[Tensor, "m h w"], offset: float) -> Float[Tensor, " m"]:
     """How little each mask changes with its threshold: its area at `offset` over that at minus `offset`; 0 for none."""
-    inner, outer = (_areas(logits > bound) for bound in (offset, -offset))
+    inner, outer = (mask_areas(logits > bound) for bound in (offset, -offset))
     return inner / outer.clamp(min=1)
-
-
-def encode_masks(masks: Bool[Tensor, "m h w"]) -> list[bytes]:
-    """The COCO strings of dense masks."""
-    if masks.device.type == "cpu":
-        return [rle.encode(mask) for mask in masks.numpy()]
-    return encode_on_device(masks)
-
-
-def encode_on_device(masks: Bool[Tensor, "m h w"]) -> list[bytes]:
-    """As `encode_masks`; only the places where a mask changes are copied to the host."""
-    columns = masks.transpose(1, 2).flatten(1)
-    size = columns.shape[1]
-    before = torch.cat([columns.new_zeros(len(columns), 1), columns[:, :-1]], dim=1)
-    mask, place = torch.nonzero(columns != before).cpu().numpy().T
-    starts = np.searchsorted(mask, np.arange(len(columns) + 1))
-    return [
-        rle.encode_counts(np.diff(place[start:end], prepend=0, append=size)) for start, end in pairwise(starts.tolist())
-    ]
 
 
 def suppress(found: ImageMasks, settings: AutomaticMaskSettings) -> ImageMasks:
@@ -249,12 +231,6 @@ def _regions(mask: Bool[np.ndarray, "h w"]) -> tuple[np.ndarray, Int64[np.ndarra
     """Each pixel's region, from 1 on and 0 outside, and the regions' areas."""
     _, regions, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     return regions, statistics[1:, cv2.CC_STAT_AREA].astype(np.int64)
-
-
-def _areas(masks: Bool[Tensor, "m h w"]) -> Int64[Tensor, " m"]:
-    if masks.device.type == "cpu":  # Numpy counts six times as fast as torch sums.
-        return torch.tensor([np.count_nonzero(mask) for mask in masks.numpy()], dtype=torch.int64)
-    return masks.sum(dim=(1, 2))
 
 
 def _different(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
 from semsam.data.prompts import CLICK_RADIUS
 from semsam.model.pixel_decoder import ImageFeatures
+from semsam.ops.boxes import cxcywh_to_xyxy
 
 MAP_BYTES = 2**26  # Of the soft masks that exist at once, in float32.
 
@@ -61,6 +62,40 @@ class EncodedImage:
         """Masks of the network's input at the image's own size: the second of two steps, as the released model's."""
         return logits if self.input_size == self.size else _enlarge(logits, self.size)
 
+    def own_boxes(self, boxes_cxcywh: Float[Tensor, "*m 4"]) -> Float[Tensor, "*m 4"]:
+        """The corners of predicted boxes in the image's pixels, cut at its edge."""
+        # Boxes are relative to the padded input, and the image fills only `input_size` of it.
+        height, width = self.size
+        scale = [p / i * s for p, i, s in zip(self.features.padded_size, self.input_size, self.size, strict=True)]
+        boxes = cxcywh_to_xyxy(boxes_cxcywh)
+        boxes = boxes * boxes.new_tensor([scale[1], scale[0]] * 2)
+        return boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+
+    def bands(self, embeddings: Float[Tensor, "m c"], num_maps: int) -> Iterator[Float[Tensor, "m x h"]]:
+        """The same masks at the image's own size, a band of columns at a time from left to right.
+
+        So all masks are there for each pixel, and none of them whole: a band of `num_maps` maps takes what
+        `masks_at_once` allows.  Columns come before rows, as in COCO's run lengths.
+        """
+        width = max(self.size[1] * self.masks_at_once() // max(num_maps, 1), 1)
+        for start in range(0, self.size[1], width):
+            yield self._band(embeddings, start, min(start + width, self.size[1]))
+
+    def _band(self, embeddings: Float[Tensor, "m c"], start: int, stop: int) -> Float[Tensor, "m x h"]:
+        features = self.features.mask_features[0]
+        stride = self.features.padded_size[1] // features.shape[2]
+        low, high, weight = _neighbours(start, stop, self.size[1], self.input_size[1])
+        # With a column more on either side the enlarged band is what the enlarged whole has there.
+        first, last = max(int(low[0]) // stride - 1, 0), int(high[-1]) // stride + 2
+        logits = torch.einsum("mc,chw->mwh", embeddings, features[:, :, first:last]).float()
+        logits = _enlarge(logits, (logits.shape[1] * stride, self.features.padded_size[0]))[..., : self.input_size[0]]
+        low, high = low - first * stride, high - first * stride
+        if self.input_size == self.size:
+            return logits[:, int(low[0]) : int(low[-1]) + 1]
+        device = logits.device
+        columns = torch.lerp(logits[:, low.to(device)], logits[:, high.to(device)], weight.to(device)[:, None])
+        return _enlarge(columns, (stop - start, self.size[0]))
+
 
 def prompt_boxes(
     points_xy: Prompts,
@@ -105,6 +140,16 @@ def _rows(values: Prompts, columns: int, what: str) -> np.ndarray:
     if rows.ndim != 2 or rows.shape[1] != columns:
         raise ValueError(f"{what} are rows of {columns} numbers, not an array of {list(rows.shape)}")
     return rows
+
+
+def _neighbours(
+    start: int, stop: int, size: int, source_size: int
+) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"], Float[Tensor, " n"]]:
+    """Between which pixels of an axis those from `start` to `stop` of the resized axis lie, and how near the second."""
+    # In float32, as bilinear interpolation finds them.
+    places = (torch.arange(start, stop) + 0.5) * torch.tensor(source_size / size) - 0.5
+    low = places.clamp(min=0).floor()
+    return low.long(), (low.long() + 1).clamp(max=source_size - 1), places.clamp(min=0) - low
 
 
 def _enlarge(logits: Float[Tensor, "m h w"], size: tuple[int, int]) -> Float[Tensor, "m y x"]:

@@ -16,10 +16,12 @@ from torch import Tensor
 from semsam.config import Positive, PositiveShare, settings
 from semsam.data.augmentation import PADDING_GREY
 from semsam.data.images import MAX_PIXELS, Photo, read_photo
+from semsam.data.manifest import Vocabulary
 from semsam.encoded_image import EncodedImage, Prompts, prompt_boxes
+from semsam.everything import Everything, EverythingSettings, GenericQueries, find_everything
 from semsam.model.pixel_decoder import ImageFeatures
 from semsam.model.semantic_sam import SemanticSam
-from semsam.ops.boxes import cxcywh_to_xyxy
+from semsam.setting_kinds import did_you_mean
 
 # The released model's levels: two of groups and scenes, one of objects, three of parts.  Each training finds its own
 # order; `Answer.largest_first` needs to know none.
@@ -247,6 +249,50 @@ class Predictor:
             part_names=self.part_names,
         )
 
+    def everything(
+        self,
+        things: Iterable[str] | None = None,
+        object_parts: Iterable[tuple[str, str]] | None = None,
+        settings: EverythingSettings | None = None,
+    ) -> Everything:
+        """Everything in the image that the vocabulary has a name for, without clicks.
+
+            predictor.set_vocabulary(["car", "road"], ["wheel", "door"])
+            predictor.set_image("photo.jpg")
+            found = predictor.everything(things=["car"], object_parts=[("car", "wheel"), ("car", "door")])
+            for segment in found.panoptic:
+                print(predictor.object_names[segment.object_category], segment.score)
+
+        `things` are the object names that are countable, the others being stuff; None: all.  `object_parts` says which
+        objects have which parts; None: each of them all.  Masks are run lengths (`semsam.data.rle.decode`).  Raises
+        `ValueError` without an image or object names, for names that are not in the vocabulary, and where the model's
+        predictions are not finite.
+        """
+        image = self._image()
+        if not self.object_names:
+            raise ValueError("no object names yet: call set_vocabulary before asking for everything")
+        vocabulary = self._vocabulary(things, object_parts)
+        return find_everything(image, self.generic_queries(), vocabulary, settings)
+
+    @torch.no_grad()
+    def generic_queries(self) -> GenericQueries:
+        """What the model says of the image without being asked, before a mask is made."""
+        image = self._image()
+        last = self.model.decode(
+            image.features,
+            torch.zeros(1, 0, 4, device=self.device),
+            torch.zeros(1, 0, dtype=torch.bool, device=self.device),
+            self._objects,
+            self._parts,
+            every_layer=False,
+        ).generic[-1]
+        return GenericQueries(
+            last.mask_embeddings[0],
+            image.own_boxes(last.boxes_cxcywh[0].float()),
+            last.object_logits[0].float().sigmoid(),
+            last.part_logits[0].float().sigmoid(),
+        )
+
     @torch.no_grad()
     def decode(
         self,
@@ -303,14 +349,9 @@ class Predictor:
         def by_prompt(values: Float[Tensor, "1 q *c"]) -> Float[Tensor, "n k *c"]:
             return values[0].unflatten(0, (len(prompts), self.model.settings.num_levels))[:, levels]
 
-        # Boxes are relative to the padded input, and the image fills only `input_size` of it.
-        height, width = image.size
-        scale = [p / i * s for p, i, s in zip(image.features.padded_size, image.input_size, image.size, strict=True)]
-        boxes = cxcywh_to_xyxy(by_prompt(last.boxes_cxcywh).float())
-        boxes = boxes * boxes.new_tensor([scale[1], scale[0]] * 2)
         return Decoded(
             by_prompt(last.mask_embeddings),
-            boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2)),
+            image.own_boxes(by_prompt(last.boxes_cxcywh).float()),
             by_prompt(last.iou_predictions).float(),
             by_prompt(last.object_logits).float().sigmoid(),
             by_prompt(last.part_logits).float().sigmoid(),
@@ -321,6 +362,19 @@ class Predictor:
         new = [name for name in dict.fromkeys(names) if name not in self._embedded]
         self._embedded.update(zip(new, self.model.encode_names(new), strict=True))
         return torch.stack([self._embedded[name] for name in names]) if names else self.model.encode_names(())
+
+    def _vocabulary(self, things: Iterable[str] | None, object_parts: Iterable[tuple[str, str]] | None) -> Vocabulary:
+        """The vocabulary with what the caller knows of its names; one that is in it twice is meant both times."""
+        things = self.object_names if things is None else _checked_names(things)
+        are_things = {place for name in things for place in _places(name, self.object_names, "things")}
+        pairs = [
+            (of_object, part)
+            for object_name, part_name in object_parts or ()
+            for of_object in _places(object_name, self.object_names, "object_parts")
+            for part in _places(part_name, self.part_names, "object_parts")
+        ]
+        is_thing = tuple(place in are_things for place in range(len(self.object_names)))
+        return Vocabulary(self.object_names, self.part_names, is_thing, tuple(dict.fromkeys(pairs)))
 
     def _image(self) -> EncodedImage:
         if self.image is None:
@@ -348,6 +402,13 @@ def mask_boxes_xyxy(masks: Bool[np.ndarray, "*m h w"]) -> Float[np.ndarray, "*m 
         sides.append((first, np.where(inside.any(axis=-1), last, 0)))
     (left, right), (top, bottom) = sides
     return np.stack([left, top, right, bottom], axis=-1).astype(np.float64)
+
+
+def _places(name: str, names: tuple[str, ...], where: str) -> list[int]:
+    """Where a name stands in the vocabulary."""
+    if name not in names:
+        raise ValueError(f"{where}: {name!r} is not in the vocabulary{did_you_mean(str(name), names)}")
+    return [place for place, one in enumerate(names) if one == name]
 
 
 def best_name(names: Sequence[str], scores: Float[np.ndarray, " x"]) -> tuple[str, float] | None:

@@ -110,7 +110,10 @@ class _Ask:
         def make() -> tuple[Part[ItemReport], bool]:
             split = self._splits.setdefault(dataset, Split(task.root))
             use_vocabulary(self._predictor, split)
-            return write_items(task, split, position, lambda record: ask(self._predictor, record, self._questions))
+            vocabulary = split.manifest.vocabulary
+            return write_items(
+                task, split, position, lambda record: ask(self._predictor, record, self._questions, vocabulary)
+            )
 
         return answer(f"{dataset} {part_name(position)}", {"dataset": dataset, "position": position}, make)
 

@@ -3,39 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 from jaxtyping import Bool, Float32
 
 from semsam.data.images import decode_jpeg
+from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Record
 from semsam.encoded_image import MAP_BYTES, EncodedImage
 from semsam.evaluation.items import Ask, ImageItem, Prompted, join_prompted
 from semsam.evaluation.overlaps import Overlaps
 from semsam.evaluation.questions import AskedRegions, Questions, RegionPrompts, item_of
+from semsam.everything import find_everything
 from semsam.predictor import Predictor
 
 
-def ask(predictor: Predictor, record: Record, questions: Questions) -> ImageItem:
-    """What the model answers about a record, and what is true there; the predictor has the dataset's vocabulary.
+def ask(predictor: Predictor, record: Record, questions: Questions, vocabulary: Vocabulary | None = None) -> ImageItem:
+    """What the model answers about a record, and what is true there; the predictor has the dataset's names.
 
+    With a `vocabulary`, the dataset's own, it is also asked for everything in the image: instances, and segments where
+    the dataset has stuff.
     No mask of a prompt is made at the image's own size.  Raises `ValueError`, naming the sample, where an answer is
     not finite or the image is broken.
     """
     try:
         asked = AskedRegions.of(record)
         predictor.set_image(decode_jpeg(record.image))
-        return item_of(record, _answers(predictor, asked, asked.prompts(record, questions)))
+        image = _features(predictor)
+        item = item_of(record, _answers(predictor, image, asked, asked.prompts(record, questions)))
+        if vocabulary is None or not vocabulary.objects:
+            return item
+        has_stuff = not all(vocabulary.things)
+        wanted = questions.everything
+        wanted = replace(wanted, panoptic=wanted.panoptic and has_stuff, semantic=wanted.semantic and has_stuff)
+        found = find_everything(image, predictor.generic_queries(), vocabulary, wanted)
+        return replace(item, **vars(found))
     except ValueError as error:
         raise ValueError(f"{record.dataset} {record.split} {record.sample_id}: {error}") from None
 
 
-def _answers(predictor: Predictor, asked: AskedRegions, prompts: RegionPrompts) -> Prompted:
+def _features(predictor: Predictor) -> EncodedImage:
     image = predictor.image
     assert image is not None
     if not image.features.mask_features.isfinite().all():
         raise ValueError("the model's features are not finite")
+    return image
+
+
+def _answers(predictor: Predictor, image: EncodedImage, asked: AskedRegions, prompts: RegionPrompts) -> Prompted:
     rows, columns = image.enlarging()
     overlaps = Overlaps(asked.atoms, rows.numpy(), columns.numpy())
     parts = [_answer(predictor, image, asked, overlaps, some) for some in _chunks(predictor, image, prompts)]

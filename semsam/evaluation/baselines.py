@@ -12,9 +12,10 @@ from pydantic import TypeAdapter
 
 from semsam.data import rle
 from semsam.data.manifest import Vocabulary
+from semsam.data.named_mask import NamedMask
 from semsam.data.schema import Record
 from semsam.evaluation.blind_shapes import RegionRuns, box_fillings, discs
-from semsam.evaluation.items import Ask, ImageItem, NamedMask
+from semsam.evaluation.items import Ask, ImageItem
 from semsam.evaluation.questions import AskedRegions, Questions, RegionPrompts, item_of
 
 # Radii to choose from, as shares of the image's geometric mean side: from a speck to the whole image.

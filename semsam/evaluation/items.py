@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32, Int32, Int64
 
+from semsam.data.named_mask import NamedMask
 from semsam.data.schema import REGION, Region, plain_region, read_regions
 
 ITEMS_VERSION = 1
@@ -37,17 +38,6 @@ class Ask(IntEnum):
     INNERMOST = 0  # A click on its pixel farthest from its edge.
     RANDOM = 1  # A click on any of its pixels.
     BOX = 2
-
-
-@dataclass(frozen=True)
-class NamedMask:
-    """Something that the model finds without being asked for it; fields as in `NAMED_MASK`."""
-
-    rle: bytes
-    box_xyxy: tuple[float, float, float, float]
-    object_category: int
-    part_category: int | None
-    score: float
 
 
 @dataclass(frozen=True)

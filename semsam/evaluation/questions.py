@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import cv2
@@ -17,6 +17,7 @@ from semsam.data.randomness import generator
 from semsam.data.schema import Record, Region
 from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.items import BEST, Ask, ImageItem, Prompted
+from semsam.everything import EverythingSettings
 
 
 @settings
@@ -25,6 +26,7 @@ class Questions:
 
     random_clicks: Count = 1  # Of each region: people do not click on its innermost pixel.
     seed: Seed = 0  # Of the random clicks.
+    everything: EverythingSettings = field(default_factory=EverythingSettings)  # What is found without being asked for.
 
 
 @dataclass(frozen=True)

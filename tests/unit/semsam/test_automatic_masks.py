@@ -7,15 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, strategies
 
 from semsam.automatic_masks import (
     AutomaticMasks,
     AutomaticMaskSettings,
     ImageMasks,
     clean,
-    encode_masks,
-    encode_on_device,
     grid_points,
     stability_scores,
     suppress,
@@ -79,15 +76,6 @@ def test_stability_is_the_share_that_stays_when_the_threshold_moves() -> None:
     torch.testing.assert_close(stability_scores(logits, 1.0), torch.tensor([1 / 3, 1.0, 0.0, 0.0]))
     torch.testing.assert_close(stability_scores(logits, 0.0), torch.tensor([1.0, 1.0, 0.0, 0.0]))
     assert stability_scores(logits[:0], 1.0).shape == (0,)
-
-
-@given(strategies.integers(0, 2**32), strategies.sampled_from([0.0, 0.1, 0.5, 1.0]))
-def test_masks_are_encoded_as_everywhere(seed: int, density: float) -> None:
-    rng = np.random.default_rng(seed)
-    masks = rng.random((rng.integers(0, 4), *rng.integers(1, 9, 2))) < density
-    expected = [rle.encode(mask) for mask in masks]
-    assert encode_masks(torch.from_numpy(masks)) == expected
-    assert encode_on_device(torch.from_numpy(masks)) == expected
 
 
 def test_a_better_mask_suppresses_those_with_its_box() -> None:

@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image
 
+from semsam.data import rle
 from semsam.data.augmentation import Geometry
 from semsam.data.images import ImageTooLarge, Photo
+from semsam.everything import Everything, EverythingSettings
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import PROMPTS_AT_ONCE, RELEASED, WHOLE_TO_PART, Answer, ImageSize, Predictor, PromptStyle
 
@@ -351,6 +353,70 @@ def test_a_square_is_the_image_padded_as_in_training(image: np.ndarray) -> None:
     torch.testing.assert_close(answer.flatten(0, 1), expected[0], atol=1e-4, rtol=1e-4)
     boxes, of_padded = ours.predict(POINTS).boxes_xyxy, padded.predict(POINTS * scale).boxes_xyxy
     np.testing.assert_allclose(boxes, (of_padded / np.tile(scale, 2)).clip(0, [WIDTH, HEIGHT] * 2), atol=1e-3)
+
+
+def test_everything_is_named_without_clicks(image: np.ndarray) -> None:
+    predictor = new_predictor()
+    predictor.set_vocabulary(["car", "dog", "sky"], ["wheel", "leg"])
+    predictor.set_image(image)
+    found = predictor.everything(["car", "dog"], [("car", "wheel"), ("dog", "leg")])
+    instances, semantic = found.instances or (), found.semantic or ()
+    names = {(mask.object_category, mask.part_category) for mask in instances}
+    assert names == {(0, None), (1, None), (0, 0), (1, 1)}
+    queries = predictor.generic_queries()
+    assert len(queries.boxes_xyxy) == MODEL.settings.num_generic_queries
+    boxes = {tuple(box) for box in queries.boxes_xyxy.tolist()}
+    assert {mask.box_xyxy for mask in instances} <= boxes
+    covered = sum(rle.decode(mask.rle, HEIGHT, WIDTH).astype(int) for mask in semantic)
+    np.testing.assert_array_equal(covered, np.ones((HEIGHT, WIDTH)))
+    panoptic = predictor.everything(settings=EverythingSettings(min_panoptic_score=0, min_unhidden=0)).panoptic
+    assert panoptic
+    assert all(mask.part_category is None for mask in panoptic)
+
+
+def test_all_names_are_things_and_all_objects_have_all_parts_unless_said_otherwise(predictor: Predictor) -> None:
+    def names(found: Everything) -> set[tuple[int, int | None]]:
+        return {(mask.object_category, mask.part_category) for mask in found.instances or ()}
+
+    settings = EverythingSettings(max_objects=2**20, max_parts=2**20)
+    everything = predictor.everything(settings=settings)
+    assert names(everything) == {(0, None), (1, None), (0, 0), (1, 0)}
+    assert predictor.everything(("car", "dog"), [("car", "wheel"), ("dog", "wheel")], settings) == everything
+    assert names(predictor.everything([], settings=settings)) == {(0, 0), (1, 0)}
+    twice = new_predictor()
+    twice.set_vocabulary(["car", "dog", "car"], ["wheel"])
+    twice.set_image(predictor.image)  # type: ignore[arg-type]
+    assert names(twice.everything(["car"], [("car", "wheel")], settings)) == {(0, None), (2, None), (0, 0), (2, 0)}
+
+
+@pytest.mark.parametrize(("size", "square"), [((1, 1), False), ((1, 400), False), ((300, 2), False), ((50, 70), True)])
+def test_everything_in_extreme_shapes_is_found(size: tuple[int, int], square: bool) -> None:
+    predictor = Predictor(MODEL, ImageSize(64, 96, square=square))
+    predictor.set_vocabulary(["car", "dog"])
+    predictor.set_image(np.zeros((*size, 3), np.uint8))
+    found = predictor.everything()
+    assert sum(rle.area(mask.rle) for mask in found.semantic or ()) == size[0] * size[1]
+
+
+def test_what_everything_cannot_be_asked_is_refused(image: np.ndarray) -> None:
+    predictor = new_predictor()
+    with pytest.raises(ValueError, match="call set_image"):
+        predictor.everything()
+    predictor.set_image(image)
+    with pytest.raises(ValueError, match="no object names yet: call set_vocabulary"):
+        predictor.everything()
+    predictor.set_vocabulary(["car", "dog"], ["wheel"])
+    with pytest.raises(ValueError, match="things: 'cart' is not in the vocabulary; did you mean car?"):
+        predictor.everything(["cart"])
+    with pytest.raises(ValueError, match="object_parts: 'leg' is not in the vocabulary"):
+        predictor.everything(object_parts=[("car", "leg")])
+    with pytest.raises(ValueError, match="a vocabulary is a list of names"):
+        predictor.everything("car")
+    predictor.model = deepcopy(MODEL)
+    with torch.no_grad():
+        predictor.model.mask_decoder.heads.mask.last.bias[0] = torch.nan
+    with pytest.raises(ValueError, match="not finite"):
+        predictor.everything()
 
 
 def test_image_sizes_keep_the_aspect_and_the_limit() -> None:

@@ -9,11 +9,13 @@ import pytest
 
 from semsam.data import rle
 from semsam.data.images import encode_jpeg
+from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind, Record, Region
 from semsam.evaluation import asking
 from semsam.evaluation.asking import ask, level_ious
 from semsam.evaluation.items import Ask, ImageItem, Prompted
 from semsam.evaluation.questions import Questions
+from semsam.everything import find_everything
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, Predictor, PromptStyle
 
@@ -122,3 +124,25 @@ def test_levels_are_compared_with_each_other() -> None:
     masks = np.zeros((1, 3, 4, 4), bool)
     masks[0, 0, :2] = masks[0, 1, 0] = True
     np.testing.assert_allclose(level_ious(masks)[0], [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
+
+
+VOCABULARY = Vocabulary(("car", "dog"), ("wheel",), (True, False), ((0, 0),))
+
+
+def test_with_a_vocabulary_everything_is_asked_for(predictor: Predictor) -> None:
+    item = ask(predictor, record(CAR), Questions(), VOCABULARY)
+    expected = find_everything(predictor.image, predictor.generic_queries(), VOCABULARY)  # type: ignore[arg-type]
+    assert expected.instances
+    assert (item.instances, item.panoptic, item.semantic) == tuple(vars(expected).values())
+
+
+def test_segments_are_asked_for_where_there_is_stuff_alone(predictor: Predictor) -> None:
+    things = dataclasses.replace(VOCABULARY, things=(True, True))
+    item = ask(predictor, record(CAR), Questions(), things)
+    assert item.instances is not None
+    assert item.panoptic is item.semantic is None
+
+
+def test_without_names_there_is_nothing_to_find(predictor: Predictor) -> None:
+    item = ask(predictor, record(CAR), Questions(), Vocabulary(()))
+    assert item.instances is item.panoptic is item.semantic is None

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from semsam.data.named_mask import NamedMask
 from semsam.data.schema import Kind, Region
-from semsam.evaluation.items import BEST, ITEM, Ask, ImageItem, NamedMask, Prompted, from_table, to_table
+from semsam.evaluation.items import BEST, ITEM, Ask, ImageItem, Prompted, from_table, to_table
 
 
 def prompted(rng: np.random.Generator, prompts: int, levels: int) -> Prompted:
