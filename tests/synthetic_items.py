@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 from jaxtyping import Bool, Int64
@@ -22,6 +23,7 @@ _THINGS = (0, 1, 3, 5)
 _ZOOMS = (1, 4, 16)  # Annotated images are larger than what is stored: areas of every class of size.
 
 
+@functools.cache
 def synthetic_items(count: int, seed: int, resized: bool = True) -> list[ImageItem]:
     """Images with instances, parts and panoptic segments, and answers that are near to them or far off."""
     rng = np.random.default_rng(seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from hotcoco import COCO, COCOeval
@@ -34,8 +34,7 @@ def average_precision(
     if any(item.checked_objects is not None for item in items):
         return Absent("names were looked for in some images only: federated AP is what measures this dataset")
     regions = named_regions(items, vocabulary, names, overlap, MAX_DETECTIONS[-1])
-    matches = regions.match(MAX_DETECTIONS)
-    if not matches.truth_counts[0].any():
+    if regions.truth.is_crowd.all():
         return Absent(f"no {names.value} are annotated here")
     evaluation = COCOeval(*coco_pair(regions), "bbox" if overlap is Overlap.BOXES else "segm")
     evaluation.evaluate()
@@ -55,8 +54,8 @@ def average_precision(
             "ar_large": mean_known(recall[:, :, 3, 2]),
         }
     )
-    check_same(matches, values)
-    return Numbers(f"COCO, {overlap.value} of {names.value}, at most 100 of a class and image", values, matches)
+    convention = f"COCO, {overlap.value} of {names.value}, at most 100 of a class and image"
+    return Numbers(convention, values, lambda: checked(regions.match(MAX_DETECTIONS), values))
 
 
 def why_absent(items: Sequence[ImageItem], vocabulary: Vocabulary, names: Names, overlap: Overlap) -> Absent | None:
@@ -107,8 +106,9 @@ def mean_known(values: Float64[np.ndarray, "..."]) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-def check_same(matches: Matches, values: dict[str, float]) -> None:
-    """Intervals and tables come from the matches, numbers from the library: they must speak of the same thing."""
+def checked(matches: Matches, values: Mapping[str, float]) -> Matches:
+    """The matches, once it is sure that intervals and tables made of them speak of the library's numbers."""
     ours = matches.values()
     assert ours.keys() == values.keys(), (ours, values)
     assert all(abs(ours[name] - value) < _SAME for name, value in values.items()), (ours, values)
+    return matches

@@ -9,8 +9,9 @@ from jaxtyping import Float64
 from vernier.instance import CocoDataset, evaluate_boundary_grid
 
 from semsam.data.manifest import Vocabulary
-from semsam.evaluation.average_precision import MAX_DETECTIONS, check_same, why_absent
+from semsam.evaluation.average_precision import MAX_DETECTIONS, checked, why_absent
 from semsam.evaluation.items import ImageItem
+from semsam.evaluation.matches import Matches
 from semsam.evaluation.matching import Group
 from semsam.evaluation.named_regions import NamedRegions, Names, Overlap, named_regions
 from semsam.evaluation.numbers import Absent, Numbers, check_not_empty
@@ -41,14 +42,13 @@ def boundary_average_precision(
     if regions.truth.is_crowd.all():
         return Absent(f"no {names.value} are annotated here")
     ious, statistics = _evaluate(regions)
-    groups = [
-        Group(ious[image + 1, category + 1], rows, places)
-        for image, category, rows, places in regions.groups()
-    ]
-    matches = regions.match(MAX_DETECTIONS, groups)
     values = {name: value for name, value in zip(_STATISTICS, statistics, strict=True) if value > -1}
-    check_same(matches, values)
-    return Numbers(f"boundary AP of {names.value}, outline {_RATIO:.0%} of the diagonal", values, matches)
+
+    def contribute() -> Matches:
+        groups = [Group(ious[image + 1, name + 1], rows, places) for image, name, rows, places in regions.groups()]
+        return checked(regions.match(MAX_DETECTIONS, groups), values)
+
+    return Numbers(f"boundary AP of {names.value}, outline {_RATIO:.0%} of the diagonal", values, contribute)
 
 
 def _evaluate(regions: NamedRegions) -> tuple[dict[tuple[int, int], Float64[np.ndarray, "d g"]], list[float]]:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 
 from semsam.data import rle
 
 
-def check_disjoint(masks: Sequence[bytes], height: int, width: int) -> None:
-    """Raises `ValueError` where two masks share a pixel: what needs a division of the image would count it twice."""
-    starts, stops, _ = _runs(masks, height, width)
+def with_pixels(masks: Sequence[bytes], height: int, width: int) -> Bool[np.ndarray, " m"]:
+    """Which of the masks a map of segments would show at all.
+
+    Raises `ValueError` where two masks share a pixel: what needs a division of the image would count it twice.
+    """
+    starts, stops, owner = _runs(masks, height, width)
     _check_sorted(starts, stops)
+    return np.bincount(owner, minlength=len(masks)) > 0
 
 
 def overlaps(
@@ -33,8 +37,8 @@ def overlaps(
         labels = np.stack([owner, np.full_like(owner, len(masks))], 1).reshape(-1)
         points.append(np.concatenate([[0], edges]))
         sides.append(np.concatenate([[len(masks)], labels]))
-    grid = np.unique(np.concatenate([*points, [height * width]]))
-    lengths = np.diff(grid)
+    grid = np.sort(np.concatenate([*points, [height * width]]))
+    lengths = np.diff(grid)  # Of equal points all but the last begin nothing.
     held = [
         side[np.searchsorted(point, grid[:-1], side="right") - 1] for point, side in zip(points, sides, strict=True)
     ]

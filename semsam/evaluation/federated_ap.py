@@ -9,7 +9,7 @@ from hotcoco import LVISeval
 from jaxtyping import Bool
 
 from semsam.data.manifest import Vocabulary
-from semsam.evaluation.average_precision import check_same, coco_pair, mean_known, why_absent
+from semsam.evaluation.average_precision import checked, coco_pair, mean_known, why_absent
 from semsam.evaluation.items import ImageItem
 from semsam.evaluation.named_regions import Detections, NamedRegions, Names, Overlap, Regions, named_regions
 from semsam.evaluation.numbers import Absent, Numbers, check_not_empty, present
@@ -42,7 +42,7 @@ def federated_average_precision(
     detections = regions.detections
     regions = _with_detections(regions, (checked | has_region)[detections.image, detections.category])
     detections = regions.detections
-    matches = regions.match((MAX_DETECTIONS,), unmatched_is_ignored=not_exhaustive[detections.image, detections.category])
+    is_no_mistake = not_exhaustive[detections.image, detections.category]
     evaluation = LVISeval(
         *coco_pair(
             regions,
@@ -65,8 +65,12 @@ def federated_average_precision(
             **{f"ar_{size}": mean_known(recall[..., a + 1]) for a, size in enumerate(sizes)},
         }
     )
-    check_same(matches, values)
-    return Numbers(f"LVIS, {overlap.value} of {names.value}, at most 300 of an image", values, matches)
+    convention = f"LVIS, {overlap.value} of {names.value}, at most 300 of an image"
+    return Numbers(
+        convention,
+        values,
+        lambda: checked(regions.match((MAX_DETECTIONS,), unmatched_is_ignored=is_no_mistake), values),
+    )
 
 
 def _names_of_images(

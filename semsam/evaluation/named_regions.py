@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, compress
 from enum import StrEnum
+from typing import Generic, TypeAlias, TypeVar
 
 import numpy as np
 from hotcoco import mask as hotcoco_mask
@@ -16,6 +20,13 @@ from semsam.data.schema import Kind, Region
 from semsam.evaluation.items import ImageItem, NamedMask
 from semsam.evaluation.matches import Matches
 from semsam.evaluation.matching import AREA_RANGES, Group, match
+
+
+_Named = TypeVar("_Named", Region, NamedMask)
+_ClassOf: TypeAlias = Callable[
+    [Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]], Int64[np.ndarray, " n"]
+]
+_SIDES = ("left", "right")
 
 
 class Names(StrEnum):
@@ -76,7 +87,7 @@ class NamedRegions:
         of_truth = of_truth[by_key]
         of_detection = self.detections.image * num_names + self.detections.category
         keys = np.intersect1d(of_truth, of_detection)
-        edges = [np.searchsorted(column, keys, side).tolist() for column in (of_truth, of_detection) for side in SIDES]
+        edges = [np.searchsorted(column, keys, side).tolist() for column in (of_truth, of_detection) for side in _SIDES]
         rows = np.arange(len(of_detection))
         for key, start, stop, first, last in zip(keys.tolist(), *edges, strict=True):
             yield key // num_names, key % num_names, rows[first:last], by_key[start:stop]
@@ -126,9 +137,6 @@ class NamedRegions:
         )
 
 
-SIDES = ("left", "right")
-
-
 def named_regions(
     items: Sequence[ImageItem],
     vocabulary: Vocabulary,
@@ -143,20 +151,17 @@ def named_regions(
     """
     labels, class_of = _classes(vocabulary, names)
     is_wanted = _is_whole_object if names is Names.THINGS else _is_part
-    kept, found = [], []
-    for position, item in enumerate(items):
-        for region in item.regions:
-            if is_wanted(region) and (category := class_of(region)) >= 0:
-                kept.append((position, category, region))
-        answers = _best(item, max_of_image)
-        for answer in answers:
-            _check(item, answer, vocabulary)
-            if (answer.part_category is None) == (names is Names.THINGS) and (category := class_of(answer)) >= 0:
-                found.append((position, category, answer))
+    regions = _Columns.of([[region for region in item.regions if is_wanted(region)] for item in items])
+    answers = _Columns.of([_best(item, max_of_image) for item in items])
+    scores = np.array([answer.score for answer in answers.named], np.float64)
+    _check(items, answers, scores, vocabulary)
     sizes = np.array([(item.height, item.width) for item in items], np.int64)
     original = np.array([(item.original_height, item.original_width) for item in items], np.int64)
+    scale = original.prod(1) / sizes.prod(1)  # Records of train splits are resized; areas are those before.
+    truth = _regions(regions, class_of(regions.objects, regions.parts), sizes, overlap)
+    category = class_of(answers.objects, answers.parts)
     return NamedRegions(
-        labels, overlap, sizes, _regions(kept, sizes, overlap), _detections(found, sizes, original, overlap, max_of_class)
+        labels, overlap, sizes, truth, _detections(answers, scores, category, sizes, scale, overlap, max_of_class)
     )
 
 
@@ -167,26 +172,28 @@ def has_masks(items: Sequence[ImageItem], names: Names) -> bool:
 
 
 def _is_whole_object(region: Region) -> bool:
-    return region.part_category is None and region.kind in (Kind.INSTANCE, Kind.DERIVED)
+    return region.part_category is None and (region.kind is Kind.INSTANCE or region.kind is Kind.DERIVED)
 
 
 def _is_part(region: Region) -> bool:
     return region.part_category is not None
 
 
-def _classes(
-    vocabulary: Vocabulary, names: Names
-) -> tuple[tuple[str, ...], Callable[[Region | NamedMask], int]]:
-    """The names that are compared, and the position among them of a region's; -1: it is none of them."""
+def _classes(vocabulary: Vocabulary, names: Names) -> tuple[tuple[str, ...], _ClassOf]:
+    """The names that are compared, and the position among them of object and part names; -1: is none of them."""
     if names is Names.PARTS:
-        return vocabulary.parts, lambda one: -1 if one.part_category is None else one.part_category
+        return vocabulary.parts, lambda objects, parts: parts
+    # One more row and column, for those without a name: the last, which is where -1 points to.
+    places = np.full((len(vocabulary.objects) + 1, len(vocabulary.parts) + 1), -1)
     if names is Names.OBJECT_PARTS:
-        pairs = {pair: place for place, pair in enumerate(vocabulary.object_parts)}
+        for place, pair in enumerate(vocabulary.object_parts):
+            places[pair] = place
         labels = tuple(f"{vocabulary.objects[o]}:{vocabulary.parts[p]}" for o, p in vocabulary.object_parts)
-        return labels, lambda one: pairs.get((one.object_category, one.part_category), -1)
-    things = vocabulary.things or (True,) * len(vocabulary.objects)
-    places = {name: place for place, name in enumerate(np.flatnonzero(things).tolist())}
-    return tuple(vocabulary.objects[name] for name in places), lambda one: places.get(one.object_category, -1)
+    else:
+        is_thing = vocabulary.things or (True,) * len(vocabulary.objects)
+        labels = tuple(compress(vocabulary.objects, is_thing))
+        places[np.flatnonzero(is_thing), -1] = np.arange(len(labels))
+    return labels, lambda objects, parts: places[objects, parts]
 
 
 def _best(item: ImageItem, limit: int | None) -> Sequence[NamedMask]:
@@ -197,66 +204,115 @@ def _best(item: ImageItem, limit: int | None) -> Sequence[NamedMask]:
     return sorted(answers, key=lambda answer: -answer.score)[:limit]
 
 
-def _check(item: ImageItem, answer: NamedMask, vocabulary: Vocabulary) -> None:
-    if not np.isfinite((answer.score, *answer.box_xyxy)).all():
-        raise ValueError(f"{item.sample_id}: an answer has score {answer.score} and box {answer.box_xyxy}")
-    part = answer.part_category
-    if not 0 <= answer.object_category < len(vocabulary.objects) or not (part is None or 0 <= part < len(vocabulary.parts)):
-        raise ValueError(f"{item.sample_id}: an answer has names ({answer.object_category}, {part}), not in vocabulary")
+@dataclass(frozen=True)
+class _Columns(Generic[_Named]):
+    """Regions or answers of all images in one list, with their names as columns; -1: has none."""
+
+    named: list[_Named]
+    image: Int64[np.ndarray, " n"]
+    objects: Int64[np.ndarray, " n"]
+    parts: Int64[np.ndarray, " n"]
+    box_xyxy: Float64[np.ndarray, "n 4"]
+
+    @staticmethod
+    def of(of_images: Sequence[Sequence[_Named]]) -> _Columns[_Named]:
+        named = list(chain.from_iterable(of_images))
+        corners = chain.from_iterable([one.box_xyxy for one in named])
+        return _Columns(
+            named,
+            np.repeat(np.arange(len(of_images)), [len(one) for one in of_images]),
+            np.array([-1 if one.object_category is None else one.object_category for one in named], np.int64),
+            np.array([-1 if one.part_category is None else one.part_category for one in named], np.int64),
+            np.fromiter(corners, np.float64, 4 * len(named)).reshape(-1, 4),
+        )
+
+
+def _check(
+    items: Sequence[ImageItem],
+    answers: _Columns[NamedMask],
+    scores: Float64[np.ndarray, " n"],
+    vocabulary: Vocabulary,
+) -> None:
+    """Raises `ValueError` for an answer that is no number or has a name that is not in the vocabulary."""
+    is_number = np.isfinite(scores) & np.isfinite(answers.box_xyxy).all(1)
+    is_named = (answers.objects >= 0) & (answers.objects < len(vocabulary.objects))
+    is_named &= (answers.parts >= -1) & (answers.parts < len(vocabulary.parts))
+    is_right = is_number & is_named
+    if not is_right.all():
+        place = int(is_right.argmin())
+        answer = answers.named[place]
+        raise ValueError(
+            f"{items[answers.image[place]].sample_id}: an answer has score {answer.score}, box {answer.box_xyxy} and"
+            f" names ({answer.object_category}, {answer.part_category}), of {len(vocabulary.objects)} objects and"
+            f" {len(vocabulary.parts)} parts"
+        )
 
 
 def _regions(
-    kept: list[tuple[int, int, Region]], sizes: Int64[np.ndarray, "n 2"], overlap: Overlap
+    regions: _Columns[Region], category: Int64[np.ndarray, " n"], sizes: Int64[np.ndarray, "n 2"], overlap: Overlap
 ) -> Regions:
+    kept = np.flatnonzero(category >= 0)
+    named = [regions.named[i] for i in kept.tolist()]
     return Regions(
-        image=np.array([position for position, _, _ in kept], np.int64),
-        category=np.array([category for _, category, _ in kept], np.int64),
-        box_xywh=_xywh([region.box_xyxy for _, _, region in kept]),
-        area=np.array([region.area for _, _, region in kept], np.float64),
-        is_crowd=np.array([region.is_crowd for _, _, region in kept], bool),
-        rles=_rles([(position, region.rle) for position, _, region in kept], sizes, overlap),
+        image=regions.image[kept],
+        category=category[kept],
+        box_xywh=_xywh(regions.box_xyxy[kept]),
+        area=np.array([region.area for region in named], np.float64),
+        is_crowd=np.array([region.is_crowd for region in named], bool),
+        rles=_rles(named, regions.image[kept], sizes, overlap),
     )
 
 
 def _detections(
-    found: list[tuple[int, int, NamedMask]],
+    answers: _Columns[NamedMask],
+    scores: Float64[np.ndarray, " n"],
+    category: Int64[np.ndarray, " n"],
     sizes: Int64[np.ndarray, "n 2"],
-    original: Int64[np.ndarray, "n 2"],
+    scale: Float64[np.ndarray, " images"],
     overlap: Overlap,
     max_of_class: int,
 ) -> Detections:
-    image = np.array([position for position, _, _ in found], np.int64)
-    category = np.array([category for _, category, _ in found], np.int64)
-    score = np.array([answer.score for _, _, answer in found], np.float64)
-    order = np.lexsort((-score, category, image))  # Stable: equal scores stay in the item's order.
-    image, category, score = image[order], category[order], score[order]
+    order = np.lexsort((-scores, category, answers.image))  # Stable: equal scores stay in the item's order.
+    order = order[category[order] >= 0]
     is_first = np.ones(len(order), bool)
-    is_first[1:] = (image[1:] != image[:-1]) | (category[1:] != category[:-1])
+    is_first[1:] = (np.diff(answers.image[order]) != 0) | (np.diff(category[order]) != 0)
     starts = np.flatnonzero(is_first)
     rank = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
-    is_kept = rank < max_of_class
-    order, image, category, score, rank = (column[is_kept] for column in (order, image, category, score, rank))
-    answers = [found[i][2] for i in order.tolist()]
-    boxes = _xywh([answer.box_xyxy for answer in answers])
-    rles = _rles([(int(i), answer.rle) for i, answer in zip(image, answers, strict=True)], sizes, overlap)
+    order, rank = order[rank < max_of_class], rank[rank < max_of_class]
+    image = answers.image[order]
+    boxes = _xywh(answers.box_xyxy[order])
+    rles = _rles([answers.named[i] for i in order.tolist()], image, sizes, overlap)
     area = boxes[:, 2] * boxes[:, 3]
     if overlap is Overlap.MASKS:
         area = np.asarray(hotcoco_mask.area(rles), np.float64) if rles else np.zeros(0)
-    scale = original.prod(1) / sizes.prod(1)  # Records of train splits are resized; areas are those before.
-    return Detections(image, category, rank, boxes, area * scale[image], score, rles)
+    return Detections(image, category[order], rank, boxes, area * scale[image], scores[order], rles)
 
 
-def _xywh(boxes_xyxy: Sequence[tuple[float, float, float, float]]) -> Float64[np.ndarray, "n 4"]:
-    boxes = np.array(boxes_xyxy, np.float64).reshape(-1, 4)
-    boxes[:, 2:] -= boxes[:, :2]
-    return boxes
+def _xywh(box_xyxy: Float64[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 4"]:
+    return np.concatenate([box_xyxy[:, :2], box_xyxy[:, 2:] - box_xyxy[:, :2]], 1)
 
 
 def _rles(
-    masks: list[tuple[int, bytes | None]], sizes: Int64[np.ndarray, "n 2"], overlap: Overlap
+    named: Sequence[Region] | Sequence[NamedMask],
+    image: Int64[np.ndarray, " n"],
+    sizes: Int64[np.ndarray, "n 2"],
+    overlap: Overlap,
 ) -> list[dict[str, object]]:
-    """As the libraries take them; those of an image share the list with its size."""
+    """Masks as the libraries take them; those of an image share the list with its size."""
     if overlap is Overlap.BOXES:
         return []
     size_of = sizes.tolist()
-    return [{"size": size_of[position], "counts": counts} for position, counts in masks]
+    with _no_collections():
+        return [{"size": size_of[i], "counts": one.rle} for i, one in zip(image.tolist(), named, strict=True)]
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """No garbage collection: it would walk through every item a few times over, and what is made here is kept."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

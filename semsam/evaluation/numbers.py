@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -39,11 +40,12 @@ class Numbers:
 
     convention: str  # What exactly was measured, in a few words: names of a metric are read beside it.
     values: Mapping[str, float]  # What there is truth for; never NaN.
-    images: Contributions
+    contribute: Callable[[], Contributions]
 
-    def per_class(self) -> dict[str, dict[str, float]]:
-        """The numbers of every class that has any."""
-        return self.images.per_class()
+    @cached_property
+    def images(self) -> Contributions:
+        """What each image added: intervals, classes, worst images.  Made when it is first asked for."""
+        return self.contribute()
 
 
 @dataclass(frozen=True)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from hotcoco import COCO
 from hotcoco.panoptic import PanopticEval
 from jaxtyping import Bool, Float64
 
-from semsam.data import rle
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind, Region
 from semsam.evaluation.class_sums import ClassSums, mean_where, ratio
-from semsam.evaluation.disjoint_segments import check_disjoint
+from semsam.evaluation.disjoint_segments import with_pixels
 from semsam.evaluation.items import ImageItem, NamedMask
 from semsam.evaluation.numbers import Absent, Numbers, check_not_empty, unanswered
 
+_Segment = TypeVar("_Segment", Region, NamedMask)
 _IOU, _TP, _FP, _FN = range(4)
 _CONVENTION = "panopticapi: mean over names that are in truth or answers; void and crowds are no mistakes"
 
@@ -80,23 +81,18 @@ def panoptic_quality(items: Sequence[ImageItem], vocabulary: Vocabulary) -> Numb
         sums=np.array(sums, np.float64).reshape(-1, 4),
         is_thing=is_thing,
     )
-    return Numbers(_CONVENTION, numbers.values(), numbers)
+    return Numbers(_CONVENTION, numbers.values(), lambda: numbers)
 
 
 def _match(item: ImageItem, is_thing: Bool[np.ndarray, " c"]) -> dict[int, list[float]]:
     """Sum of IoUs, true positives, false positives and false negatives of each name in an image."""
-    truth = [region for region in item.regions if region.kind is Kind.PANOPTIC and _has_pixels(region)]
-    predicted = [mask for mask in item.panoptic or () if _has_pixels(mask)]
+    truth = _shown([region for region in item.regions if region.kind is Kind.PANOPTIC], item)
+    predicted = _shown(item.panoptic or (), item)
     names = sorted({segment.object_category for segment in (*truth, *predicted) if segment.object_category is not None})
     if not names:
         return {}
     if not 0 <= names[0] <= names[-1] < len(is_thing):
         raise ValueError(f"{item.sample_id}: a segment has name {names[-1]}, of {len(is_thing)} names")
-    for side in (truth, predicted):
-        try:
-            check_disjoint([segment.rle for segment in side if segment.rle is not None], item.height, item.width)
-        except ValueError as error:
-            raise ValueError(f"{item.sample_id}: {error}") from None
     # Ids are ours and begin with 1: that 0 means "no match" to many tools has cost others their numbers.
     true = COCO.from_arrays(
         [{"id": 1, "height": item.height, "width": item.width}],
@@ -105,6 +101,7 @@ def _match(item: ImageItem, is_thing: Bool[np.ndarray, " c"]) -> dict[int, list[
         np.array([_category_id(region) for region in truth], np.int64),
         np.zeros((len(truth), 4)),
         ids=np.arange(1, len(truth) + 1),
+        area=np.ones(len(truth)),  # Is asked for, and not read.
         iscrowd=np.array([region.is_crowd for region in truth], np.int64),
         segmentation=[_rle(region, item) for region in truth],
     )
@@ -117,9 +114,14 @@ def _match(item: ImageItem, is_thing: Bool[np.ndarray, " c"]) -> dict[int, list[
     return {id_ - 1: [row["iou"], row["tp"], row["fp"], row["fn"]] for id_, row in rows.items()}
 
 
-def _has_pixels(segment: Region | NamedMask) -> bool:
-    """Whether a map of segments would show it at all."""
-    return segment.rle is not None and rle.area(segment.rle) > 0
+def _shown(segments: Sequence[_Segment], item: ImageItem) -> list[_Segment]:
+    """The segments that have pixels."""
+    segments = [segment for segment in segments if segment.rle is not None]
+    try:
+        is_shown = with_pixels([segment.rle or b"" for segment in segments], item.height, item.width)
+    except ValueError as error:
+        raise ValueError(f"{item.sample_id}: {error}") from None
+    return [segment for segment, is_one in zip(segments, is_shown.tolist(), strict=True) if is_one]
 
 
 def _category_id(segment: Region | NamedMask) -> int:

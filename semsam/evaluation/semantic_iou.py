@@ -64,7 +64,7 @@ def semantic_iou(items: Sequence[ImageItem], vocabulary: Vocabulary) -> Numbers 
         category=np.concatenate([classes for classes, _ in rows]),
         sums=np.concatenate([values for _, values in rows]),
     )
-    return Numbers(_CONVENTION, sums.values(), sums)
+    return Numbers(_CONVENTION, sums.values(), lambda: sums)
 
 
 def _sums_of(item: ImageItem, num_objects: int) -> tuple[np.ndarray, Float64[np.ndarray, "s 3"]]:
