@@ -23,17 +23,40 @@ _THINGS = (0, 1, 3, 5)
 _ZOOMS = (1, 4, 16)  # Annotated images are larger than what is stored: areas of every class of size.
 
 
-@functools.cache
 def synthetic_items(count: int, seed: int, resized: bool = True) -> list[ImageItem]:
     """Images with instances, parts and panoptic segments, and answers that are near to them or far off."""
-    rng = np.random.default_rng(seed)
-    return [_item(rng, number, int(rng.choice(_ZOOMS)) if resized else 1) for number in range(count)]
+    return list(_items(count, seed, resized))
 
 
 def federated(items: list[ImageItem], seed: int) -> list[ImageItem]:
     """The items, each of which speaks of some names only."""
     rng = np.random.default_rng(seed)
     return [_federated(rng, item) for item in items]
+
+
+@functools.cache
+def _items(count: int, seed: int, resized: bool) -> tuple[ImageItem, ...]:
+    rng = np.random.default_rng(seed)
+    return tuple(_item(rng, number, int(rng.choice(_ZOOMS)) if resized else 1) for number in range(count))
+
+
+def perturbed(item: ImageItem, seed: int) -> ImageItem:
+    """The item with answers made from its truth: moved about, partly misnamed, some more and some fewer."""
+    rng = np.random.default_rng(seed)
+    size = item.height, item.width
+    panoptic = [region for region in item.regions if region.kind is Kind.PANOPTIC]
+    segments = [(r.object_category or 0, rle.decode(r.rle or b"", *size)) for r in panoptic]
+    answers = []
+    for region in item.regions:
+        for _ in range(rng.choice([0, 1, 1, 2]) if region.kind is Kind.INSTANCE else 0):
+            answers.append(_near(rng, _moved(rng, rle.decode(region.rle or b"", *size)), region))
+    answers.sort(key=lambda answer: -answer.score)
+    return dataclasses.replace(
+        item,
+        instances=tuple(answers),
+        panoptic=_segment_answers(rng, segments, *size),
+        semantic=_semantic_answers(rng, segments, *size),
+    )
 
 
 def _item(rng: np.random.Generator, number: int, zoom: int) -> ImageItem:
@@ -66,9 +89,7 @@ def _shape(rng: np.random.Generator, height: int, width: int) -> Bool[np.ndarray
     return (away**2).sum(0) <= 1 if rng.random() < 0.7 else away.max(0) <= 0.9
 
 
-def _region(
-    rng: np.random.Generator, mask: Bool[np.ndarray, "h w"], zoom: int, kind: Kind, **names: int
-) -> Region:
+def _region(rng: np.random.Generator, mask: Bool[np.ndarray, "h w"], zoom: int, kind: Kind, **names: int) -> Region:
     counts = rle.encode(mask)
     return Region(
         annotation_id=str(rng.choice([0, 7, 2**40 + 3, 2**53 + 1])),
@@ -89,9 +110,7 @@ def _part(rng: np.random.Generator, mask: Bool[np.ndarray, "h w"], zoom: int) ->
     return _region(rng, part, zoom, Kind.PART, object_category=pair[0], part_category=pair[1])
 
 
-def _answers(
-    rng: np.random.Generator, regions: list[Region], height: int, width: int
-) -> tuple[NamedMask, ...]:
+def _answers(rng: np.random.Generator, regions: list[Region], height: int, width: int) -> tuple[NamedMask, ...]:
     answers = []
     for region in regions:
         for _ in range(rng.choice([0, 1, 1, 2]) if region.kind is not Kind.PANOPTIC else 0):
@@ -105,17 +124,25 @@ def _answers(
 
 
 def _answer(rng: np.random.Generator, mask: Bool[np.ndarray, "h w"], region: Region) -> NamedMask:
+    near = _near(rng, mask, region)
+    part = near.part_category
+    return dataclasses.replace(
+        near,
+        object_category=near.object_category if rng.random() < 0.8 else int(rng.choice(_THINGS)),
+        part_category=part if part is None or rng.random() < 0.8 else int(rng.integers(len(NAMES.parts))),
+    )
+
+
+def _near(rng: np.random.Generator, mask: Bool[np.ndarray, "h w"], region: Region) -> NamedMask:
+    """An answer with the region's names, whose box is not quite that of its mask."""
     counts = rle.encode(mask)
-    name = region.object_category if rng.random() < 0.8 else int(rng.choice(_THINGS))
-    part = region.part_category
-    if part is not None and rng.random() < 0.2:
-        part = int(rng.integers(len(NAMES.parts)))
     x1, y1, x2, y2 = rle.box_xyxy(counts, *mask.shape)
     jitter = rng.normal(0, 0.5, 2)
     box = (x1, y1, float(np.float32(max(x2 + jitter[0], x1))), float(np.float32(max(y2 + jitter[1], y1))))
-    assert name is not None
+    assert region.object_category is not None
     # Few different scores, so that many are equal.
-    return NamedMask(counts, box, name, part, float(np.float32(rng.integers(1, 12) / 12)))
+    score = float(np.float32(rng.integers(1, 12) / 12))
+    return NamedMask(counts, box, region.object_category, region.part_category, score)
 
 
 def _moved(rng: np.random.Generator, mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:

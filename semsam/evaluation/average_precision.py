@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from semsam.data.manifest import Vocabulary
 from semsam.evaluation.items import ImageItem
 from semsam.evaluation.matches import Matches
-from semsam.evaluation.named_regions import NamedRegions, Names, Overlap, has_masks, named_regions
+from semsam.evaluation.named_regions import NamedRegions, Names, Overlap, has_masks, named_regions, no_collections
 from semsam.evaluation.numbers import Absent, Numbers, check_not_empty, present, unanswered
 
 MAX_DETECTIONS = (1, 10, 100)
@@ -69,6 +69,7 @@ def why_absent(items: Sequence[ImageItem], vocabulary: Vocabulary, names: Names,
     return None
 
 
+@no_collections()
 def coco_pair(regions: NamedRegions, **of_image: Sequence[list[int]]) -> tuple[COCO, COCO]:
     """Truth and answers as the library takes them; `of_image` has further fields of every image.
 

@@ -36,17 +36,17 @@ def federated_average_precision(
     regions = _without_crowds(regions)
     if not len(regions.truth.image):
         return Absent(f"no {names.value} are annotated here")
-    checked, not_exhaustive = _names_of_images(items, vocabulary, names)
-    has_region = np.zeros_like(checked)
+    looked_for, not_exhaustive = _names_of_images(items, vocabulary, names)
+    has_region = np.zeros_like(looked_for)
     has_region[regions.truth.image, regions.truth.category] = True
     detections = regions.detections
-    regions = _with_detections(regions, (checked | has_region)[detections.image, detections.category])
+    regions = _with_detections(regions, (looked_for | has_region)[detections.image, detections.category])
     detections = regions.detections
     is_no_mistake = not_exhaustive[detections.image, detections.category]
     evaluation = LVISeval(
         *coco_pair(
             regions,
-            neg_category_ids=[(np.flatnonzero(row) + 1).tolist() for row in checked & ~has_region],
+            neg_category_ids=[(np.flatnonzero(row) + 1).tolist() for row in looked_for & ~has_region],
             not_exhaustive_category_ids=[(np.flatnonzero(row) + 1).tolist() for row in not_exhaustive],
         ),
         "bbox" if overlap is Overlap.BOXES else "segm",

@@ -48,7 +48,9 @@ def paired_intervals(
     Raises `ValueError` for different numbers of images.
     """
     if first.num_images != second.num_images:
-        raise ValueError(f"evaluations of {first.num_images} and {second.num_images} images cannot be compared in pairs")
+        raise ValueError(
+            f"evaluations of {first.num_images} and {second.num_images} images cannot be compared in pairs"
+        )
     weights = resample(first.num_images, seed, num_resamples)
     before, after = first.resampled(weights), second.resampled(weights)
     return _percentiles({name: after[name] - before[name] for name in before if name in after})

@@ -23,9 +23,7 @@ from semsam.evaluation.matching import AREA_RANGES, Group, match
 
 
 _Named = TypeVar("_Named", Region, NamedMask)
-_ClassOf: TypeAlias = Callable[
-    [Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]], Int64[np.ndarray, " n"]
-]
+_ClassOf: TypeAlias = Callable[[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]], Int64[np.ndarray, " n"]]
 _SIDES = ("left", "right")
 
 
@@ -137,6 +135,19 @@ class NamedRegions:
         )
 
 
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """No garbage collection: it would walk through every item a few times over, and what is made here is kept."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@no_collections()
 def named_regions(
     items: Sequence[ImageItem],
     vocabulary: Vocabulary,
@@ -302,17 +313,4 @@ def _rles(
     if overlap is Overlap.BOXES:
         return []
     size_of = sizes.tolist()
-    with _no_collections():
-        return [{"size": size_of[i], "counts": one.rle} for i, one in zip(image.tolist(), named, strict=True)]
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """No garbage collection: it would walk through every item a few times over, and what is made here is kept."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
+    return [{"size": size_of[i], "counts": one.rle} for i, one in zip(image.tolist(), named, strict=True)]
