@@ -39,7 +39,7 @@ def average_precision(
     evaluation = COCOeval(*coco_pair(regions), "bbox" if overlap is Overlap.BOXES else "segm")
     evaluation.evaluate()
     evaluation.accumulate()
-    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    precision, recall = curves(evaluation)
     values = present(
         {
             "ap": mean_known(precision[:, :, :, 0, 2]),
@@ -62,7 +62,7 @@ def why_absent(items: Sequence[ImageItem], vocabulary: Vocabulary, names: Names,
     """What keeps any average precision from being computed."""
     if absent := unanswered(items, "instances"):
         return absent
-    if names is Names.THINGS and not vocabulary.objects or names is not Names.THINGS and not vocabulary.parts:
+    if not (vocabulary.objects if names is Names.THINGS else vocabulary.parts):
         return Absent(f"the dataset has no names of {names.value}")
     if overlap is Overlap.MASKS and not has_masks(items, names):
         return Absent(f"{names.value} are annotated with boxes only")
@@ -101,7 +101,13 @@ def coco_pair(regions: NamedRegions, **of_image: Sequence[list[int]]) -> tuple[C
     return true, found
 
 
-def mean_known(values: Float64[np.ndarray, "..."]) -> float:
+def curves(evaluation: COCOeval) -> tuple[Float64[np.ndarray, "t r c a m"], Float64[np.ndarray, "t c a m"]]:
+    """Precision and recall by threshold, recall, class, size and limit of detections."""
+    assert evaluation.eval is not None
+    return evaluation.eval["precision"], evaluation.eval["recall"]
+
+
+def mean_known(values: np.ndarray) -> float:
     """Mean of what the library could compute (-1: no truth); NaN where that is nothing."""
     known = values[values > -1]
     return float(known.mean()) if known.size else float("nan")

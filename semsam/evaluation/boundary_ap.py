@@ -29,7 +29,8 @@ def boundary_average_precision(
 ) -> Numbers | Absent:
     """The numbers of `average_precision`, where IoU is the lower of masks' and of outlines' IoU.
 
-    An outline is what of a mask lies within 2% of the image's diagonal from its edge.
+    An outline is what of a mask lies within 2% of the image's diagonal from its edge.  A crowd's outline says nothing,
+    so there masks alone count.
 
     Raises `ValueError` for an empty dataset and for answers that are no numbers or outside the vocabulary.
     """

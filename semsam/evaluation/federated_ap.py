@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import compress
 
 import numpy as np
 from hotcoco import LVISeval
 from jaxtyping import Bool
 
 from semsam.data.manifest import Vocabulary
-from semsam.evaluation.average_precision import checked, coco_pair, mean_known, why_absent
+from semsam.evaluation.average_precision import checked, coco_pair, curves, mean_known, why_absent
 from semsam.evaluation.items import ImageItem
 from semsam.evaluation.named_regions import Detections, NamedRegions, Names, Overlap, Regions, named_regions
 from semsam.evaluation.numbers import Absent, Numbers, check_not_empty, present
@@ -53,7 +55,7 @@ def federated_average_precision(
     )
     evaluation.evaluate()
     evaluation.accumulate()
-    precision, recall = evaluation.eval["precision"][..., 0], evaluation.eval["recall"][..., 0]
+    precision, recall = (curve[..., 0] for curve in curves(evaluation))
     sizes = ("small", "medium", "large")
     values = present(
         {
@@ -106,17 +108,31 @@ def _table(
 
 def _without_crowds(regions: NamedRegions) -> NamedRegions:
     truth = regions.truth
-    kept = np.flatnonzero(~truth.is_crowd)
-    columns = (column[kept] for column in (truth.image, truth.category, truth.box_xywh, truth.area, truth.is_crowd))
-    rles = [truth.rles[i] for i in kept] if truth.rles else []
-    return NamedRegions(
-        regions.names, regions.overlap, regions.image_sizes, Regions(*columns, rles), regions.detections
+    kept = ~truth.is_crowd
+    return replace(
+        regions,
+        truth=Regions(
+            image=truth.image[kept],
+            category=truth.category[kept],
+            box_xywh=truth.box_xywh[kept],
+            area=truth.area[kept],
+            is_crowd=truth.is_crowd[kept],
+            rles=list(compress(truth.rles, kept)),
+        ),
     )
 
 
 def _with_detections(regions: NamedRegions, is_kept: Bool[np.ndarray, " d"]) -> NamedRegions:
     found = regions.detections
-    columns = (found.image, found.category, found.rank, found.box_xywh, found.area, found.score)
-    rles = [rle for rle, is_one in zip(found.rles, is_kept, strict=True) if is_one] if found.rles else []
-    kept = Detections(*(column[is_kept] for column in columns), rles)
-    return NamedRegions(regions.names, regions.overlap, regions.image_sizes, regions.truth, kept)
+    return replace(
+        regions,
+        detections=Detections(
+            image=found.image[is_kept],
+            category=found.category[is_kept],
+            rank=found.rank[is_kept],
+            box_xywh=found.box_xywh[is_kept],
+            area=found.area[is_kept],
+            score=found.score[is_kept],
+            rles=list(compress(found.rles, is_kept)),
+        ),
+    )

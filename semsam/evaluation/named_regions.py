@@ -1,4 +1,4 @@
-"""Regions and the detections to compare them with, of all images, as columns: what every average precision starts from."""
+"""Regions and detections of all images as columns: what every average precision starts from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain, compress
 from enum import StrEnum
-from typing import Generic, TypeAlias, TypeVar
+from itertools import chain, compress
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import numpy as np
 from hotcoco import mask as hotcoco_mask
@@ -21,10 +21,9 @@ from semsam.evaluation.items import ImageItem, NamedMask
 from semsam.evaluation.matches import Matches
 from semsam.evaluation.matching import AREA_RANGES, Group, match
 
-
 _Named = TypeVar("_Named", Region, NamedMask)
 _ClassOf: TypeAlias = Callable[[Int64[np.ndarray, " n"], Int64[np.ndarray, " n"]], Int64[np.ndarray, " n"]]
-_SIDES = ("left", "right")
+_SIDES: tuple[Literal["left"], Literal["right"]] = ("left", "right")
 
 
 class Names(StrEnum):
@@ -51,7 +50,7 @@ class Regions:
     box_xywh: Float64[np.ndarray, "g 4"]
     area: Float64[np.ndarray, " g"]  # In the annotated image's pixels, as COCO's sizes are.
     is_crowd: Bool[np.ndarray, " g"]
-    rles: list[dict[str, object]]  # As the libraries take masks; empty where boxes are compared.
+    rles: list[Any]  # As the libraries take masks; empty where boxes are compared.
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Detections:
     box_xywh: Float64[np.ndarray, "d 4"]
     area: Float64[np.ndarray, " d"]  # Of what is compared, box or mask, in the annotated image's pixels.
     score: Float64[np.ndarray, " d"]
-    rles: list[dict[str, object]]
+    rles: list[Any]
 
 
 @dataclass(frozen=True)
@@ -304,11 +303,11 @@ def _xywh(box_xyxy: Float64[np.ndarray, "n 4"]) -> Float64[np.ndarray, "n 4"]:
 
 
 def _rles(
-    named: Sequence[Region] | Sequence[NamedMask],
+    named: Sequence[_Named],
     image: Int64[np.ndarray, " n"],
     sizes: Int64[np.ndarray, "n 2"],
     overlap: Overlap,
-) -> list[dict[str, object]]:
+) -> list[Any]:
     """Masks as the libraries take them; those of an image share the list with its size."""
     if overlap is Overlap.BOXES:
         return []

@@ -55,7 +55,7 @@ class Absent:
     reason: str
 
 
-def present(values: Mapping[str, float]) -> dict[str, float]:
+def present(values: Mapping[str, float | np.floating]) -> dict[str, float]:
     """The values without those that there is no truth for."""
     return {name: float(value) for name, value in values.items() if not np.isnan(value)}
 

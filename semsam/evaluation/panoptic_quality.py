@@ -88,7 +88,7 @@ def _match(item: ImageItem, is_thing: Bool[np.ndarray, " c"]) -> dict[int, list[
     """Sum of IoUs, true positives, false positives and false negatives of each name in an image."""
     truth = _shown([region for region in item.regions if region.kind is Kind.PANOPTIC], item)
     predicted = _shown(item.panoptic or (), item)
-    names = sorted({segment.object_category for segment in (*truth, *predicted) if segment.object_category is not None})
+    names = sorted({_name(region) for region in truth} | {_name(answer) for answer in predicted})
     if not names:
         return {}
     if not 0 <= names[0] <= names[-1] < len(is_thing):
@@ -98,7 +98,7 @@ def _match(item: ImageItem, is_thing: Bool[np.ndarray, " c"]) -> dict[int, list[
         [{"id": 1, "height": item.height, "width": item.width}],
         [{"id": name + 1, "name": str(name), "isthing": int(is_thing[name])} for name in names],
         np.ones(len(truth), np.int64),
-        np.array([_category_id(region) for region in truth], np.int64),
+        np.array([1 + _name(region) for region in truth], np.int64),
         np.zeros((len(truth), 4)),
         ids=np.arange(1, len(truth) + 1),
         area=np.ones(len(truth)),  # Is asked for, and not read.
@@ -107,7 +107,7 @@ def _match(item: ImageItem, is_thing: Bool[np.ndarray, " c"]) -> dict[int, list[
     )
     answers = np.zeros((len(predicted), 7))
     answers[:, 0] = 1
-    answers[:, 6] = [_category_id(mask) for mask in predicted]
+    answers[:, 6] = [1 + _name(mask) for mask in predicted]
     evaluation = PanopticEval(true, true.load_res(answers, segmentation=[_rle(mask, item) for mask in predicted]))
     evaluation.evaluate()
     rows = evaluation.results()["per_class"]
@@ -124,9 +124,9 @@ def _shown(segments: Sequence[_Segment], item: ImageItem) -> list[_Segment]:
     return [segment for segment, is_one in zip(segments, is_shown.tolist(), strict=True) if is_one]
 
 
-def _category_id(segment: Region | NamedMask) -> int:
+def _name(segment: Region | NamedMask) -> int:
     assert segment.object_category is not None
-    return segment.object_category + 1
+    return segment.object_category
 
 
 def _rle(segment: Region | NamedMask, item: ImageItem) -> dict[str, object]:

@@ -82,7 +82,7 @@ def _sums_of(item: ImageItem, num_objects: int) -> tuple[np.ndarray, Float64[np.
         raise ValueError(f"{item.sample_id}: {error}") from None
     rows = np.array([region.object_category for region in truth], np.int64)
     columns = np.array([mask.object_category for mask in item.semantic], np.int64)
-    if columns.size and not (0 <= columns.min() and columns.max() < num_objects):
+    if columns.size and (columns.min() < 0 or columns.max() >= num_objects):
         raise ValueError(f"{item.sample_id}: a semantic mask has name {columns.max()}, of {num_objects} names")
     labelled = pixels[:-1]  # The last row is what truth has no name for.
     names, place = np.unique(np.concatenate([rows, columns]), return_inverse=True)

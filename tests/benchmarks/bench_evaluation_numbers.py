@@ -101,8 +101,7 @@ class Pictures:
         return canvas.astype(bool)
 
     def _shifted(self, mask: Bool[np.ndarray, "h w"]) -> Bool[np.ndarray, "h w"]:
-        shifted = np.roll(mask, tuple(self.rng.integers(-5, 6, 2)), (0, 1))
-        return shifted
+        return np.roll(mask, tuple(self.rng.integers(-5, 6, 2)), (0, 1))
 
     def _division(self, outlines: list[Bool[np.ndarray, "h w"]]) -> tuple[dict[int, Any], dict[int, Any]]:
         labels: Int64[np.ndarray, "h w"] = np.full((HEIGHT, WIDTH), -1)
@@ -230,9 +229,7 @@ def against_others(num_images: int) -> list[str]:
     expected, theirs = timed(lambda: numpy_panoptic_quality(few))
     assert isinstance(ours, Numbers)
     assert abs(ours.values["pq"] - expected) < 1e-12, (ours.values, expected)
-    print(
-        f"PQ: {theirs / seconds:.1f} times as fast as maps in NumPy ({seconds:.2f} s, {theirs:.1f} s; {len(few)} images)"
-    )
+    print(f"PQ: {theirs / seconds:.1f} times as fast as maps ({seconds:.2f} s, {theirs:.1f} s; {len(few)} images)")
     if theirs / seconds < LEAST_PQ_RATIO:
         missed.append(f"PQ is to be {LEAST_PQ_RATIO} times as fast as maps in NumPy")
     return missed

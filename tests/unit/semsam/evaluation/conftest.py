@@ -8,10 +8,10 @@ import pytest
 
 from pipelines.sources import SOURCES
 from pipelines.sources.categories import load_categories
-from semsam.storage import existing_folder
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind
 from semsam.evaluation.items import ImageItem
+from semsam.storage import existing_folder
 from tests.synthetic_items import perturbed
 
 

@@ -235,6 +235,22 @@ def test_a_size_without_truth_has_no_number() -> None:
     }
 
 
+def test_of_a_class_and_image_the_best_hundred_detections_count() -> None:
+    mask = np.zeros((40, 40), bool)
+    mask[5:30, 5:30] = True
+    wrong = np.roll(mask, 9, 0)
+    item = one_object(mask, "1", *(answer(wrong, 0.5) for _ in range(99)), answer(mask, 0.5))
+    last = numbers([item]).values
+    assert last["ap"] == pytest.approx(0.01, abs=1e-12)
+    assert (last["ar10"], last["ar100"]) == (0, 1)
+    assert_same(last, run(pycocotools_evaluation([item], Names.THINGS, Overlap.MASKS)))
+    too_many = one_object(mask, "1", *(answer(wrong, 0.5) for _ in range(100)), answer(mask, 0.5))
+    assert numbers([too_many]).values["ar100"] == 0
+    # A hundred of each class, not of all.
+    others = (dataclasses.replace(answer(mask, 0.9), object_category=1) for _ in range(300))
+    assert numbers([one_object(mask, "1", *others, answer(mask, 0.5))]).values["ap"] == pytest.approx(1, abs=1e-12)
+
+
 def test_no_answers_at_all_is_zero() -> None:
     mask = np.ones((40, 40), bool)
     values = numbers([one_object(mask, "1")]).values

@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 from jaxtyping import Bool
-from pycocotools import mask as coco_mask
 from pycocotools.cocoeval import COCOeval
 
+from semsam.data import rle
 from semsam.data.manifest import Vocabulary
 from semsam.evaluation.boundary_ap import boundary_average_precision
 from semsam.evaluation.items import ImageItem
@@ -25,7 +25,7 @@ from tests.unit.semsam.evaluation.test_average_precision import NUMBERS, pycocot
 
 
 class SlowBoundaryEvaluation(COCOeval):  # type: ignore[misc]
-    """COCOeval whose IoU is the lower of that of masks and that of outlines."""
+    """COCOeval whose IoU is the lower of that of masks and that of outlines; a crowd has no outline."""
 
     def computeIoU(self, image: int, category: int) -> Any:  # noqa: N802
         masks = super().computeIoU(image, category)
@@ -38,16 +38,15 @@ class SlowBoundaryEvaluation(COCOeval):  # type: ignore[misc]
         outlines = np.zeros((len(of_answers), len(of_truth)))
         for d, found in enumerate(of_answers):
             for g, true in enumerate(of_truth):
-                both = (found & true).sum()
-                crowd = self._gts[image, category][g]["iscrowd"]
-                outlines[d, g] = both / (found.sum() if crowd else (found | true).sum())
+                is_crowd = self._gts[image, category][g]["iscrowd"]
+                outlines[d, g] = 1 if is_crowd else (found & true).sum() / (found | true).sum()
         return np.minimum(masks, outlines)
 
 
 def outline(mask: dict[str, Any]) -> Bool[np.ndarray, "h w"]:
     """What lies within 2% of the diagonal from the mask's edge; the image's border is one too."""
-    dense = coco_mask.decode(mask)
-    width = max(int(round(0.02 * float(np.hypot(*dense.shape)))), 1)
+    dense = rle.decode(mask["counts"], *mask["size"]).astype(np.uint8)
+    width = max(round(0.02 * float(np.hypot(*dense.shape))), 1)
     padded = cv2.copyMakeBorder(dense, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=0)
     inner = cv2.erode(padded, np.ones((3, 3), np.uint8), iterations=width)[1:-1, 1:-1]
     return (dense - inner).astype(bool)
