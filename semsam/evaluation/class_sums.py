@@ -40,15 +40,20 @@ class ClassSums(ABC):
         ]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
+    def resampled_classes(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, dict[str, Float64[np.ndarray, " r"]]]:
+        """As `Contributions` says."""
+        columns = self.class_numbers(self._totals(weights))
+        table = {label: {name: v[:, c] for name, v in columns.items()} for c, label in enumerate(self.names)}
+        return {label: row for label, row in table.items() if not all(np.isnan(value).all() for value in row.values())}
+
     def values(self) -> dict[str, float]:
         """The numbers of all images, each once."""
         return present({name: value[0] for name, value in self.headline(self._all()).items()})
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """As `Contributions` says."""
-        columns = self.class_numbers(self._all())
-        rows = {self.names[c]: {name: float(v[0, c]) for name, v in columns.items()} for c in range(len(self.names))}
-        return {name: row for name, row in rows.items() if not all(np.isnan(value) for value in row.values())}
+        table = self.resampled_classes(np.ones((1, self.num_images), np.int64))
+        return {label: present({name: value[0] for name, value in row.items()}) for label, row in table.items()}
 
     def per_image(self) -> dict[str, Float64[np.ndarray, " n"]]:
         """As `Contributions` says: the same numbers as if there were this image alone."""
@@ -88,6 +93,10 @@ class ImageMeans:
     def resampled(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, Float64[np.ndarray, " r"]]:
         """As `Contributions` says."""
         return {name: ratio(weights @ self.sums[name], weights @ self.counts[name]) for name in self.sums}
+
+    def resampled_classes(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, dict[str, Float64[np.ndarray, " r"]]]:
+        """As `Contributions` says: a mean over prompts has no classes."""
+        return {}
 
     def per_class(self) -> dict[str, dict[str, float]]:
         """As `Contributions` says: a mean over prompts has no classes."""

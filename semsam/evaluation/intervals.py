@@ -40,6 +40,14 @@ def intervals(images: Contributions, seed: int = 0, num_resamples: int = NUM_RES
     return _percentiles(images.resampled(resample(images.num_images, seed, num_resamples)))
 
 
+def class_intervals(
+    images: Contributions, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> dict[str, dict[str, Interval]]:
+    """The intervals of every class's main numbers, by the class's name."""
+    table = images.resampled_classes(resample(images.num_images, seed, num_resamples))
+    return {label: _percentiles(row) for label, row in table.items()}
+
+
 def paired_intervals(
     first: Contributions, second: Contributions, seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> dict[str, Interval]:

@@ -56,6 +56,14 @@ class Matches:
         rows = [self._summary(*self._curves(row)) for row in weights]
         return {name: np.array([row[name] for row in rows]) for name in rows[0]}
 
+    def resampled_classes(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, dict[str, Float64[np.ndarray, " r"]]]:
+        """As `Contributions` says: ap and ap50 of every class that there is truth for."""
+        curves = np.stack([self._curves(row)[0][:, 0] for row in weights])  # [r t c]
+        has_truth = np.bincount(self.truth_category[self.truth_counts[0]], minlength=len(self.names)) > 0
+        return {
+            self.names[c]: {"ap": curves[:, :, c].mean(1), "ap50": curves[:, 0, c]} for c in np.flatnonzero(has_truth)
+        }
+
     def per_class(self) -> dict[str, dict[str, float]]:
         """As `Contributions` says; and how many regions there were to be found."""
         precision, recall = self._curves(self._once()[0])

@@ -25,6 +25,10 @@ class Contributions(Protocol):
         """The numbers when image i is there `weights[:, i]` times; NaN where a choice holds no truth for one."""
         ...
 
+    def resampled_classes(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, dict[str, Float64[np.ndarray, " r"]]]:
+        """The same of the main numbers of every class: name of the class, then of the number."""
+        ...
+
     def per_class(self) -> dict[str, dict[str, float]]:
         """The numbers of every class that has any: name of the class, then of the number."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def one_image(
     free = set(range(len(truth)))
     scored = []
     for answer in answers:
-        ious = {g: iou(answer, truth[g], overlap, item) for g in free}
+        ious = {g: iou(answer, truth[g], overlap, item.height, item.width) for g in free}
         for wanted in (True, False):
             fitting = [g for g in free if counts[g] == wanted and ious[g] >= threshold]
             if fitting:
@@ -106,9 +107,10 @@ def is_partly_marked(item: ImageItem, name: tuple[int | None, int | None]) -> bo
     return any(owner in (item.not_exhaustive_objects or ()) for owner in owners)
 
 
-def iou(answer: NamedMask, region: Region, overlap: Overlap, item: ImageItem) -> float:
+@functools.cache
+def iou(answer: NamedMask, region: Region, overlap: Overlap, height: int, width: int) -> float:
     if overlap is Overlap.MASKS:
-        one, other = (rle.decode(mask.rle or b"", item.height, item.width) for mask in (answer, region))
+        one, other = (rle.decode(mask.rle or b"", height, width) for mask in (answer, region))
         return float((one & other).sum() / (one | other).sum())
     pair = [np.array([[x1, y1, x2 - x1, y2 - y1]]) for x1, y1, x2, y2 in (answer.box_xyxy, region.box_xyxy)]
     return float(coco_mask.iou(*pair, [0])[0, 0])
@@ -128,7 +130,12 @@ def numbers(items: list[ImageItem], names: Names = Names.THINGS, overlap: Overla
 
 @pytest.mark.parametrize("names", Names)
 @pytest.mark.parametrize(
-    ("overlap", "count"), [(Overlap.BOXES, 50), pytest.param(Overlap.MASKS, 150, marks=pytest.mark.slow)]
+    ("overlap", "count"),
+    [
+        (Overlap.BOXES, 50),
+        pytest.param(Overlap.BOXES, 500, marks=pytest.mark.slow),
+        pytest.param(Overlap.MASKS, 500, marks=pytest.mark.slow),
+    ],
 )
 def test_numbers_are_those_of_the_slow_version(names: Names, overlap: Overlap, count: int) -> None:
     items = federated(synthetic_items(count, seed=11), seed=3)

@@ -9,7 +9,7 @@ import pytest
 
 from semsam.evaluation.average_precision import average_precision
 from semsam.evaluation.class_sums import ImageMeans
-from semsam.evaluation.intervals import Interval, intervals, paired_intervals, resample
+from semsam.evaluation.intervals import Interval, class_intervals, intervals, paired_intervals, resample
 from semsam.evaluation.items import ImageItem
 from semsam.evaluation.named_regions import Names, Overlap
 from semsam.evaluation.numbers import Absent, Contributions, Numbers
@@ -57,6 +57,21 @@ def test_every_number_lies_in_its_interval_or_near_it(measure: object) -> None:
         assert found[name].low < value + 0.05
         assert found[name].high > value - 0.05
         assert found[name].low < found[name].high
+
+
+@pytest.mark.parametrize(("measure", "main"), [(mask_ap, "ap"), (quality, "pq"), (semantic, "iou")])
+def test_classes_have_intervals_around_their_numbers(measure: object, main: str) -> None:
+    assert callable(measure)
+    images = measure(synthetic_items(60, seed=1)).images
+    table, found = images.per_class(), class_intervals(images, num_resamples=50)
+    assert found.keys() == table.keys()
+    for label, row in table.items():
+        assert found[label][main].low <= row[main] + 0.05
+        assert found[label][main].high >= row[main] - 0.05
+    once = images.resampled_classes(np.ones((1, 60), np.int64))
+    assert {label: row[main] for label, row in table.items()} == pytest.approx(
+        {label: row[main][0] for label, row in once.items()}, abs=1e-12
+    )
 
 
 def test_an_evaluation_does_not_differ_from_itself() -> None:
