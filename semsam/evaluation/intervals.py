@@ -1,0 +1,70 @@
+"""95% bootstrap intervals over images: how much a number would move had other images of the same kind been taken.
+
+The same images are drawn for every number and every evaluation, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+from semsam.evaluation.numbers import Contributions
+
+NUM_RESAMPLES = 1000
+_PERCENTILES = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The middle 95% of a number's resamples."""
+
+    low: float
+    high: float
+
+
+def resample(num_images: int, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Int64[np.ndarray, "r n"]:
+    """How often each image is in each resample: as many as there are images, drawn with replacement."""
+    if num_images < 1:
+        raise ValueError("no images to draw from: the evaluation is empty")
+    weights = np.empty((num_resamples, num_images), np.int64)
+    rng = np.random.default_rng(seed)
+    for row in weights:
+        row[:] = np.bincount(rng.integers(0, num_images, num_images), minlength=num_images)
+    return weights
+
+
+def intervals(images: Contributions, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> dict[str, Interval]:
+    """The interval of every number that there is any truth for."""
+    return _percentiles(images.resampled(resample(images.num_images, seed, num_resamples)))
+
+
+def class_intervals(
+    images: Contributions, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> dict[str, dict[str, Interval]]:
+    """The intervals of every class's main numbers, by the class's name."""
+    table = images.resampled_classes(resample(images.num_images, seed, num_resamples))
+    return {label: _percentiles(row) for label, row in table.items()}
+
+
+def paired_intervals(
+    first: Contributions, second: Contributions, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+) -> dict[str, Interval]:
+    """The interval of second - first, for every number that both have, over the same images in the same order.
+
+    Raises `ValueError` for different numbers of images.
+    """
+    if first.num_images != second.num_images:
+        raise ValueError(
+            f"evaluations of {first.num_images} and {second.num_images} images cannot be compared in pairs"
+        )
+    weights = resample(first.num_images, seed, num_resamples)
+    before, after = first.resampled(weights), second.resampled(weights)
+    return _percentiles({name: after[name] - before[name] for name in before if name in after})
+
+
+def _percentiles(resampled: dict[str, Float64[np.ndarray, " r"]]) -> dict[str, Interval]:
+    """A resample that holds no truth for a number says nothing about it."""
+    known = {name: values[~np.isnan(values)] for name, values in resampled.items()}
+    return {name: Interval(*np.percentile(v, _PERCENTILES).tolist()) for name, v in known.items() if v.size}
