@@ -19,10 +19,9 @@ from jobs.arguments import read_arguments
 from jobs.cluster import connect, joined, main_exit, stable_path
 from jobs.resources import WAIT, Workers, actors
 from jobs.track import METRICS_FILE, send_evaluation, stable_tracking
-from pipelines.evaluate.evaluate import Parts, ask_model, fit_baselines, guess_blindly, items_of
-from pipelines.evaluate.item_files import ItemReport, ItemTask, item_task
+from pipelines.evaluate.evaluate import Manifests, ask_model, fit_baselines, guess_blindly
+from pipelines.evaluate.item_files import ItemTask, item_task, read_manifest
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary, weights_digest
-from pipelines.parts import Part
 from pipelines.sources import SOURCES, check_datasets
 from semsam.config import (
     Count,
@@ -39,8 +38,9 @@ from semsam.data.row_order import some_rows
 from semsam.data.sealed import seal, unseal_as
 from semsam.data.shards import Split, is_prepared, open_split
 from semsam.evaluation.baselines import Baselines
+from semsam.evaluation.dataset_numbers import FOUND, HEADLINES, DatasetNumbers, measure_dataset
 from semsam.evaluation.pictures import Row, click_row, encode_png, grid
-from semsam.evaluation.protocols import BASELINE, Numbers, means_of, metric_name
+from semsam.evaluation.protocols import BASELINE, means_of, metric_name
 from semsam.evaluation.questions import AskedRegions, Questions
 from semsam.model.presets import preset
 from semsam.predictor import ImageSize, Predictor
@@ -71,6 +71,7 @@ class EvaluateJob:
     image_size: ImageSize = field(default_factory=ImageSize)
     questions: Questions = field(default_factory=Questions)
     max_images: Positive | None = None  # Of each dataset, spread over all of it and the same in every run.
+    resamples: Count = 1000  # For the 95% intervals of the headline numbers, over images; 0: none.
     max_left_out: Count = 0  # Images that may be missing because they end their worker.
     baseline_images: Count = 500  # Train images per dataset that the blind baselines are tuned on.
     blind: str | None = None  # Where blind guesses are kept, for several evaluations; None: in the output.
@@ -95,7 +96,10 @@ class Evaluation:
     """What an evaluation gives back."""
 
     metrics: dict[str, float]  # By MLflow name.
-    means: dict[str, tuple[float, int]]  # Over all datasets' regions, and how many: by name less the dataset.
+    # By name less the dataset: of prompts the mean over all datasets' regions, and how many; of what is found without
+    # being asked for the mean over datasets, and how many.
+    means: dict[str, tuple[float, int]]
+    intervals: dict[str, tuple[float, float]]  # 95%, of the headline numbers by MLflow name.
     pictures: str  # Where they lie.
     run_id: str | None
     tracking_uri: str | None
@@ -123,32 +127,68 @@ def run(job: EvaluateJob) -> Evaluation:
     Folder(job.output).write(MARKER, dump_config(job).encode())
     with connect(workers(job)):
         tasks = _tasks(job, splits, predictor)
-        parts = ask_model(tasks, model, job.image_size, job.questions, _pool(job), job.progress_interval)
-        blind_tasks, blind_parts = _blind(job, splits, predictor.model.settings.num_levels)
-    _check_left_out(job, parts)
-    numbers = {dataset: _numbers(task, parts[dataset], False) for dataset, task in tasks.items()}
-    guessed = {dataset: _numbers(task, blind_parts[dataset], True) for dataset, task in blind_tasks.items()}
-    metrics: dict[str, float] = {}
-    for dataset in splits:
-        for one in (numbers[dataset], guessed[dataset]):
-            metrics |= {metric_name(name, dataset, one.is_blind): value for name, value in one.compute().items()}
+        asked = ask_model(tasks, model, job.image_size, job.questions, _pool(job), job.progress_interval)
+        blind = _guess(job, splits, predictor.model.settings.num_levels)
+    _check_left_out(job, asked)
+    numbers = {name: measure_folder(f"{job.output}/items/{name}") for name in splits}
+    guessed = {name: measure_folder(f"{_blind_folder(job)}/{name}", is_blind=True) for name in blind}
     drawn = {f"{dataset}.png": _draw(job, dataset, split, predictor) for dataset, split in splits.items()}
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
-    run_id = keep(job, metrics, pictures, splits)
-    means = means_of(one.sums() for one in numbers.values())
-    means |= {f"{BASELINE}/{name}": mean for name, mean in means_of(one.sums() for one in guessed.values()).items()}
-    return Evaluation(metrics, means, job.output, run_id, job.tracking.uri if run_id else None)
+    metrics = flat(numbers) | flat(guessed, is_blind=True)
+    intervals = {
+        metric_name(f"{protocol}/{name}", dataset): (interval.low, interval.high)
+        for dataset, found in numbers.items()
+        for protocol, some in found.intervals(job.resamples).items()
+        for name, interval in some.items()
+    }
+    run_id = keep(job, metrics, intervals, pictures, splits)
+    means = over_datasets(numbers)
+    means |= {f"{BASELINE}/{name}": mean for name, mean in over_datasets(guessed).items()}
+    return Evaluation(metrics, means, intervals, job.output, run_id, job.tracking.uri if run_id else None)
+
+
+def measure_folder(path: str, *, is_blind: bool = False) -> DatasetNumbers:
+    """The numbers of a dataset's items.  Raises `ValueError` where these are not complete."""
+    folder = Folder(path)
+    manifest = read_manifest(folder)
+    return measure_dataset(manifest.items(folder), manifest.vocabulary, is_blind=is_blind)
+
+
+def over_datasets(numbers: Mapping[str, DatasetNumbers]) -> dict[str, tuple[float, int]]:
+    """Means over all regions that were asked for, and over datasets; see `Evaluation`."""
+    means = means_of(one.prompts.sums() for one in numbers.values())
+    found: dict[str, list[float]] = {}
+    for one in numbers.values():
+        for protocol in FOUND.keys() & one.protocols.keys():
+            for name in HEADLINES[protocol]:
+                if name in one.protocols[protocol].values:
+                    found.setdefault(f"{protocol}/{name}", []).append(one.protocols[protocol].values[name])
+    return means | {name: (sum(values) / len(values), len(values)) for name, values in sorted(found.items())}
+
+
+def flat(numbers: Mapping[str, DatasetNumbers], *, is_blind: bool = False) -> dict[str, float]:
+    """Every number by its name in MLflow."""
+    return {
+        metric_name(f"{protocol}/{name}", dataset, is_blind): value
+        for dataset, found in numbers.items()
+        for protocol, one in found.protocols.items()
+        for name, value in one.values.items()
+    }
 
 
 def keep(
-    job: EvaluateJob, metrics: dict[str, float], pictures: Mapping[str, bytes], splits: Mapping[str, Split]
+    job: EvaluateJob,
+    metrics: Mapping[str, float],
+    intervals: Mapping[str, tuple[float, float]],
+    pictures: Mapping[str, bytes],
+    splits: Mapping[str, Split],
 ) -> str | None:
     """Print and store what was found, and then send it; the MLflow run's id, None where there is none."""
-    print(table(metrics), flush=True)
+    print(table(metrics, intervals=intervals), flush=True)
     output = Folder(job.output)
     for name in (RUN_ID_FILE, TRACKING_FILE):  # Of an earlier evaluation, whose MLflow run has other numbers.
         output.remove(name)
-    numbers = {"time": time.time(), "metrics": metrics, "pictures": list(pictures)}
+    numbers = {"time": time.time(), "metrics": metrics, "intervals": intervals, "pictures": list(pictures)}
     output.write(METRICS_FILE, orjson.dumps(numbers, option=orjson.OPT_INDENT_2))
     for name, picture in pictures.items():
         output.write(name, picture)
@@ -165,13 +205,20 @@ def keep(
         return None
 
 
-def table(metrics: dict[str, float], before: dict[str, float] | None = None) -> str:
-    """The numbers as lines, each beside its blind baseline and, if given, its value before training."""
-    lines = [f"{'metric':<44}{'before' if before else '':>8}{'model':>8}{'blind':>8}"]
+def table(
+    metrics: Mapping[str, float],
+    before: Mapping[str, float] | None = None,
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+    """The headline numbers as lines, each beside its interval, its blind baseline and its value before training."""
+    lines = [f"{'metric':<44}{'before' if before else '':>8}{'model':>8}{'95%' if intervals else '':>16}{'blind':>8}"]
     for name, value in metrics.items():
-        if not name.startswith(BASELINE):
+        protocol, _, rest = name.partition("/")
+        if rest.rpartition("/")[2] in HEADLINES.get(protocol, ()):
             blind, earlier = metrics.get(f"{BASELINE}/{name}"), (before or {}).get(name)
-            lines.append(f"{name:<44}{_cell(earlier)}{_cell(value)}{_cell(blind)}")
+            low, high = (intervals or {}).get(name, (None, None))
+            between = "" if low is None else f"{low:.3f} to {high:.3f}"
+            lines.append(f"{name:<44}{_cell(earlier)}{_cell(value)}{between:>16}{_cell(blind)}")
     return "\n".join(lines)
 
 
@@ -222,16 +269,20 @@ def _tasks(job: EvaluateJob, splits: Mapping[str, Split], predictor: Predictor) 
     }
 
 
-def _blind(job: EvaluateJob, splits: Mapping[str, Split], levels: int) -> tuple[dict[str, ItemTask], Parts]:
+def _guess(job: EvaluateJob, splits: Mapping[str, Split], levels: int) -> Manifests:
     """What is guessed without seeing an image, after tuning it on the train splits."""
-    where = job.blind or f"{job.output}/blind"
+    where = _blind_folder(job)
     baselines = _baselines(job, where, splits, levels)
     tasks = {}
     for name, split in splits.items():
         asked = {"baselines": asdict(baselines[name]), "questions": config_values(job.questions), "levels": levels}
         rows = _some(name, split, job.max_images)
         tasks[name] = item_task(split, rows, job.rows_per_task, f"{where}/{name}", asked)
-    return tasks, guess_blindly(tasks, baselines, job.questions, levels)
+    return guess_blindly(tasks, baselines, job.questions, levels)
+
+
+def _blind_folder(job: EvaluateJob) -> str:
+    return job.blind or f"{job.output}/blind"
 
 
 def _baselines(job: EvaluateJob, where: str, splits: Mapping[str, Split], levels: int) -> dict[str, Baselines]:
@@ -272,9 +323,9 @@ def _kept_baselines(folder: Folder) -> _KeptBaselines | None:
         return None
 
 
-def _check_left_out(job: EvaluateJob, parts: Parts) -> None:
+def _check_left_out(job: EvaluateJob, asked: Manifests) -> None:
     """Name the images that ended their worker; `RuntimeError` where there are more than the job allows."""
-    left_out = [(dataset, one) for dataset, some in parts.items() for part in some for one in part.report.left_out]
+    left_out = [(dataset, one) for dataset, manifest in asked.items() for one in manifest.left_out]
     lines = [f"{dataset} {one.sample_id}: {one.reason} ({one.detail})" for dataset, one in left_out]
     for line in lines:
         print(f"left out: {line}", flush=True)
@@ -282,13 +333,6 @@ def _check_left_out(job: EvaluateJob, parts: Parts) -> None:
         raise RuntimeError(
             f"{len(left_out)} images are left out, more than max_left_out = {job.max_left_out}: {lines[0]}"
         )
-
-
-def _numbers(task: ItemTask, parts: Sequence[Part[ItemReport]], is_blind: bool) -> Numbers:
-    numbers = Numbers(is_blind)
-    for items in items_of(task, parts):
-        numbers.add(items)
-    return numbers
 
 
 def _some(dataset: str, split: Split, limit: int | None) -> list[int]:

@@ -145,6 +145,7 @@ def _steps(job: QuickstartJob, output: Path) -> tuple[PrepareJob, TrainJob, Eval
             preset=job.train.model.preset,
             run_name=f"{job.evaluate.run_name}-untrained",
             pictures=0,
+            resamples=0,
         ),
     )
 
@@ -153,6 +154,7 @@ def figures(result: Quickstart) -> dict[str, dict[str, float]]:
     """Means over all evaluated regions of all datasets: before training, after it, and of the blind baselines."""
     names = [f"one_click/{number}" for number in ("miou_max", "miou_oracle")]
     names += ["granularity/miou_all", "box_prompt/miou", "classes/object_top1", "classes/part_top1"]
+    names += ["panoptic/pq", "semantic/miou", "boxes/ap", "masks/ap", "parts_of_objects/ap"]
     before, after = result.before.means, result.after.means
     return {
         name: {
@@ -172,7 +174,12 @@ def figures(result: Quickstart) -> dict[str, dict[str, float]]:
 
 def report(result: Quickstart) -> str:
     """The table that the quickstart ends with."""
-    lines = [prepare.table(result.manifests), "", evaluate.table(result.after.metrics, result.before.metrics), ""]
+    lines = [
+        prepare.table(result.manifests),
+        "",
+        evaluate.table(result.after.metrics, result.before.metrics, result.after.intervals),
+        "",
+    ]
     lines.append(f"{'over all datasets':<30}{'regions':>9}{'before':>9}{'after':>9}{'blind':>9}")
     for name, row in figures(result).items():
         cells = (f"{row[c]:.3f}" if c in row else "" for c in ("before", "after", "blind"))

@@ -15,21 +15,28 @@ import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy
 
-from pipelines.evaluate.item_files import ItemReport, ItemTask, part_name, read_items, write_items
+from pipelines.evaluate.item_files import (
+    MANIFEST_NAME,
+    ItemManifest,
+    ItemReport,
+    ItemTask,
+    part_name,
+    write_items,
+    write_manifest,
+)
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
 from pipelines.parts import RAY_RETRIES, Part, answer, check_is_ours, find_part, parts_of, remove_strangers
 from pipelines.progress import Progress
 from semsam.data.shards import Split
 from semsam.evaluation.asking import ask
 from semsam.evaluation.baselines import BaselineFit, Baselines, blind_item
-from semsam.evaluation.items import ImageItem
 from semsam.evaluation.questions import Questions
 from semsam.predictor import ImageSize
 
 _OUR_FILE = re.compile(r"items-\d{5,}\.(arrow|json|attempt)")
-_VOUCHING = re.compile(r"items-\d{5,}\.(json|attempt)")
+_VOUCHING = re.compile(rf"items-\d{{5,}}\.(json|attempt)|{MANIFEST_NAME}")
 
-Parts = dict[str, list[Part[ItemReport]]]  # Of each dataset, in the order of their rows.
+Manifests = dict[str, ItemManifest]  # By dataset.
 
 
 def ask_model(
@@ -39,7 +46,7 @@ def ask_model(
     questions: Questions,
     pool: Pool,
     progress_interval: float,
-) -> Parts:
+) -> Manifests:
     """The items of every dataset, by its name: what the model answers.  Raises `RuntimeError` as `parts_of` does."""
     constructor = {"tasks": dict(tasks), "model": model, "image_size": image_size, "questions": questions}
     options = {
@@ -58,7 +65,7 @@ def ask_model(
 
 def guess_blindly(
     tasks: Mapping[str, ItemTask], baselines: Mapping[str, Baselines], questions: Questions, levels: int
-) -> Parts:
+) -> Manifests:
     """The items of every dataset, by its name: what is guessed without seeing an image."""
     arguments = {"tasks": dict(tasks), "baselines": dict(baselines), "questions": questions, "levels": levels}
 
@@ -66,12 +73,6 @@ def guess_blindly(
         return _parts(blocks, _guess, fn_kwargs=arguments)
 
     return _make_parts(tasks, make, None)
-
-
-def items_of(task: ItemTask, parts: Sequence[Part[ItemReport]]) -> Iterator[list[ImageItem]]:
-    """The items of a dataset, part by part, in the order of their rows."""
-    folder = task.folder()
-    return (read_items(folder, part) for part in parts)
 
 
 def fit_baselines(
@@ -150,10 +151,11 @@ def _make_parts(
     tasks: Mapping[str, ItemTask],
     make: Callable[[Sequence[pa.Table]], Iterator[tuple[str, int, Part[ItemReport]]]],
     progress: Progress | None,
-) -> Parts:
+) -> Manifests:
     """The parts that are found finished, and those that `make` makes of the blocks of the others."""
     for task in tasks.values():
         check_is_ours(task.folder(), _OUR_FILE, _VOUCHING)
+        task.folder().remove(MANIFEST_NAME)  # It would vouch for files that are about to change.
     done = {dataset: _find_finished(task) for dataset, task in tasks.items()}
     if progress is not None:
         progress.add(sum(len(tasks[dataset].rows[one]) for dataset, parts in done.items() for one in parts), found=True)
@@ -170,10 +172,12 @@ def _make_parts(
             progress.add(len(tasks[dataset].rows[position]))
     if progress is not None:
         progress.close()
-    ordered = {dataset: [parts[position] for position in sorted(parts)] for dataset, parts in done.items()}
-    for dataset, parts in ordered.items():
-        remove_strangers(tasks[dataset].folder(), _OUR_FILE, parts)
-    return ordered
+    manifests = {}
+    for dataset, task in tasks.items():
+        parts = [done[dataset][position] for position in range(len(task.rows))]
+        remove_strangers(task.folder(), _OUR_FILE, parts)
+        manifests[dataset] = write_manifest(task, Split(task.root), parts)
+    return manifests
 
 
 def _parts(blocks: Sequence[pa.Table], work: Any, **options: Any) -> Iterator[tuple[str, int, Part[ItemReport]]]:

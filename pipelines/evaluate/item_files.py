@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +12,16 @@ import orjson
 import pyarrow as pa
 import pyarrow.ipc
 
-from pipelines.parts import KILLS_ITS_WORKER, Attempt, Part, PartFile, make_part
+from pipelines.parts import KILLS_ITS_WORKER, Attempt, Part, PartFile, check_all_there, make_part
 from pipelines.sources.source import Rejected
+from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Record
+from semsam.data.sealed import seal, unseal_as
 from semsam.data.shards import Split
 from semsam.evaluation.items import ITEMS_VERSION, ImageItem, from_table, to_table
 from semsam.storage import Folder
+
+MANIFEST_NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,27 @@ class ItemTask:
 
     def folder(self) -> Folder:
         return Folder(self.output)
+
+
+@dataclass(frozen=True)
+class ItemManifest:
+    """What lies in a folder of items, written when all of it is there; numbers need nothing else."""
+
+    dataset: str
+    split: str
+    data_digest: str
+    vocabulary: Vocabulary
+    asked: dict[str, Any]
+    parts: tuple[Part[ItemReport], ...]
+
+    @property
+    def left_out(self) -> list[Rejected]:
+        """The images that ended their workers."""
+        return [one for part in self.parts for one in part.report.left_out]
+
+    def items(self, folder: Folder) -> Iterator[list[ImageItem]]:
+        """The items, part by part, in the order of their rows.  Raises `ValueError` as `read_items` does."""
+        return (read_items(folder, part) for part in self.parts)
 
 
 @dataclass(frozen=True)
@@ -92,6 +118,26 @@ def read_items(folder: Folder, part: Part[ItemReport]) -> list[ImageItem]:
         return from_table(pyarrow.ipc.open_file(pa.BufferReader(data)).read_all())
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def write_manifest(task: ItemTask, split: Split, parts: Sequence[Part[ItemReport]]) -> ItemManifest:
+    """Vouch for all items of a dataset."""
+    manifest = split.manifest
+    found = ItemManifest(
+        manifest.dataset, manifest.split, task.data_digest, manifest.vocabulary, task.asked, tuple(parts)
+    )
+    check_all_there(task.folder(), parts)
+    task.folder().write(MANIFEST_NAME, seal(dataclasses.asdict(found)))
+    return found
+
+
+def read_manifest(folder: Folder) -> ItemManifest:
+    """What lies in a folder of items.  Raises `ValueError` where an evaluation has not come to its end."""
+    path = f"{folder.path}/{MANIFEST_NAME}"
+    data = folder.read_if_there(MANIFEST_NAME)
+    if data is None:
+        raise ValueError(f"{path}: no such file: no evaluation has come to its end here")
+    return unseal_as(ItemManifest, data, path, "the manifest of an evaluation's items")
 
 
 def item_task(split: Split, rows: Sequence[int], rows_per_task: int, output: str, asked: dict[str, Any]) -> ItemTask:

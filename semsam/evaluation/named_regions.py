@@ -16,8 +16,9 @@ from hotcoco.primitives import bbox_iou, mask_iou
 from jaxtyping import Bool, Float64, Int64
 
 from semsam.data.manifest import Vocabulary
+from semsam.data.named_mask import NamedMask
 from semsam.data.schema import Kind, Region
-from semsam.evaluation.items import ImageItem, NamedMask
+from semsam.evaluation.items import ImageItem
 from semsam.evaluation.matches import Matches
 from semsam.evaluation.matching import AREA_RANGES, Group, match
 

@@ -12,10 +12,11 @@ from hotcoco.panoptic import PanopticEval
 from jaxtyping import Bool, Float64
 
 from semsam.data.manifest import Vocabulary
+from semsam.data.named_mask import NamedMask
 from semsam.data.schema import Kind, Region
 from semsam.evaluation.class_sums import ClassSums, mean_where, ratio
 from semsam.evaluation.disjoint_segments import with_pixels
-from semsam.evaluation.items import ImageItem, NamedMask
+from semsam.evaluation.items import ImageItem
 from semsam.evaluation.numbers import Absent, Numbers, check_not_empty, unanswered
 
 _Segment = TypeVar("_Segment", Region, NamedMask)

@@ -8,17 +8,27 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int64
 
+from semsam.data.manifest import Vocabulary
 from semsam.evaluation.baselines import FILLINGS
 from semsam.evaluation.box_prompt import box_prompt
 from semsam.evaluation.clicked_classes import clicked_classes, confusions
 from semsam.evaluation.granularity import distinct_masks, granularity
 from semsam.evaluation.iou_calibration import Calibration, fit_of_choice
 from semsam.evaluation.items import Ask, ImageItem
+from semsam.evaluation.numbers import Numbers
 from semsam.evaluation.one_click import one_click
 from semsam.evaluation.prompt_table import PromptTable
-from semsam.evaluation.values import Values
+from semsam.evaluation.values import PromptMeans, Values
 
 BASELINE = "baseline"  # First part of a blind baseline's metric name.
+CONVENTIONS = {
+    "one_click": "one click on each region's innermost pixel; mean IoU over regions",
+    "random_click": "one click on any pixel of each region; mean IoU over regions",
+    "granularity": "all masks under each region's innermost pixel; mean over masks",
+    "box_prompt": "each region's own box; mean over regions",
+    "classes": "names of clicked regions, by the level that fits best; mean over regions",
+    "choice": "the chosen level against the region under the click that it fits best; mean over clicks",
+}
 
 
 def measure(table: PromptTable) -> dict[str, Values]:
@@ -30,7 +40,7 @@ def measure(table: PromptTable) -> dict[str, Values]:
         "granularity": granularity(clicks) | distinct_masks(clicks),
         "box_prompt": box_prompt(boxes),
         "classes": clicked_classes(clicks),
-        "calibration": fit_of_choice(clicks),
+        "choice": fit_of_choice(clicks),
     }
     return {f"{protocol}/{name}": values for protocol, numbers in found.items() for name, values in numbers.items()}
 
@@ -48,14 +58,15 @@ def measure_blind(table: PromptTable) -> dict[str, Values]:
 
 
 @dataclass
-class Numbers:
-    """What was measured of a dataset's split so far, image by image in their order."""
+class PromptNumbers:
+    """What clicks and boxes say of a dataset's split so far, image by image in their order."""
 
+    vocabulary: Vocabulary
     is_blind: bool = False
     num_images: int = 0
     parts: dict[str, list[Values]] = field(default_factory=dict)
     calibrations: list[Calibration] = field(default_factory=list)
-    confusions: dict[str, list[Int64[np.ndarray, "n 2"]]] = field(default_factory=dict)
+    pairs: dict[str, list[Int64[np.ndarray, "n 2"]]] = field(default_factory=dict)
 
     def add(self, items: Sequence[ImageItem]) -> None:
         """Measure the images that follow.  Raises `ValueError` for one that was not asked."""
@@ -68,7 +79,7 @@ class Numbers:
         clicks = table.asked_by(Ask.INNERMOST)
         self.calibrations.append(Calibration.of(clicks))
         for what, pairs in confusions(clicks).items():
-            self.confusions.setdefault(what, []).append(pairs)
+            self.pairs.setdefault(what, []).append(pairs)
 
     def values(self) -> dict[str, Values]:
         """All values by name; what nothing was measured for is absent."""
@@ -79,13 +90,34 @@ class Numbers:
         """The sum of each number's values, and how many there are."""
         return {name: (float(values.value.sum()), len(values)) for name, values in self.values().items()}
 
-    def compute(self) -> dict[str, float]:
-        """Every number by its name less its dataset."""
-        numbers = {name: total / count for name, (total, count) in self.sums().items()}
-        if self.is_blind or not self.calibrations:
-            return numbers
-        calibration = Calibration.join(self.calibrations).numbers()
-        return numbers | {f"calibration/{name}": value for name, value in calibration.items()}
+    def confusion(self, what: str) -> Int64[np.ndarray, "t n"]:
+        """How often a region of each name (row) was taken for each (column); `what` is `object` or `part`.
+
+        The last column is what was given no name.
+        """
+        num_names = len(self.vocabulary.objects if what == "object" else self.vocabulary.parts)
+        counts = np.zeros((num_names, num_names + 1), np.int64)
+        for pairs in self.pairs.get(what, []):
+            np.add.at(counts, (pairs[:, 0], pairs[:, 1]), 1)
+        return counts
+
+    def compute(self) -> dict[str, Numbers]:
+        """The numbers of every protocol that has any, by its name."""
+        by_protocol: dict[str, dict[str, Values]] = {}
+        for name, values in self.values().items():
+            protocol, _, number = name.partition("/")
+            by_protocol.setdefault(protocol, {})[number] = values
+        found = {protocol: self._means(protocol, values) for protocol, values in by_protocol.items()}
+        if not self.is_blind and self.calibrations:
+            calibration = Calibration.join(self.calibrations)
+            if numbers := calibration.numbers():
+                convention = "predicted IoU against the best IoU under the click, all levels"
+                found["iou_calibration"] = Numbers(convention, numbers, lambda: calibration.sums(self.num_images))
+        return found
+
+    def _means(self, protocol: str, values: Mapping[str, Values]) -> Numbers:
+        numbers = {name: float(one.value.sum()) / len(one) for name, one in values.items()}
+        return Numbers(CONVENTIONS[protocol], numbers, lambda: PromptMeans(self.num_images, self.vocabulary, values))
 
 
 def means_of(sums: Iterable[Mapping[str, tuple[float, int]]]) -> dict[str, tuple[float, int]]:

@@ -40,7 +40,7 @@ from semsam.config import config_values, load_config
 from semsam.data.shards import Split
 from semsam.evaluation.asking import ask
 from semsam.evaluation.baselines import Baselines, blind_item
-from semsam.evaluation.protocols import BASELINE, Numbers, means_of
+from semsam.evaluation.protocols import BASELINE, PromptNumbers, means_of
 from semsam.evaluation.questions import Questions
 
 RECIPE = Path(__file__).parent / "claims.yaml"
@@ -212,8 +212,9 @@ def compute(run: Run) -> dict[str, float]:
     baselines = read_baselines(Path(run.out, "world", "baselines.json"))
     sums = {}
     for dataset, num_images in VARIANTS[run.variant].evaluated.items():
-        split, found, guessed = Split(f"{recipe.data.root}/{dataset}/val"), Numbers(), Numbers(is_blind=True)
+        split = Split(f"{recipe.data.root}/{dataset}/val")
         vocabulary, levels = split.manifest.vocabulary, recipe.model.resolve().num_levels
+        found, guessed = PromptNumbers(vocabulary), PromptNumbers(vocabulary, is_blind=True)
         use_vocabulary(predictor, split)
         for row in range(min(num_images, len(split))):
             record = split.record(row)

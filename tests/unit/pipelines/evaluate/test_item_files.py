@@ -11,8 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.evaluate.evaluate import items_of
-from pipelines.evaluate.item_files import ItemTask, item_task, read_items, write_items
+from pipelines.evaluate.item_files import (
+    ItemTask,
+    item_task,
+    read_items,
+    read_manifest,
+    write_items,
+    write_manifest,
+)
 from semsam.data.schema import Record
 from semsam.data.shards import Split
 from semsam.evaluation.items import ImageItem
@@ -41,7 +47,10 @@ def test_parts_are_made_once_and_read_in_order(split: Split, task: ItemTask) -> 
     again = [write_items(task, split, position, refuse) for position in range(3)]
     assert again == [(part, True) for part in parts]
     assert [part.report.num_images for part in parts] == [2, 2, 1]
-    found = [item for items in items_of(task, parts) for item in items]
+    write_manifest(task, split, parts)
+    manifest = read_manifest(task.folder())
+    assert manifest.vocabulary == split.manifest.vocabulary
+    found = [item for items in manifest.items(task.folder()) for item in items]
     assert [item.sample_id for item in found] == [f"{number:06d}" for number in range(5)]
     assert found[2].regions == split.record(2).regions
 
@@ -108,3 +117,12 @@ def test_an_image_that_ends_its_worker_is_left_out_and_named(split: Split, task:
     assert [one.sample_id for one in part.report.left_out] == ["000001"]
     assert part.report.num_images == 1
     assert [item.sample_id for item in read_items(task.folder(), part)] == ["000000"]
+
+
+def test_what_is_not_complete_has_no_numbers(split: Split, task: ItemTask) -> None:
+    with pytest.raises(ValueError, match="manifest.json: no such file: no evaluation has come to its end here"):
+        read_manifest(task.folder())
+    parts = [write_items(task, split, position, item_of)[0] for position in range(3)]
+    Path(task.output, "items-00001.arrow").unlink()
+    with pytest.raises(ValueError, match=r"items-00001.arrow: vanished"):
+        write_manifest(task, split, parts)

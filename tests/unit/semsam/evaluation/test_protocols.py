@@ -7,13 +7,16 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind, Region
 from semsam.evaluation.clicked_classes import confusions
 from semsam.evaluation.iou_calibration import Calibration
 from semsam.evaluation.items import BEST, Ask, ImageItem, Prompted, join_prompted
 from semsam.evaluation.prompt_table import PromptTable
-from semsam.evaluation.protocols import Numbers, means_of, metric_name
+from semsam.evaluation.protocols import PromptNumbers, means_of, metric_name
 from semsam.evaluation.values import Values
+
+VOCABULARY = Vocabulary(tuple("abcdef"), tuple("uvwxyz"))
 
 
 def answer(
@@ -67,10 +70,14 @@ def item(*prompts: Prompted, regions: Sequence[tuple[int | None, int | None]] = 
 
 
 def numbers(*items: ImageItem, is_blind: bool = False) -> dict[str, float]:
-    found = Numbers(is_blind)
+    found = PromptNumbers(VOCABULARY, is_blind)
     for one in items:
         found.add([one])
-    return found.compute()
+    return flat(found)
+
+
+def flat(found: PromptNumbers) -> dict[str, float]:
+    return {f"{protocol}/{name}": v for protocol, one in found.compute().items() for name, v in one.values.items()}
 
 
 def test_max_takes_the_chosen_level_and_oracle_the_best() -> None:
@@ -135,8 +142,8 @@ def test_what_was_taken_for_what_is_kept() -> None:
 
 def test_the_chosen_level_is_compared_with_whatever_it_may_mean() -> None:
     under = ((0, [0.25, 0.5]), (1, [1.0, 0.0]))
-    assert numbers(item(answer([0.25, 0.5], chosen=0, under=under)))["calibration/chosen_fits"] == 1.0
-    assert numbers(item(answer([0.25, 0.5], chosen=0)))["calibration/chosen_fits"] == 0.0
+    assert numbers(item(answer([0.25, 0.5], chosen=0, under=under)))["choice/miou"] == 1.0
+    assert numbers(item(answer([0.25, 0.5], chosen=0)))["choice/miou"] == 0.0
 
 
 def test_predictions_that_are_true_are_calibrated_and_those_that_mislead_are_not() -> None:
@@ -155,7 +162,7 @@ def test_blind_guesses_have_the_numbers_that_mean_something() -> None:
     found = numbers(item(answer([0.5, 0.75]), answer([0.25, 0.5], Ask.BOX, chosen=1)), is_blind=True)
     assert (found["box_prompt/miou_filled_box"], found["box_prompt/miou_ellipse"]) == (0.25, 0.5)
     assert found["box_prompt/miou"] == 0.5
-    assert not {"granularity/distinct", "calibration/ece", "classes/object_top5"} & found.keys()
+    assert not {"granularity/distinct", "iou_calibration/ece", "classes/object_top5"} & found.keys()
 
 
 def test_any_division_into_parts_gives_the_same_numbers() -> None:
@@ -166,11 +173,11 @@ def test_any_division_into_parts_gives_the_same_numbers() -> None:
         )
         for _ in range(20)
     ]
-    whole, parts = Numbers(), Numbers()
+    whole, parts = PromptNumbers(VOCABULARY), PromptNumbers(VOCABULARY)
     whole.add(items)
     for start in range(0, 20, 3):
         parts.add(items[start : start + 3])
-    assert whole.compute() == parts.compute()
+    assert flat(whole) == flat(parts)
     assert parts.num_images == 20
 
 
@@ -180,7 +187,7 @@ def test_what_was_not_measured_is_absent() -> None:
 
 def test_an_image_that_was_not_asked_is_named() -> None:
     with pytest.raises(ValueError, match="^7: no prompts were put to this image"):
-        Numbers().add([ImageItem("7", 4, 4, 4, 4, ())])
+        PromptNumbers(VOCABULARY).add([ImageItem("7", 4, 4, 4, 4, ())])
 
 
 def test_means_over_datasets_are_over_their_values() -> None:
@@ -197,3 +204,40 @@ def test_values_are_known_by_image_and_by_name() -> None:
     sums, counts = values.by_image(4)
     assert (sums.tolist(), counts.tolist()) == ([1, 0, 6, 0], [1, 0, 2, 0])
     assert values.by_category() == {5: (1.5, 2)}
+
+
+def test_names_have_rows_of_their_own() -> None:
+    found = PromptNumbers(VOCABULARY)
+    prompts = (answer([1, 0], objects=[1, 0]), answer([1, 0], region=1, objects=[1, 0], parts=[3, 0]))
+    found.add([item(*prompts, regions=((1, None), (2, 3)))])
+    images = found.compute()["classes"].images
+    rows = images.per_class()
+    assert rows["b"] == {"object_top1": 1.0, "object_top1_count": 1, "object_top5": 1.0, "object_top5_count": 1}
+    assert rows["c"]["object_top1"] == 0.0
+    assert rows["x"]["part_top1"] == 1.0
+    assert images.resampled(np.array([[2]]))["object_top1"].tolist() == [0.5]
+    assert images.resampled_classes(np.array([[2]]))["b"]["object_top1"].tolist() == [1.0]
+    assert images.per_image()["object_top1"].tolist() == [0.5]
+    assert found.confusion("object").sum() == 2
+    assert (found.confusion("object")[1, 1], found.confusion("object")[2, 1], found.confusion("part")[3, 3]) == (
+        1,
+        1,
+        1,
+    )
+
+
+def test_the_error_of_calibration_follows_from_what_each_image_adds() -> None:
+    rng = np.random.default_rng(0)
+    found = PromptNumbers(VOCABULARY)
+    for _ in range(9):
+        found.add(
+            [item(*(answer([0, 0], predicted=rng.random(2).tolist(), under=((0, rng.random(2)),)) for _ in range(4)))]
+        )
+    numbers = found.compute()["iou_calibration"]
+    assert numbers.images.resampled(np.ones((1, 9), int))["ece"] == pytest.approx([numbers.values["ece"]])
+    halves = numbers.images.resampled(np.array([[1] * 4 + [0] * 5]))["ece"]
+    first = PromptNumbers(VOCABULARY)
+    first.calibrations = found.calibrations[:4]
+    first.num_images = 4
+    assert halves == pytest.approx([first.compute()["iou_calibration"].values["ece"]])
+    assert sum(row["levels"] for row in numbers.images.per_class().values()) == 72
