@@ -27,25 +27,35 @@ def overlaps(
 
     Raises `ValueError` where two segments of one side share a pixel.
     """
-    points, sides = [], []
+    points, labels = [], []
     for masks in (truth, predicted):
         starts, stops, owner = _runs(masks, height, width)
         _check_sorted(starts, stops)
-        # Where a label begins to hold: a run's owner at its start, nobody at its end.  A run that starts where
-        # another stops comes later in the order, so its owner is the one that is left.
-        edges = np.stack([starts, stops], 1).reshape(-1)
-        labels = np.stack([owner, np.full_like(owner, len(masks))], 1).reshape(-1)
-        points.append(np.concatenate([[0], edges]))
-        sides.append(np.concatenate([[len(masks)], labels]))
-    grid = np.sort(np.concatenate([*points, [height * width]]))
-    lengths = np.diff(grid)  # Of equal points all but the last begin nothing.
-    held = [
-        side[np.searchsorted(point, grid[:-1], side="right") - 1] for point, side in zip(points, sides, strict=True)
-    ]
+        # Where a label begins to hold: a run's owner at its start, nobody from its end on.
+        points.append(np.concatenate([[0], np.stack([starts, stops], 1).reshape(-1)]))
+        nobody = np.full_like(owner, len(masks))
+        labels.append(np.concatenate([[len(masks)], np.stack([owner, nobody], 1).reshape(-1)]))
+    is_truth = np.arange(len(points[0]) + len(points[1])) < len(points[0])
+    at = np.concatenate(points)
+    # Stable: where one run stops and the next starts, the owner of the latter is the one that is left.
+    order = np.argsort(at, kind="stable")
+    lengths = np.diff(at[order], append=height * width)
+    cell = _held(labels, is_truth[order], order, 0) * (len(predicted) + 1) + _held(labels, ~is_truth[order], order, 1)
     shape = len(truth) + 1, len(predicted) + 1
-    cell = held[0] * shape[1] + held[1]
     counts: Float64[np.ndarray, " cells"] = np.bincount(cell, weights=lengths, minlength=shape[0] * shape[1])
     return counts.astype(np.int64).reshape(shape)
+
+
+def _held(
+    labels: list[Int64[np.ndarray, " l"]],
+    is_ours: Bool[np.ndarray, " p"],
+    order: Int64[np.ndarray, " p"],
+    side: int,
+) -> Int64[np.ndarray, " p"]:
+    """The label of one side that holds from each point on: the last one at or before it."""
+    last = np.maximum.accumulate(np.where(is_ours, np.arange(len(order)), 0))
+    ours = order - (0 if side == 0 else len(labels[0]))
+    return np.where(is_ours[last], labels[side][np.where(is_ours, ours, 0)][last], 0)
 
 
 def _runs(
@@ -53,8 +63,8 @@ def _runs(
 ) -> tuple[Int64[np.ndarray, " r"], Int64[np.ndarray, " r"], Int64[np.ndarray, " r"]]:
     """Start, stop and mask of every run of pixels inside, in the order of starts."""
     ends, owner = rle.toggles_of_many(masks, height, width)
-    first_of_mask = np.searchsorted(owner, owner)
-    place = np.arange(len(ends)) - first_of_mask
+    num_ends = np.bincount(owner, minlength=len(masks))
+    place = np.arange(len(ends)) - np.repeat(np.cumsum(num_ends) - num_ends, num_ends)
     is_stop = place % 2 == 1
     stops, owner = ends[is_stop], owner[is_stop]
     starts = ends[np.flatnonzero(is_stop) - 1]

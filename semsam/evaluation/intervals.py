@@ -22,6 +22,9 @@ class Interval:
 
     low: float
     high: float
+    # How much higher the resamples are, on average, than the number itself.  Nothing for means; but AP takes the best
+    # precision that lies ahead, which images that are drawn twice raise: a low AP may lie below its own interval.
+    bias: float
 
 
 def resample(num_images: int, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Int64[np.ndarray, "r n"]:
@@ -37,14 +40,14 @@ def resample(num_images: int, seed: int = 0, num_resamples: int = NUM_RESAMPLES)
 
 def intervals(images: Contributions, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> dict[str, Interval]:
     """The interval of every number that there is any truth for."""
-    return _percentiles(images.resampled(resample(images.num_images, seed, num_resamples)))
+    return _percentiles(images.resampled(_with_all(images, seed, num_resamples)))
 
 
 def class_intervals(
     images: Contributions, seed: int = 0, num_resamples: int = NUM_RESAMPLES
 ) -> dict[str, dict[str, Interval]]:
     """The intervals of every class's main numbers, by the class's name."""
-    table = images.resampled_classes(resample(images.num_images, seed, num_resamples))
+    table = images.resampled_classes(_with_all(images, seed, num_resamples))
     return {label: _percentiles(row) for label, row in table.items()}
 
 
@@ -59,12 +62,23 @@ def paired_intervals(
         raise ValueError(
             f"evaluations of {first.num_images} and {second.num_images} images cannot be compared in pairs"
         )
-    weights = resample(first.num_images, seed, num_resamples)
+    weights = _with_all(first, seed, num_resamples)
     before, after = first.resampled(weights), second.resampled(weights)
     return _percentiles({name: after[name] - before[name] for name in before if name in after})
 
 
-def _percentiles(resampled: dict[str, Float64[np.ndarray, " r"]]) -> dict[str, Interval]:
-    """A resample that holds no truth for a number says nothing about it."""
-    known = {name: values[~np.isnan(values)] for name, values in resampled.items()}
-    return {name: Interval(*np.percentile(v, _PERCENTILES).tolist()) for name, v in known.items() if v.size}
+def _with_all(images: Contributions, seed: int, num_resamples: int) -> Int64[np.ndarray, "r_plus_1 n"]:
+    """All images once, and then the resamples."""
+    once = np.ones((1, images.num_images), np.int64)
+    return np.concatenate([once, resample(images.num_images, seed, num_resamples)])
+
+
+def _percentiles(resampled: dict[str, Float64[np.ndarray, " r_plus_1"]]) -> dict[str, Interval]:
+    """From the number itself and its resamples; one that holds no truth for a number says nothing about it."""
+    found = {}
+    for name, values in resampled.items():
+        known = values[1:][~np.isnan(values[1:])]
+        if known.size and not np.isnan(values[0]):
+            low, high = np.percentile(known, _PERCENTILES).tolist()
+            found[name] = Interval(low, high, float(known.mean() - values[0]))
+    return found

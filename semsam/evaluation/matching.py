@@ -2,7 +2,7 @@
 
 The library that computes the numbers of a whole dataset gives its matches as Python lists, a gigabyte and a minute for
 five thousand images.  So the matches are made here once more from the same IoUs, all groups (detections of one name in
-one image) side by side; that the numbers are the library's is checked wherever they are computed.
+one image) side by side; that the numbers are the library's is checked where it gives them.
 """
 
 from __future__ import annotations
