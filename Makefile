@@ -21,11 +21,11 @@ help:  ## list the targets
 $(READY): infra/constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools
-	$(PIP) --no-build-isolation -e '.[cluster]'
+	$(PIP) --no-build-isolation -e '.[cluster,evaluation]'
 	@touch $(READY)
 
 $(DEV_READY): $(READY)
-	$(PIP) --no-build-isolation -e '.[cluster,dev]'
+	$(PIP) --no-build-isolation -e '.[cluster,evaluation,dev]'
 	@touch $(DEV_READY)
 
 install: $(DEV_READY)  ## make .venv, tools for developers included

@@ -1,9 +1,9 @@
-"""Numbers that are quotients of sums over images, class by class: panoptic quality, semantic IoU; and plain means."""
+"""Numbers that are quotients of sums over images, class by class: panoptic quality, semantic IoU."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,13 +32,16 @@ class ClassSums(ABC):
     def headline(self, totals: Float64[np.ndarray, "r c columns"]) -> dict[str, Float64[np.ndarray, " r"]]:
         """The protocol's numbers; NaN where no class counts."""
 
-    def resampled(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, Float64[np.ndarray, " r"]]:
+    def resampled(
+        self, weights: Int64[np.ndarray, "r n"], names: Collection[str] | None = None
+    ) -> dict[str, Float64[np.ndarray, " r"]]:
         """As `Contributions` says."""
         pieces = [
             self.headline(self._totals(weights[first : first + _RESAMPLES_AT_ONCE]))
             for first in range(0, len(weights), _RESAMPLES_AT_ONCE)
         ]
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        kept = pieces[0].keys() & names if names is not None else pieces[0].keys()
+        return {name: np.concatenate([piece[name] for piece in pieces]) for name in kept}
 
     def resampled_classes(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, dict[str, Float64[np.ndarray, " r"]]]:
         """As `Contributions` says."""
@@ -76,35 +79,6 @@ class ClassSums(ABC):
             weighted = weights[:, image] * self.sums[order, column]
             totals[:, classes, column] = np.add.reduceat(weighted, starts, axis=1)
         return totals
-
-
-@dataclass(frozen=True)
-class ImageMeans:
-    """Means over things of which an image has any number (prompts): the sum and the count of each image, by name."""
-
-    sums: Mapping[str, Float64[np.ndarray, " n"]]
-    counts: Mapping[str, Int64[np.ndarray, " n"]]
-
-    @property
-    def num_images(self) -> int:
-        """As `Contributions` says."""
-        return len(next(iter(self.counts.values())))
-
-    def resampled(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, Float64[np.ndarray, " r"]]:
-        """As `Contributions` says."""
-        return {name: ratio(weights @ self.sums[name], weights @ self.counts[name]) for name in self.sums}
-
-    def resampled_classes(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, dict[str, Float64[np.ndarray, " r"]]]:
-        """As `Contributions` says: a mean over prompts has no classes."""
-        return {}
-
-    def per_class(self) -> dict[str, dict[str, float]]:
-        """As `Contributions` says: a mean over prompts has no classes."""
-        return {}
-
-    def per_image(self) -> dict[str, Float64[np.ndarray, " n"]]:
-        """As `Contributions` says."""
-        return {name: ratio(self.sums[name], self.counts[name]) for name in self.sums}
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

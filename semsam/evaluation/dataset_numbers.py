@@ -63,8 +63,11 @@ class DatasetNumbers:
             return {}
         found = {}
         for protocol, numbers in self.protocols.items():
-            known = intervals(numbers.images, num_resamples=num_resamples)
-            found[protocol] = {name: known[name] for name in HEADLINES.get(protocol, ()) if name in known}
+            wanted = HEADLINES.get(protocol, ())
+            if wanted:
+                known = intervals(numbers.images, num_resamples=num_resamples, names=wanted)
+                # All of them are shares, which freeing them of their bias may have moved beyond 0 and 1.
+                found[protocol] = {name: Interval(max(one.low, 0.0), min(one.high, 1.0)) for name, one in known.items()}
         return found
 
 

@@ -5,6 +5,7 @@ The same images are drawn for every number and every evaluation, so that differe
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +19,14 @@ _PERCENTILES = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class Interval:
-    """The middle 95% of a number's resamples."""
+    """The middle 95% of a number's resamples, moved by what they are higher than the number on average.
+
+    For means that is nothing.  But AP takes the best precision that lies ahead, which images that are drawn twice
+    raise: a low AP may lie below all of its resamples.
+    """
 
     low: float
     high: float
-    # How much higher the resamples are, on average, than the number itself.  Nothing for means; but AP takes the best
-    # precision that lies ahead, which images that are drawn twice raise: a low AP may lie below its own interval.
-    bias: float
 
 
 def resample(num_images: int, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> Int64[np.ndarray, "r n"]:
@@ -38,9 +40,14 @@ def resample(num_images: int, seed: int = 0, num_resamples: int = NUM_RESAMPLES)
     return weights
 
 
-def intervals(images: Contributions, seed: int = 0, num_resamples: int = NUM_RESAMPLES) -> dict[str, Interval]:
-    """The interval of every number that there is any truth for."""
-    return _percentiles(images.resampled(_with_all(images, seed, num_resamples)))
+def intervals(
+    images: Contributions,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    names: Collection[str] | None = None,
+) -> dict[str, Interval]:
+    """The interval of every number (or of those of `names`) that there is any truth for."""
+    return _percentiles(images.resampled(_with_all(images, seed, num_resamples), names))
 
 
 def class_intervals(
@@ -52,9 +59,13 @@ def class_intervals(
 
 
 def paired_intervals(
-    first: Contributions, second: Contributions, seed: int = 0, num_resamples: int = NUM_RESAMPLES
+    first: Contributions,
+    second: Contributions,
+    seed: int = 0,
+    num_resamples: int = NUM_RESAMPLES,
+    names: Collection[str] | None = None,
 ) -> dict[str, Interval]:
-    """The interval of second - first, for every number that both have, over the same images in the same order.
+    """The interval of second - first, for every number (or those of `names`) that both have, over the same images.
 
     Raises `ValueError` for different numbers of images.
     """
@@ -63,7 +74,7 @@ def paired_intervals(
             f"evaluations of {first.num_images} and {second.num_images} images cannot be compared in pairs"
         )
     weights = _with_all(first, seed, num_resamples)
-    before, after = first.resampled(weights), second.resampled(weights)
+    before, after = first.resampled(weights, names), second.resampled(weights, names)
     return _percentiles({name: after[name] - before[name] for name in before if name in after})
 
 
@@ -79,6 +90,6 @@ def _percentiles(resampled: dict[str, Float64[np.ndarray, " r_plus_1"]]) -> dict
     for name, values in resampled.items():
         known = values[1:][~np.isnan(values[1:])]
         if known.size and not np.isnan(values[0]):
-            low, high = np.percentile(known, _PERCENTILES).tolist()
-            found[name] = Interval(low, high, float(known.mean() - values[0]))
+            low, high = np.percentile(known, _PERCENTILES) - (known.mean() - values[0])
+            found[name] = Interval(float(low), float(high))
     return found

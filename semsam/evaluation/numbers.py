@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -21,8 +21,13 @@ class Contributions(Protocol):
         """How many images were measured; positions are those of the items."""
         ...
 
-    def resampled(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, Float64[np.ndarray, " r"]]:
-        """The numbers when image i is there `weights[:, i]` times; NaN where a choice holds no truth for one."""
+    def resampled(
+        self, weights: Int64[np.ndarray, "r n"], names: Collection[str] | None = None
+    ) -> dict[str, Float64[np.ndarray, " r"]]:
+        """The numbers when image i is there `weights[:, i]` times; NaN where a choice holds no truth for one.
+
+        Of all numbers, or of those of `names` that there are.
+        """
         ...
 
     def resampled_classes(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, dict[str, Float64[np.ndarray, " r"]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,11 +58,14 @@ class PromptMeans:
     vocabulary: Vocabulary
     values: Mapping[str, Values]  # By the number's name; those of `part_...` are of part names.
 
-    def resampled(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, Float64[np.ndarray, " r"]]:
+    def resampled(
+        self, weights: Int64[np.ndarray, "r n"], names: Collection[str] | None = None
+    ) -> dict[str, Float64[np.ndarray, " r"]]:
         """As `Contributions` says."""
         chosen = weights.astype(np.float64)
         sums = {name: values.by_image(self.num_images) for name, values in self.values.items()}
-        return {name: ratio(chosen @ total, chosen @ count) for name, (total, count) in sums.items()}
+        wanted = sums.keys() if names is None else sums.keys() & names
+        return {name: ratio(chosen @ sums[name][0], chosen @ sums[name][1]) for name in wanted}
 
     def resampled_classes(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, dict[str, Float64[np.ndarray, " r"]]]:
         """As `Contributions` says."""

@@ -43,7 +43,7 @@ def test_an_evaluations_numbers_outlive_an_mlflow_that_fails_at_the_end(
     server.mode = "fail"
     output.mkdir()
     (output / RUN_ID_FILE).write_text("0" * 32)  # Of an earlier evaluation.
-    assert evaluate.keep(job, METRICS, {"coco_panoptic.png": b"png"}, splits) is None
+    assert evaluate.keep(job, METRICS, {}, {"coco_panoptic.png": b"png"}, splits) is None
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("metric")  # The table, first of all.
     assert said[-1].startswith(f"warning: tracking.uri: MLflow at {server.uri}: it answers 500")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from semsam.evaluation.average_precision import average_precision
-from semsam.evaluation.class_sums import ImageMeans
 from semsam.evaluation.intervals import Interval, class_intervals, intervals, paired_intervals, resample
 from semsam.evaluation.items import ImageItem
 from semsam.evaluation.named_regions import Names, Overlap
 from semsam.evaluation.numbers import Absent, Contributions, Numbers
 from semsam.evaluation.panoptic_quality import panoptic_quality
 from semsam.evaluation.semantic_iou import semantic_iou
+from semsam.evaluation.values import PromptMeans, Values
 from tests.synthetic_items import NAMES, synthetic_items
 
 
@@ -28,6 +29,13 @@ def quality(items: list[ImageItem]) -> Numbers | Absent:
 
 def semantic(items: list[ImageItem]) -> Numbers | Absent:
     return semantic_iou(items, NAMES)
+
+
+def means(values: Sequence[float], image: Sequence[int] | None = None, num_images: int | None = None) -> PromptMeans:
+    """What images add to a mean; one value each, unless their images are given."""
+    of_image = np.arange(len(values)) if image is None else np.array(image, np.int64)
+    found = Values.of(np.array(values, np.float64), of_image)
+    return PromptMeans(len(values) if num_images is None else num_images, NAMES, {"x": found})
 
 
 def images_of(result: Numbers | Absent) -> Contributions:
@@ -48,13 +56,13 @@ def test_a_resample_has_the_numbers_of_its_images_measured_again(measure: object
 
 
 @pytest.mark.parametrize("measure", [mask_ap, quality, semantic])
-def test_every_number_lies_in_its_interval_once_that_is_freed_of_its_bias(measure: object) -> None:
+def test_every_number_lies_in_its_interval(measure: object) -> None:
     assert callable(measure)
     result = measure(synthetic_items(60, seed=1))
     found = intervals(result.images, num_resamples=200)
     assert found.keys() == result.values.keys()
     for name, value in result.values.items():
-        assert found[name].low - found[name].bias < value < found[name].high - found[name].bias
+        assert found[name].low < value < found[name].high
 
 
 @pytest.mark.parametrize(("measure", "main"), [(mask_ap, "ap"), (quality, "pq"), (semantic, "iou")])
@@ -65,8 +73,8 @@ def test_classes_have_intervals_around_their_numbers(measure: object, main: str)
     assert found.keys() == table.keys()
     for label, row in table.items():
         interval = found[label][main]
-        assert interval.low - interval.bias <= row[main] + 1e-12
-        assert interval.high - interval.bias >= row[main] - 1e-12
+        assert interval.low <= row[main] + 1e-12
+        assert interval.high >= row[main] - 1e-12
     once = images.resampled_classes(np.ones((1, 60), np.int64))
     assert {label: row[main] for label, row in table.items()} == pytest.approx(
         {label: row[main][0] for label, row in once.items()}, abs=1e-12
@@ -75,37 +83,35 @@ def test_classes_have_intervals_around_their_numbers(measure: object, main: str)
 
 def test_an_evaluation_does_not_differ_from_itself() -> None:
     images = images_of(mask_ap(synthetic_items(30, seed=1)))
-    assert set(paired_intervals(images, images, num_resamples=20).values()) == {Interval(0.0, 0.0, 0.0)}
+    assert set(paired_intervals(images, images, num_resamples=20).values()) == {Interval(0.0, 0.0)}
 
 
 def test_a_small_gain_on_every_image_is_sure_in_pairs_alone() -> None:
     rng = np.random.default_rng(0)
-    counts = np.ones(200, np.int64)
-    before = ImageMeans({"iou": rng.random(200)}, {"iou": counts})
-    after = ImageMeans({"iou": before.sums["iou"] + 0.01 + 0.001 * rng.random(200)}, {"iou": counts})
-    gain = paired_intervals(before, after)["iou"]
+    values = rng.random(200)
+    before, after = means(values.tolist()), means((values + 0.01 + 0.001 * rng.random(200)).tolist())
+    gain = paired_intervals(before, after)["x"]
     assert 0.01 < gain.low < gain.high < 0.011
-    assert intervals(before)["iou"].high > intervals(after)["iou"].low
+    assert intervals(before)["x"].high > intervals(after)["x"].low
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_approximation() -> None:
     rng = np.random.default_rng(1)
-    values, counts = rng.normal(0, 1, 2000), np.ones(2000, np.int64)
-    found = intervals(ImageMeans({"x": values}, {"x": counts}))["x"]
-    assert abs(found.bias) < values.std() / 2000
+    values = rng.normal(0, 1, 2000)
+    found = intervals(means(values.tolist()))["x"]
     half = 1.96 * values.std() / np.sqrt(2000)
     assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
     assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
 
 
 def test_means_weigh_images_by_what_they_hold() -> None:
-    means = ImageMeans({"iou": np.array([3.0, 0.0, 1.0])}, {"iou": np.array([3, 0, 2])})
-    assert means.resampled(np.array([[1, 1, 1], [0, 1, 0]]))["iou"] == pytest.approx([0.8, np.nan], nan_ok=True)
-    assert means.per_image()["iou"] == pytest.approx([1, np.nan, 0.5], nan_ok=True)
+    some = means([1, 1, 1, 0.25, 0.75], image=[0, 0, 0, 2, 2], num_images=3)
+    assert some.resampled(np.array([[1, 1, 1], [0, 1, 0]]))["x"] == pytest.approx([0.8, np.nan], nan_ok=True)
+    assert some.per_image()["x"] == pytest.approx([1, np.nan, 0.5], nan_ok=True)
 
 
 def test_a_number_that_no_resample_has_truth_for_has_no_interval() -> None:
-    assert intervals(ImageMeans({"iou": np.zeros(3)}, {"iou": np.zeros(3, np.int64)})) == {}
+    assert intervals(means([], num_images=3)) == {}
 
 
 def test_draws_depend_on_the_seed_alone() -> None:
@@ -118,7 +124,7 @@ def test_draws_depend_on_the_seed_alone() -> None:
 def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(ValueError, match="no images"):
         resample(0)
-    one, two = (ImageMeans({"x": np.zeros(n)}, {"x": np.ones(n, np.int64)}) for n in (1, 2))
+    one, two = (means([0.0] * n) for n in (1, 2))
     with pytest.raises(ValueError, match="evaluations of 1 and 2 images"):
         paired_intervals(one, two)
 
@@ -133,3 +139,13 @@ def without_equal_scores(items: list[ImageItem]) -> list[ImageItem]:
         )
         for item in items
     ]
+
+
+@pytest.mark.parametrize(("measure", "main"), [(mask_ap, "ap"), (quality, "pq"), (semantic, "miou")])
+def test_some_numbers_alone_are_the_same_as_among_all(measure: object, main: str) -> None:
+    assert callable(measure)
+    images = measure(synthetic_items(40, seed=1)).images
+    weights = resample(40, num_resamples=5)
+    alone = images.resampled(weights, (main,))
+    assert list(alone) == [main]
+    np.testing.assert_array_equal(alone[main], images.resampled(weights)[main])
