@@ -24,27 +24,28 @@ _KEYS = {dict: ".<name>", tuple: ".<n>"}  # How a path goes on in what holds man
 
 
 def read_arguments(
-    kind: type[T], arguments: Sequence[str], about: str | None, config: str | None = None, first: str | None = None
+    kind: type[T], arguments: Sequence[str], about: str | None, config: str | None = None, first: tuple[str, ...] = ()
 ) -> T:
     """The settings of a command line.  With `-h` or `--help` anywhere in it, all of them are printed and the job ends.
 
-    The first argument may be a config file, in place of `config`; or, where `first` names a setting, the value of that.
+    The first argument may be a config file, in place of `config`; or, where `first` names settings, the first ones are
+    the values of these.
     Raises `ConfigError` for arguments that are neither, and as `load_config` does.
     """
     if {"-h", "--help"}.intersection(arguments):
         print(help_text(kind, about or ""))
         raise SystemExit(0)
     overrides = list(arguments)
-    if overrides and not _is_override(overrides[0]):
-        if first is None:
-            config = overrides.pop(0)
-        else:
-            overrides[0] = f"{first}={overrides[0]}"
+    if not first and overrides and not _is_override(overrides[0]):
+        config = overrides.pop(0)
+    for place, (name, argument) in enumerate(zip(first, overrides, strict=False)):
+        if not _is_override(argument):
+            overrides[place] = f"{name}={argument}"
     for one in overrides:
         if one.startswith("-"):
             raise ConfigError(f"{one!r}: settings have no dashes before them; write {one.lstrip('-')!r}, or see --help")
         if "=" not in one:
-            where = "; a config file is the first argument" if first is None else ""
+            where = "" if first else "; a config file is the first argument"
             raise ConfigError(f"{one!r}: expected section.field=value{where}")
     return load_config(kind, config, overrides)
 

@@ -52,6 +52,7 @@ from semsam.training.train_log import LOG_FILE
 
 LOOKED_AT = 20  # Images, for each one in the picture.
 MARKER = "evaluation.yaml"  # Beside the pictures: how they were made, and that they are ours.
+ITEMS = "items"  # The folder of what was answered, a folder for each dataset.
 FIT_FILE = "baselines.json"  # Beside what was guessed with them.
 
 
@@ -130,7 +131,7 @@ def run(job: EvaluateJob) -> Evaluation:
         asked = ask_model(tasks, model, job.image_size, job.questions, _pool(job), job.progress_interval)
         blind = _guess(job, splits, predictor.model.settings.num_levels)
     _check_left_out(job, asked)
-    numbers = {name: measure_folder(f"{job.output}/items/{name}") for name in splits}
+    numbers = {name: measure_folder(f"{job.output}/{ITEMS}/{name}") for name in splits}
     guessed = {name: measure_folder(f"{_blind_folder(job)}/{name}", is_blind=True) for name in blind}
     drawn = {f"{dataset}.png": _draw(job, dataset, split, predictor) for dataset, split in splits.items()}
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
@@ -263,7 +264,7 @@ def _tasks(job: EvaluateJob, splits: Mapping[str, Split], predictor: Predictor) 
     }
     return {
         name: item_task(
-            split, _some(name, split, job.max_images), job.rows_per_task, f"{job.output}/items/{name}", asked
+            split, _some(name, split, job.max_images), job.rows_per_task, f"{job.output}/{ITEMS}/{name}", asked
         )
         for name, split in splits.items()
     }

@@ -112,7 +112,7 @@ def stable_tracking(tracking: TrackingSettings) -> TrackingSettings:
 
 def main(arguments: Sequence[str]) -> None:
     """Send what the folder of a command line has; its last line says where it lies now."""
-    sent = run(read_arguments(TrackJob, arguments, __doc__, first="folder"))
+    sent = run(read_arguments(TrackJob, arguments, __doc__, first=("folder",)))
     print(f"sent {sent.what}: MLflow run {sent.run_id} at {sent.uri}")
 
 

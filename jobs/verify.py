@@ -105,7 +105,7 @@ def _verify_model(folder: Folder) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     """Verify the folder of a command line; its last line says whether all is well."""
-    findings = run(read_arguments(VerifyJob, arguments, __doc__, first="folder"))
+    findings = run(read_arguments(VerifyJob, arguments, __doc__, first=("folder",)))
     print(table(findings))
     damaged = sum(bool(finding.fault) for finding in findings)
     if damaged:

@@ -15,7 +15,7 @@ FLOORS = {
     "one_click/miou_oracle": 0.59,  # (0.616)
     "one_click/miou_max": 0.31,  # (0.341)
     "granularity/miou_all": 0.62,  # (0.647)
-    "box_prompt/miou": 0.38,  # (0.432)
+    "box_prompt/miou": 0.48,  # (0.565)
     "classes/object_top1": 0.72,  # (0.775)
     "classes/part_top1": 0.62,  # (0.692)
 }

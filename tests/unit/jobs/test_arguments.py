@@ -16,6 +16,7 @@ from semsam.config import ConfigError
 from semsam.setting_kinds import fields_of, paths
 
 JOBS = {
+    "compare": "CompareJob",
     "evaluate": "EvaluateJob",
     "export": "ExportJob",
     "generate": "GenerateJob",
@@ -95,8 +96,8 @@ def test_a_config_file_may_have_an_equals_sign_in_its_path(tmp_path: Path, monke
 
 
 def test_a_folder_to_verify_may_have_an_equals_sign_in_its_path() -> None:
-    assert read_arguments(VerifyJob, ["/x/lr=1", "threads=2"], "", first="folder") == VerifyJob("/x/lr=1", 2)
-    assert read_arguments(VerifyJob, ["folder=/x/lr=1"], "", first="folder") == VerifyJob("/x/lr=1")
+    assert read_arguments(VerifyJob, ["/x/lr=1", "threads=2"], "", first=("folder",)) == VerifyJob("/x/lr=1", 2)
+    assert read_arguments(VerifyJob, ["folder=/x/lr=1"], "", first=("folder",)) == VerifyJob("/x/lr=1")
 
 
 @pytest.mark.parametrize(
