@@ -17,6 +17,7 @@ import orjson
 
 from jobs.arguments import read_arguments
 from jobs.cluster import connect, joined, main_exit, stable_path
+from jobs.follow import follow
 from jobs.resources import WAIT, Workers, actors
 from jobs.track import METRICS_FILE, send_evaluation, stable_tracking
 from pipelines.evaluate.evaluate import Manifests, ask_model, fit_baselines, guess_blindly
@@ -48,6 +49,7 @@ from semsam.storage import Folder
 from semsam.tracking.server import TrackingError
 from semsam.tracking.tracked_run import TRACKING_FILE, TrackedRun
 from semsam.tracking.tracker import RUN_ID_FILE, TrackingSettings, open_experiment
+from semsam.training.checkpoint import checkpoint_folder
 from semsam.training.train_log import LOG_FILE
 
 LOOKED_AT = 20  # Images, for each one in the picture.
@@ -63,6 +65,10 @@ class EvaluateJob:
     data: str = "outputs/shards"  # Where jobs.prepare wrote.
     output: str = "outputs/evaluation"
     checkpoint: str | None = None  # A folder, local or s3://.
+    # `checkpoint` is the folder of a run that may be going on: evaluate each of its checkpoints once, into folders of
+    # `output`, until the run is complete; the best one is marked and stays.
+    follow: bool = False
+    best_by: str = "one_click/miou_oracle"  # The number to choose the best by, over all datasets.
     untrained: bool = False  # Random weights of `preset` in place of a checkpoint: where a training starts.
     preset: str = "debug"
     seed: Seed = 0
@@ -89,6 +95,8 @@ class EvaluateJob:
         check_datasets("datasets", self.datasets)
         if self.checkpoint is not None and self.untrained:
             raise ValueError("checkpoint and untrained=true contradict each other")
+        if self.follow and self.checkpoint is None:
+            raise ValueError("follow=true needs a checkpoint: the folder of the run")
         preset(self.preset)
 
 
@@ -109,14 +117,45 @@ class Evaluation:
 def run(job: EvaluateJob) -> Evaluation:
     """Ask about every dataset, compute the numbers, draw pictures, and log all of it to one MLflow run.
 
-    What was answered is kept in the output: the same command goes on where a killed one stopped.  Raises `ValueError`
-    for a dataset that was not prepared, a checkpoint that cannot be read or an MLflow that cannot be had, before any
-    worker starts.  Numbers are printed and stored before they are sent: an MLflow that fails by then is a line on
-    screen.
+    What was answered is kept in the output: the same command goes on where a killed one stopped.  With `follow`, that
+    for every checkpoint of a run as it comes; the best one's is given back.  Raises `ValueError` for a dataset that was
+    not prepared, a checkpoint that cannot be read or an MLflow that cannot be had, before any worker starts.  Numbers
+    are printed and stored before they are sent: an MLflow that fails by then is a line on screen.
     """
     if job.checkpoint is None and not job.untrained:
         raise ValueError("checkpoint: name the folder to evaluate, or set untrained=true for random weights")
     job = _with_stable_paths(job)
+    if not job.follow:
+        return _evaluate(job)
+    found: dict[int, Evaluation] = {}
+    job = replace(job, blind=_blind_folder(job))
+
+    def evaluate(checkpoint: Folder, step: int) -> dict[str, float]:
+        name = checkpoint.path.rpartition("/")[2]
+        found[step] = _evaluate(
+            replace(
+                job,
+                follow=False,
+                checkpoint=checkpoint.path,
+                output=f"{job.output}/{name}",
+                run_name=f"{job.run_name}-{name}",
+            )
+        )
+        return {name: value for name, (value, _) in found[step].means.items()}
+
+    _find_splits(job)
+    with connect(workers(job)):
+        followed = follow(Folder(str(job.checkpoint)), job.best_by, evaluate)
+    best = followed.best
+    if best is None:
+        raise RuntimeError(f"{job.checkpoint}: every checkpoint was deleted before it could be evaluated")
+    print(f"the best by {job.best_by}: {job.checkpoint}/checkpoint-{best}")
+    if best not in found:  # It was evaluated by an earlier command, whose items are still there.
+        evaluate(checkpoint_folder(Folder(str(job.checkpoint)), best), best)
+    return found[best]
+
+
+def _evaluate(job: EvaluateJob) -> Evaluation:
     if Folder(job.output).exists(LOG_FILE):
         raise ValueError(f"output: {job.output} is the folder of a training, with its own MLflow run; choose another")
     splits = _find_splits(job)

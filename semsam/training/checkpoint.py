@@ -24,6 +24,7 @@ from semsam.data.sealed import unseal_as
 from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
 from semsam.model.weight_files import STATE_FILE, Fingerprint, read_checked, read_fingerprints, read_own_tensors
 from semsam.storage import Folder
+from semsam.training.followed import read_followed
 from semsam.training.partition_files import partition_fingerprint, verify_partitions
 
 
@@ -112,14 +113,27 @@ def load_weights(folder: Folder) -> dict[str, Tensor]:
 
 
 def keep_last(run: Folder, count: int, every: int | None = None) -> None:
-    """Delete all complete checkpoints but the last `count` sound ones and those whose step is a multiple of `every`."""
-    sound = 0
-    for step in reversed(checkpoint_steps(run)):
+    """Delete all complete checkpoints but the last `count` sound ones and those whose step is a multiple of `every`.
+
+    Those stay, too, that an evaluation beside the training has marked or has still to see.
+    """
+    sound, steps = 0, checkpoint_steps(run)
+    kept = _kept_for_evaluation(run, steps)
+    for step in reversed(steps):
         folder = checkpoint_folder(run, step)
         if sound < count:
             sound += _is_sound(folder)
-        elif every is None or step % every:
+        elif step not in kept and (every is None or step % every):
             folder.delete(first=STATE_FILE)
+
+
+def _kept_for_evaluation(run: Folder, steps: list[int]) -> set[int]:
+    try:
+        followed = read_followed(run)
+    except ValueError as error:  # No reason to end a training, and none to delete what may be the best.
+        print(f"warning: {error}; all checkpoints are kept until it is removed", flush=True)
+        return set(steps)
+    return set() if followed is None else followed.kept(steps)
 
 
 def the_one_before(folder: Folder) -> str:

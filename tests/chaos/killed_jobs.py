@@ -158,7 +158,7 @@ def run_and_kill(job: str, command: list[str], output: Path, total: int, seed: i
         wanted = int(rng.integers(0, total))
         while progress(job, output) < wanted and running.process.poll() is None:
             time.sleep(0.02)
-        time.sleep(float(rng.uniform(0, 0.5 if wanted else 8)))
+        time.sleep(float(rng.uniform(0, 0.05 if wanted else 8)))
         if running.process.poll() is not None:
             raise RuntimeError(f"{job} had ended before it was killed:\n{running.lines.read_text()}")
         done = progress(job, output)
