@@ -6,6 +6,7 @@ import json
 import re
 import threading
 import time
+import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,6 +24,7 @@ class MlflowStandIn:
         self.runs: dict[str, dict[str, Any]] = {}
         self.models: dict[str, dict[str, Any]] = {}
         self.artifacts: dict[str, bytes] = {}  # By run and path.
+        self.keeps_files = True  # Else their store fails, as that of a server without access to its bucket.
         self.authorization: set[str | None] = set()
         self._server: ThreadingHTTPServer | None = None
         self._port = 0
@@ -94,6 +96,8 @@ class MlflowStandIn:
     def _values(self, path: str, asked: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         name = path.rpartition("/mlflow/")[2]
         if "/mlflow-artifacts/artifacts" in path:
+            if not self.keeps_files:
+                return 500, {}
             return 200, self._artifacts(path.partition("/mlflow-artifacts/artifacts")[2].strip("/"), asked)
         if name.startswith("logged-models"):
             return 200, self._models(name.partition("/")[2], asked)
@@ -102,7 +106,7 @@ class MlflowStandIn:
         if name == "experiments/get-by-name":
             return 200, {"experiment": {"experiment_id": "1", "name": "x", "lifecycle_stage": self.experiment_stage}}
         if name == "runs/create":
-            run_id = f"{len(self.runs) + 1:032x}"
+            run_id = uuid.uuid4().hex  # MLflow's client keeps where a run's files go, whichever server had it.
             tags = {one["key"]: one["value"] for one in asked.get("tags", [])}
             run = {"stage": "active", "status": "RUNNING", "metrics": set(), "params": {}, "tags": tags}
             run |= {"datasets": [], "models_in": [], "models_out": []}

@@ -59,7 +59,8 @@ def images(client: Any, run_id: str) -> list[tuple[str, str]]:
     paths = [one.path for one in client.list_artifacts(run_id, "images") if one.path.endswith(".png")]
     small = [one.path for one in client.list_artifacts(run_id, "images") if one.path.endswith("+compressed.webp")]
     assert len(paths) == len(small)
-    return [tuple(path.removeprefix("images/").split("+step+")[0:1]) + (path.split("+")[2],) for path in paths]
+    parts = [path.removeprefix("images/").split("+") for path in paths]
+    return [(key, step) for key, _, step, *_ in parts]
 
 
 def test_an_evaluation_is_below_its_training_and_its_numbers_stand_there_at_the_checkpoints_step(

@@ -9,7 +9,7 @@ DATASETS = [{"name": "sa1b/train"}, {"name": "coco_panoptic/train"}]
 
 @pytest.mark.parametrize("names", [TRAINING, EVALUATION])
 def test_a_run_has_at_most_ten(names: tuple[str, ...]) -> None:
-    assert len(visible_params(names, {name: 1 for name in names}, DATASETS)) == len(names) <= MOST
+    assert len(visible_params(names, dict.fromkeys(names, 1), DATASETS)) == len(names) <= MOST
 
 
 def test_they_are_settings_that_a_recipe_has() -> None:
