@@ -65,7 +65,8 @@ def send_evaluation(tracked: TrackedRun, folder: Folder) -> str:
     of = found.checkpoint
     known = {"checkpoint.step": of.step, "checkpoint.weights": (of.digest or "")[:12]} if of else {}
     parent = _parent(tracked, of.run) if of and of.run else None
-    with tracked.open(folder, known) as tracker:
+    shown_as = f"{tracked.name} at step {of.step}" if of and of.step is not None else None
+    with tracked.open(folder, known, shown_as) as tracker:
         if parent is not None:
             tracker.set_tags({PARENT_TAG: parent.run_id})
         model_id = _model(tracked, tracker, of, parent) if of else None

@@ -56,14 +56,15 @@ class TrackedRun:
             raise ValueError(f"{path}: no such file: neither a training nor an evaluation that is tracked by MLflow")
         return unseal_as(TrackedRun, data, path, "of this version")
 
-    def open(self, folder: Folder, more: Mapping[str, Any] | None = None) -> Tracker:
+    def open(self, folder: Folder, more: Mapping[str, Any] | None = None, shown_as: str | None = None) -> Tracker:
         """Its MLflow run, made where the folder names none, with the settings that stand in MLflow's list of runs.
 
-        `more` are settings beside its own.  Sent is what MLflow lacks: a run of an earlier version keeps those it has.
-        An MLflow run whose id a killed process could not note any more stays behind, empty.
+        `more` are settings beside its own, `shown_as` another name for a new run.  Sent is what MLflow lacks: a run of
+        an earlier version keeps the settings it has.  An MLflow run whose id a killed process could not note any more
+        stays behind, empty.
         """
         run_id = read_run_id(folder)
-        tracker = Tracker(self.tracking, self.name, run_id)
+        tracker = Tracker(self.tracking, self.name, run_id, shown_as)
         if run_id is None:
             folder.write(RUN_ID_FILE, tracker.run_id.encode())
         try:

@@ -75,9 +75,12 @@ class Tracker:
     Leaving it ends the run as FINISHED, or FAILED when an exception passes.  `run_id` goes on with an earlier run, so
     that a restarted training keeps one history.  Every method raises `TrackingError` where MLflow fails, after a
     minute at most, and `RefusedError` for what would fail again.  Of a training it knows the last step that MLflow has.
+    A new run is shown under its name, or another.
     """
 
-    def __init__(self, tracking: TrackingSettings, run_name: str, run_id: str | None = None) -> None:
+    def __init__(
+        self, tracking: TrackingSettings, run_name: str, run_id: str | None = None, shown_as: str | None = None
+    ) -> None:
         self.uri = tracking_uri(tracking)
         check_address(self.uri)
         with self._named():
@@ -85,7 +88,7 @@ class Tracker:
             self._client = client_for(self.uri)
             if run_id is None:
                 experiment = _experiment(self._client, tracking)
-                run = self._client.create_run(experiment, run_name=run_name, tags={NAME_TAG: run_name})
+                run = self._client.create_run(experiment, run_name=shown_as or run_name, tags={NAME_TAG: run_name})
             else:
                 run = self._known(run_id)
         self._check(run, run_name)

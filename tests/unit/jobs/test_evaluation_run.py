@@ -89,6 +89,7 @@ def test_an_evaluations_run_holds_all_its_numbers_and_files_once(
         assert one.data.metrics == METRICS | ends
         assert all(len(client.get_metric_history(one.info.run_id, name)) == 1 for name in one.data.metrics)
         assert one.info.status == "FINISHED"
+        assert one.info.run_name == f"evaluation at step {step}"
         assert one.data.tags["mlflow.note.content"] == "What *ran*."
         listed = {path.path for path in client.list_artifacts(one.info.run_id)}
         assert listed == {"config.yaml", "figures", "images", "metrics.json", "pictures", "tables"}
