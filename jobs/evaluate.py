@@ -7,6 +7,7 @@ Numbers go to MLflow, each beside that of a guess that has not seen the image, a
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +18,10 @@ import orjson
 
 from jobs.arguments import read_arguments
 from jobs.cluster import connect, joined, main_exit, stable_path
+from jobs.evaluation_run import METRICS_FILE, EvaluationFile, send_evaluation
 from jobs.follow import follow
 from jobs.resources import WAIT, Workers, actors
-from jobs.track import METRICS_FILE, send_evaluation, stable_tracking
+from jobs.track import stable_tracking
 from pipelines.evaluate.evaluate import Manifests, ask_model, fit_baselines, guess_blindly
 from pipelines.evaluate.item_files import ItemTask, item_task, read_manifest
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary, weights_digest
@@ -46,6 +48,7 @@ from semsam.evaluation.questions import AskedRegions, Questions
 from semsam.model.presets import preset
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
+from semsam.tracking.checkpoint_model import Checkpoint
 from semsam.tracking.server import TrackingError
 from semsam.tracking.tracked_run import TRACKING_FILE, TrackedRun
 from semsam.tracking.tracker import RUN_ID_FILE, TrackingSettings, open_experiment
@@ -174,17 +177,50 @@ def _evaluate(job: EvaluateJob) -> Evaluation:
     guessed = {name: measure_folder(f"{_blind_folder(job)}/{name}", is_blind=True) for name in blind}
     drawn = {f"{dataset}.png": _draw(job, dataset, split, predictor) for dataset, split in splits.items()}
     pictures = {name: picture for name, picture in drawn.items() if picture is not None}
-    metrics = flat(numbers) | flat(guessed, is_blind=True)
-    intervals = {
+    found = EvaluationFile(
+        time=time.time(),
+        metrics={**flat(numbers), **flat(guessed, is_blind=True)},
+        intervals=_intervals(job, numbers),
+        absent={f"{protocol}/{name}": why for name, one in numbers.items() for protocol, why in one.absent.items()},
+        pictures=tuple(pictures),
+        checkpoint=_checkpoint(job, asked),
+        description=_description(job, asked),
+    )
+    run_id = keep(job, found, pictures, splits)
+    means = over_datasets(numbers)
+    means |= {f"{BASELINE}/{name}": mean for name, mean in over_datasets(guessed).items()}
+    return Evaluation(found.numbers(), means, found.intervals, job.output, run_id, job.tracking.uri if run_id else None)
+
+
+def _intervals(job: EvaluateJob, numbers: Mapping[str, DatasetNumbers]) -> dict[str, tuple[float, float]]:
+    return {
         metric_name(f"{protocol}/{name}", dataset): (interval.low, interval.high)
         for dataset, found in numbers.items()
         for protocol, some in found.intervals(job.resamples).items()
         for name, interval in some.items()
     }
-    run_id = keep(job, metrics, intervals, pictures, splits)
-    means = over_datasets(numbers)
-    means |= {f"{BASELINE}/{name}": mean for name, mean in over_datasets(guessed).items()}
-    return Evaluation(metrics, means, intervals, job.output, run_id, job.tracking.uri if run_id else None)
+
+
+def _checkpoint(job: EvaluateJob, asked: Manifests) -> Checkpoint | None:
+    """Which weights were evaluated, and where in a training they come from; None for random ones."""
+    if job.checkpoint is None:
+        return None
+    run, _, name = job.checkpoint.rpartition("/")
+    step = re.fullmatch(r"checkpoint-(\d+)", name)
+    is_of_run = step is not None and Folder(run).exists(LOG_FILE)
+    digest = next(iter(asked.values())).asked["model"]
+    return Checkpoint(job.checkpoint, run if is_of_run else None, int(step[1]) if step else None, digest)
+
+
+def _description(job: EvaluateJob, asked: Manifests) -> str:
+    """What ran, in Markdown."""
+    model = f"`{job.checkpoint}`" if job.checkpoint else f"random weights of the preset `{job.preset}`"
+    size = f"short side {job.image_size.short_side}, long side at most {job.image_size.max_long_side}"
+    lines = [f"Evaluation of {model} at {size}.", "", "| dataset | split | images | left out |", "|---|---|---:|---:|"]
+    for name, one in asked.items():
+        images = sum(part.report.num_images for part in one.parts)
+        lines.append(f"| {name} | {one.split} | {images} | {len(one.left_out)} |")
+    return "\n".join(lines)
 
 
 def measure_folder(path: str, *, is_blind: bool = False) -> DatasetNumbers:
@@ -217,21 +253,15 @@ def flat(numbers: Mapping[str, DatasetNumbers], *, is_blind: bool = False) -> di
 
 
 def keep(
-    job: EvaluateJob,
-    metrics: Mapping[str, float],
-    intervals: Mapping[str, tuple[float, float]],
-    pictures: Mapping[str, bytes],
-    splits: Mapping[str, Split],
+    job: EvaluateJob, found: EvaluationFile, files: Mapping[str, bytes], splits: Mapping[str, Split]
 ) -> str | None:
     """Print and store what was found, and then send it; the MLflow run's id, None where there is none."""
-    print(table(metrics, intervals=intervals), flush=True)
+    print(table(found.numbers(), intervals=found.intervals), flush=True)
     output = Folder(job.output)
-    for name in (RUN_ID_FILE, TRACKING_FILE):  # Of an earlier evaluation, whose MLflow run has other numbers.
-        output.remove(name)
-    numbers = {"time": time.time(), "metrics": metrics, "intervals": intervals, "pictures": list(pictures)}
-    output.write(METRICS_FILE, orjson.dumps(numbers, option=orjson.OPT_INDENT_2))
-    for name, picture in pictures.items():
-        output.write(name, picture)
+    found = _as_before(output, found)
+    output.write(METRICS_FILE, orjson.dumps(found, option=orjson.OPT_INDENT_2))
+    for name, data in files.items():
+        output.write(name, data)
     if not job.tracking.enabled:
         return None
     manifests = [split.manifest for split in splits.values()]
@@ -243,6 +273,22 @@ def keep(
         later = f"the numbers are in {output.path}/{METRICS_FILE}; to send them: python -m jobs.track {output.path}"
         print(f"warning: {error}; {later}", flush=True)
         return None
+
+
+def _as_before(output: Folder, found: EvaluationFile) -> EvaluationFile:
+    """The same with the time of an earlier evaluation that found the same, whose MLflow run is gone on with.
+
+    What other numbers were found before has another MLflow run, which is forgotten here.
+    """
+    try:
+        before = EvaluationFile.load(output)
+    except ValueError:  # There is none.
+        before = None
+    if before is not None and replace(found, time=before.time) == before:
+        return before
+    for name in (RUN_ID_FILE, TRACKING_FILE):
+        output.remove(name)
+    return found
 
 
 def table(

@@ -1,9 +1,11 @@
 """Send to MLflow what it lacks of a training or an evaluation: `python -m jobs.track <folder> [tracking.uri=...]`.
 
     python -m jobs.track outputs/runs/semantic-sam tracking.uri=https://mlflow.example.org
+    python -m jobs.track published=true tracking.uri=https://mlflow.example.org
 
 The folder is that of a run or an evaluation's output, local or s3://.  What MLflow has is not sent again, so that it
-may be run at any time, also while the training goes on.
+may be run at any time, also while the training goes on.  With published=true the published numbers of Semantic-SAM, SAM
+and others become runs of their own, so that MLflow shows them beside one's own.
 """
 
 from __future__ import annotations
@@ -12,22 +14,18 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import orjson
-import yaml
 
 from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
+from jobs.evaluation_run import send_evaluation
+from jobs.published import send_published
 from semsam.config import config_values, settings
 from semsam.storage import Folder
 from semsam.tracking.address import VARIABLE, Address
 from semsam.tracking.tracked_run import TrackedRun, read_run_id
-from semsam.tracking.tracker import Point, TrackingSettings, open_experiment, tracking_uri
+from semsam.tracking.tracker import TrackingSettings, open_experiment, tracking_uri
 from semsam.training.metric_queue import points, send_points
 from semsam.training.train_log import read_log
-
-METRICS_FILE = "metrics.json"  # Of an evaluation: its numbers, and which pictures are its own.
 
 
 @settings
@@ -40,10 +38,15 @@ class Target:
 
 @settings
 class TrackJob:
-    """What to send."""
+    """What to send: what lies in a folder, or what others have published."""
 
-    folder: str
+    folder: str | None = None
+    published: bool = False
     tracking: Target = field(default_factory=Target)
+
+    def __post_init__(self) -> None:
+        if (self.folder is None) != self.published:
+            raise ValueError("folder: name that of a training or an evaluation, or set published=true instead of one")
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,20 @@ class Sent:
     """What there was to do, and where it lies now."""
 
     what: str
-    run_id: str
+    run_id: str  # Of several the last one's.
     uri: str
 
 
 def run(job: TrackJob) -> Sent:
     """Send what is missing.  Raises `ValueError` where there is nothing of the kind, or MLflow cannot be had."""
+    given = {name: value for name, value in config_values(job.tracking).items() if value is not None}
+    if job.folder is None:
+        tracking = stable_tracking(TrackingSettings(**given))
+        print(open_experiment(tracking), flush=True)
+        run_ids = send_published(tracking)
+        return Sent(f"{len(run_ids)} published models", run_ids[-1], tracking_uri(tracking))
     folder = Folder(stable_path(job.folder, "folder"))
     tracked = TrackedRun.load(folder)
-    given = {name: value for name, value in config_values(job.tracking).items() if value is not None}
     tracked = replace(tracked, tracking=replace(tracked.tracking, **given))
     if read_run_id(folder) is None:
         open_experiment(tracked.tracking)
@@ -75,21 +83,11 @@ def _send_training(tracked: TrackedRun, folder: Folder, uri: str) -> Sent:
     tracker = tracked.open(folder)
     missing = sum(one.step > tracker.last_step for one in all_points)
     send_points(tracker, all_points, tracker.last_step)
+    tracked.describe(tracker, tracked.training_words())
     is_complete = bool(log) and log[-1]["step"] + 1 == tracked.params["training"]["steps"]
     if is_complete and tracker.status != "FINISHED":  # Else it may go on, and knows best.
         tracker.set_status("FINISHED")
     return Sent(f"{missing} of {len(all_points)} points", tracker.run_id, uri)
-
-
-def send_evaluation(tracked: TrackedRun, folder: Folder) -> str:
-    """Send an evaluation's numbers and pictures from its output; the id of its MLflow run."""
-    numbers: dict[str, Any] = orjson.loads(folder.read(METRICS_FILE))
-    with tracked.open(folder) as tracker:
-        tracker.log_points([Point(0, numbers["time"], numbers["metrics"])])
-        tracker.log_text(yaml.safe_dump(tracked.params, sort_keys=False), "config.yaml")
-        for name in numbers["pictures"]:
-            tracker.log_bytes(folder.read(name), f"pictures/{name}")
-    return tracker.run_id
 
 
 def stable_tracking(tracking: TrackingSettings) -> TrackingSettings:

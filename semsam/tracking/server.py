@@ -82,6 +82,11 @@ def client_for(uri: str) -> Any:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
+    return MlflowClient(tracking_uri=client_address(uri))
+
+
+def client_address(uri: str) -> str:
+    """The address as MLflow's own classes are to have it; user and password of a server go to its variables."""
     for library in ("mlflow", "urllib3.connectionpool"):  # What goes wrong is said once, by who asked.
         logging.getLogger(library).setLevel(logging.ERROR)
     address = complete_address(uri)
@@ -92,7 +97,7 @@ def client_for(uri: str) -> Any:
             if secret:
                 os.environ[f"MLFLOW_TRACKING_{name}"] = urllib.parse.unquote(secret)
         address = uri
-    return MlflowClient(tracking_uri=address)
+    return address
 
 
 def within(seconds: float | None, action: Callable[[], T]) -> T:

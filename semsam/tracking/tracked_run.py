@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 from semsam.config import config_values
 from semsam.data.manifest import Manifest
@@ -14,8 +17,12 @@ from semsam.data.sealed import seal, unseal_as
 from semsam.storage import Folder
 from semsam.tracking.server import RefusedError
 from semsam.tracking.tracker import RUN_ID_FILE, Tracker, TrackingSettings, identity, tracking_uri
+from semsam.tracking.visible_params import DATASETS, EVALUATION, TRAINING, visible_params
 
 TRACKING_FILE = "tracking.json"
+CONFIG_FILE = "config.yaml"  # The artifact with all settings.
+_CONFIG_TAG = "semsam.config"  # Which of them the artifact holds, as the beginning of its digest.
+_NOTE_TAG = "mlflow.note.content"  # What MLflow shows as a run's description, in Markdown.
 
 
 @dataclass(frozen=True)
@@ -49,21 +56,40 @@ class TrackedRun:
             raise ValueError(f"{path}: no such file: neither a training nor an evaluation that is tracked by MLflow")
         return unseal_as(TrackedRun, data, path, "of this version")
 
-    def open(self, folder: Folder) -> Tracker:
-        """Its MLflow run, made where the folder names none.  What is not a number is sent as far as MLflow lacks it.
+    def open(self, folder: Folder, more: Mapping[str, Any] | None = None, shown_as: str | None = None) -> Tracker:
+        """Its MLflow run, made where the folder names none, with the settings that stand in MLflow's list of runs.
 
-        An MLflow run whose id a killed process could not note any more stays behind, empty.
+        `more` are settings beside its own, `shown_as` another name for a new run.  Sent is what MLflow lacks: a run of
+        an earlier version keeps the settings it has.  An MLflow run whose id a killed process could not note any more
+        stays behind, empty.
         """
         run_id = read_run_id(folder)
-        tracker = Tracker(self.tracking, self.name, run_id)
+        tracker = Tracker(self.tracking, self.name, run_id, shown_as)
         if run_id is None:
             folder.write(RUN_ID_FILE, tracker.run_id.encode())
         try:
-            tracker.log_params(self.params)
+            names = EVALUATION if self.context == "evaluation" else TRAINING
+            tracker.log_params(visible_params(names, self.params | dict(more or {}), self.datasets))
             tracker.log_datasets(self.datasets, self.context)
         except RefusedError as error:  # A server that takes less than this version's; numbers matter more.
             print(f"warning: {error}", flush=True)
         return tracker
+
+    def describe(self, tracker: Tracker, words: str) -> None:
+        """Send all settings, and a description in Markdown, unless MLflow has them: somebody may have written there."""
+        text = yaml.safe_dump(self.params, sort_keys=False)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if tracker.tags.get(_CONFIG_TAG) != digest:
+            tracker.log_text(text, CONFIG_FILE)
+        note = {} if tracker.tags.get(_NOTE_TAG) else {_NOTE_TAG: words}
+        tracker.set_tags({_CONFIG_TAG: digest} | note)
+
+    def training_words(self) -> str:
+        """What a training is, in Markdown."""
+        shown = visible_params(TRAINING, self.params, self.datasets)
+        lines = [f"Training of `{self.name}` on {shown.get(DATASETS, 'no dataset')}.", ""]
+        lines += [f"- {name}: `{value}`" for name, value in shown.items() if name != DATASETS]
+        return "\n".join([*lines, "", f"All settings: artifact {CONFIG_FILE}."])
 
 
 def read_run_id(folder: Folder) -> str | None:

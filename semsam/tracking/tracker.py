@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from semsam.config import settings
 from semsam.data.manifest import Manifest
@@ -24,6 +25,8 @@ from semsam.tracking.server import (
     probe,
     within,
 )
+
+T = TypeVar("T")
 
 # MLflow refuses longer parameter values, and larger batches.
 MAX_PARAM_LENGTH = 6000
@@ -57,15 +60,27 @@ class Point:
     values: dict[str, float]
 
 
+@dataclass(frozen=True)
+class Tie:
+    """What a number was measured of: MLflow's id of a model, and the data as `identity` names them."""
+
+    model_id: str
+    dataset_name: str | None = None
+    dataset_digest: str | None = None
+
+
 class Tracker:
     """One MLflow run; use as a context manager, on one process only.
 
     Leaving it ends the run as FINISHED, or FAILED when an exception passes.  `run_id` goes on with an earlier run, so
     that a restarted training keeps one history.  Every method raises `TrackingError` where MLflow fails, after a
     minute at most, and `RefusedError` for what would fail again.  Of a training it knows the last step that MLflow has.
+    A new run is shown under its name, or another.
     """
 
-    def __init__(self, tracking: TrackingSettings, run_name: str, run_id: str | None = None) -> None:
+    def __init__(
+        self, tracking: TrackingSettings, run_name: str, run_id: str | None = None, shown_as: str | None = None
+    ) -> None:
         self.uri = tracking_uri(tracking)
         check_address(self.uri)
         with self._named():
@@ -73,15 +88,21 @@ class Tracker:
             self._client = client_for(self.uri)
             if run_id is None:
                 experiment = _experiment(self._client, tracking)
-                run = self._client.create_run(experiment, run_name=run_name, tags={NAME_TAG: run_name})
+                run = self._client.create_run(experiment, run_name=shown_as or run_name, tags={NAME_TAG: run_name})
             else:
                 run = self._known(run_id)
         self._check(run, run_name)
         self.run_id: str = run.info.run_id
         self.status: str = run.info.status  # Before this process changed it.
         self.last_step: int = max((one.step for one in run.data._metric_objs if one.key == LOSS), default=-1)
+        self.experiment_id: str = run.info.experiment_id
+        self.tags: dict[str, str] = dict(run.data.tags)
+        self.metrics: dict[str, float] = run.data.metrics  # The latest of each, when it was opened.
         self._params = run.data.params
         self._inputs = {one.dataset.name for one in run.inputs.dataset_inputs} if run.inputs else set()
+        # Ids of the models that it measured or made, which MLflow would list again as often as it is told of them.
+        self._models_in = {one.model_id for one in (run.inputs.model_inputs or ())} if run.inputs else set()
+        self._models_out = {one.model_id for one in (run.outputs.model_outputs or ())} if run.outputs else set()
 
     def _known(self, run_id: str) -> Any:
         try:
@@ -102,6 +123,11 @@ class Tracker:
                 f"{where}: run {run_id} is that of {owner}, not of {run_name}; remove {RUN_ID_FILE} for a new one"
             )
 
+    def ask(self, action: Callable[[Any], T]) -> T:
+        """What `action` gets from MLflow's client; errors are named as those of every method."""
+        with self._named():
+            return action(self._client)
+
     def set_status(self, status: str) -> None:
         """RUNNING, FINISHED or FAILED."""
         with self._named():
@@ -109,6 +135,16 @@ class Tracker:
                 self._client.update_run(self.run_id, status=status)
             else:
                 self._client.set_terminated(self.run_id, status)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Set those that are not so yet."""
+        from mlflow.entities import RunTag
+
+        changed = {name: value for name, value in tags.items() if self.tags.get(name) != value}
+        if changed:
+            with self._named():
+                self._client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in changed.items()])
+            self.tags.update(changed)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Nested values under dotted names, those that MLflow has not; a longer value than it takes is cut."""
@@ -129,16 +165,21 @@ class Tracker:
 
         self.log_points([Point(step, get_current_time_millis() / 1000, dict(values))])
 
-    def log_points(self, points: Sequence[Point]) -> None:
+    def log_points(self, points: Sequence[Point], ties: Mapping[str, Tie] | None = None) -> None:
         """Numbers of several steps in their order.  A call holds whole points, so that MLflow has all of one or none.
 
-        The same point again is the same row to MLflow.
+        The same point again is the same row to MLflow.  `ties` says of some numbers, by name, what they are of.
         """
         from mlflow.entities import Metric
 
+        tied = {name: dataclasses.asdict(tie) for name, tie in (ties or {}).items()}
         batch: list[Metric] = []
         for point in points:
-            metrics = [Metric(name, float(v), round(point.time * 1000), point.step) for name, v in point.values.items()]
+            when = round(point.time * 1000)
+            metrics = [
+                Metric(name, float(value), when, point.step, **tied.get(name, {}))
+                for name, value in point.values.items()
+            ]
             if len(batch) + len(metrics) > MAX_METRICS:
                 self._log_metrics(batch)
                 batch = []
@@ -169,6 +210,22 @@ class Tracker:
             with self._named():
                 self._client.log_inputs(self.run_id, inputs)
 
+    def log_measured_model(self, model_id: str) -> None:
+        """The model that this run measured, once."""
+        from mlflow.entities import LoggedModelInput
+
+        if model_id not in self._models_in:
+            self.ask(lambda client: client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)]))
+            self._models_in.add(model_id)
+
+    def log_made_model(self, model_id: str, step: int) -> None:
+        """The model that this run's training had made by a step, once."""
+        from mlflow.entities import LoggedModelOutput
+
+        if model_id not in self._models_out:
+            self.ask(lambda client: client.log_outputs(self.run_id, [LoggedModelOutput(model_id, step)]))
+            self._models_out.add(model_id)
+
     def log_artifact(self, path: str | Path, folder: str | None = None) -> None:
         """Copy a file into the run's artifacts."""
         with self._named():
@@ -193,8 +250,11 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        status = "FINISHED" if error is None else "FAILED"
+        if self.status == status:  # An ended run that was sent again keeps the time of its end.
+            return
         try:
-            self.set_status("FINISHED" if error is None else "FAILED")
+            self.set_status(status)
         except TrackingError:
             if error is None:  # Else it would hide why the run ended.
                 raise
@@ -219,6 +279,17 @@ def open_experiment(tracking: TrackingSettings) -> str:
 
         within(seconds, lambda: _experiment(client_for(uri), tracking))
     return f"MLflow: experiment {tracking.experiment} at {uri}"
+
+
+def find_run(tracking: TrackingSettings, tag: str, value: str) -> str | None:
+    """The id of the oldest run of the experiment with a tag; None where there is none.  Errors are as `Tracker`'s."""
+    uri = tracking_uri(tracking)
+    with named_errors(uri):
+        probe(uri)
+        client = client_for(uri)
+        words = f"tags.`{tag}` = '{value}'"
+        runs = client.search_runs([_experiment(client, tracking)], words, max_results=1, order_by=["start_time ASC"])
+    return runs[0].info.run_id if runs else None
 
 
 def tracking_uri(tracking: TrackingSettings) -> str:

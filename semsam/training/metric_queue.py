@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from semsam.tracking.server import RefusedError
+from semsam.tracking.server import RefusedError, within
+from semsam.tracking.system_metrics import SystemMetrics
 from semsam.tracking.tracker import Point, Tracker
 
 # An entry of the log with this key ends an interval: so many entries, it included, make one point in MLflow.
@@ -25,6 +26,8 @@ AT_ONCE = 100
 # Seconds between attempts while MLflow fails, and that the end of a run waits for it.
 RETRY_EVERY = 15.0
 CLOSE_WITHIN = 30.0
+# Seconds for what is no number, which may go to another place: MLflow's store of files.
+DESCRIBE_WITHIN = 20.0
 # Seconds after which a server that hung has done what an earlier attempt had asked of it.
 SETTLE = 2.0
 
@@ -56,23 +59,33 @@ class MetricQueue:
     outage nor a killed process loses or doubles anything: the next attempt, or `jobs.track`, begins with the points
     of the log that come after MLflow's last.
 
-    `open_run` gives the run and `logged` the points of the log, both on the thread; `rest` is the command that sends
-    what is left in the end.
+    `open_run` gives the run and `logged` the points of the log, both on the thread, and `describe` sends what is no
+    number: once numbers go through, and if that fails once more in the end.  `rest` is the command that sends what is
+    left then.
     """
 
-    def __init__(self, open_run: Callable[[], Tracker], logged: Callable[[], Iterable[Point]], rest: str) -> None:
+    def __init__(
+        self,
+        open_run: Callable[[], Tracker],
+        logged: Callable[[], Iterable[Point]],
+        describe: Callable[[Tracker], None],
+        rest: str,
+    ) -> None:
         with suppress(ImportError):  # Said by the thread.
             import mlflow  # noqa: F401  Takes seconds of a core: on the thread, the first steps would wait for them.
 
         self._open_run = open_run
         self._logged = logged
+        self._describe = describe
         self._rest = rest
+        self._system = SystemMetrics()
         self._waiting: deque[Point] = deque()
         self._behind = True  # Whether the log has points that an earlier attempt may not have sent.
         self._overflowed = False  # Then the log alone has what came since.
         self._tracker: Tracker | None = None
         self._last = -1  # The step of the last point that MLflow has.
         self._failing = False
+        self._described: bool | None = None  # None: not tried yet.
         self._over = False  # Nothing more will be sent, and that was said where something is left.
         self._status: str | None = None  # What the run ended as, once no more points come.
         self._wake, self._closing = threading.Event(), threading.Event()
@@ -110,6 +123,7 @@ class MetricQueue:
                 self._over = True
             except Exception as error:  # Whatever it is, it must not be the end of a training.
                 if status is not None:
+                    self._system.stop()
                     return
                 self._tracker = None  # To ask again what MLflow has.
                 if not self._failing:
@@ -121,6 +135,8 @@ class MetricQueue:
                 if self._failing:
                     print("MLflow answers again", flush=True)
                 self._failing = False
+                if status is not None:
+                    return
 
     def _send(self, status: str | None) -> None:
         """Send all there is, and then what the run ended as."""
@@ -139,9 +155,22 @@ class MetricQueue:
             self._last = send_points(self._tracker, ready, self._last)
             for _ in ready:
                 self._waiting.popleft()
-        if status is not None:
-            self._tracker.set_status(status)
-            self._over = True
+        if status is None:
+            self._system.keep_on(self._tracker)
+            if self._described is None:
+                self._described = self._try_to_describe(self._tracker)
+            return
+        self._tracker.set_status(status)
+        self._system.stop()
+        self._over = bool(self._described) or self._try_to_describe(self._tracker)
+
+    def _try_to_describe(self, tracker: Tracker) -> bool:
+        """Whether MLflow has now what is no number; if not, its run is as good without."""
+        try:
+            within(DESCRIBE_WITHIN, lambda: self._describe(tracker))
+        except Exception:  # Said in the end, if it is still so.
+            return False
+        return True
 
 
 def send_points(tracker: Tracker, some: Iterable[Point], last: int) -> int:

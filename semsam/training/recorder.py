@@ -23,7 +23,7 @@ from semsam.training.training_data import TrainingData
 class Recorder:
     """Records steps; what an interrupted attempt recorded of steps from `first` on is dropped.
 
-    `known_log` is what the checkpoint to go on from says of the log.
+    `known_log` is what the checkpoint to go on from says of the log, `num_workers` how many train.
     """
 
     def __init__(
@@ -35,6 +35,7 @@ class Recorder:
         run_name: str,
         tracking: TrackingSettings | None,
         known_log: Fingerprint | None = None,
+        num_workers: int = 1,
     ) -> None:
         self._training = recipe.training
         self._plan = training_data.plan
@@ -46,10 +47,14 @@ class Recorder:
         self._queue: MetricQueue | None = None
         if tracking is not None and tracking.enabled:
             manifests = [split.manifest for split in training_data.splits.values()]
-            tracked = TrackedRun.of(tracking, run_name, config_values(recipe), manifests, "training")
+            params = config_values(recipe) | {"run": {"num_workers": num_workers}}
+            tracked = TrackedRun.of(tracking, run_name, params, manifests, "training")
             tracked.store(run)
             self._queue = MetricQueue(
-                lambda: tracked.open(run), lambda: points(read_log(run)), f"python -m jobs.track {run.path}"
+                lambda: tracked.open(run),
+                lambda: points(read_log(run)),
+                lambda tracker: tracked.describe(tracker, tracked.training_words()),
+                f"python -m jobs.track {run.path}",
             )
 
     def add(self, step: int, values: dict[str, float]) -> None:

@@ -105,7 +105,7 @@ def train(
             if checkpoint is not None:
                 check_log(run, checkpoint)
                 known_log = load_state(checkpoint).log
-            recorder = Recorder(recipe, training_data, run, first, run_name, tracking, known_log)
+            recorder = Recorder(recipe, training_data, run, first, run_name, tracking, known_log, worker.world_size)
             print(origin, flush=True)
     writer = CheckpointWriter(
         run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every

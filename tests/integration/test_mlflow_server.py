@@ -11,9 +11,11 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from jobs.evaluation_run import send_evaluation
 from jobs.track import Target, TrackJob
 from jobs.track import run as track
 from semsam.storage import Folder
@@ -24,6 +26,7 @@ from semsam.training import metric_queue
 from semsam.training.recorder import Recorder
 from semsam.training.train_log import read_log
 from semsam.training.training_data import TrainingData
+from tests.evaluation_output import write_evaluation
 from tests.integration.training_worker import recipe_for
 from tests.painted_shards import write_painted_shards
 
@@ -54,11 +57,14 @@ def test_a_server_that_hangs_and_one_that_dies_cost_no_step_and_no_number(
 
         add(recorder, 0, 10)
         wait_until(has(10))
+        run_id = run.read(RUN_ID_FILE).decode()
+        wait_until(lambda: "mlflow.note.content" in client.get_run(run_id).data.tags)
         os.killpg(server.pid, signal.SIGSTOP)
         assert add(recorder, 10, 30) < 1
         time.sleep(4)
         os.killpg(server.pid, signal.SIGCONT)
         wait_until(has(30))
+        evaluated_over_http(client, uri, run, tmp_path / "evaluation")
         experiment = client.get_run(run.read(RUN_ID_FILE).decode()).info.experiment_id
         client.delete_experiment(experiment)
         with pytest.raises(TrackingError, match=f"^tracking.experiment: .* was deleted in MLflow at {uri}"):
@@ -78,6 +84,26 @@ def test_a_server_that_hangs_and_one_that_dies_cost_no_step_and_no_number(
     assert steps_of(client, run) == list(range(1, STEPS + 1))
     assert client.get_run(sent.run_id).info.status == "FINISHED"
     assert track(TrackJob(folder=run.path, tracking=Target(uri=database))).what == f"0 of {STEPS} points"
+
+
+def evaluated_over_http(client: Any, uri: str, training: Folder, output: Path) -> None:
+    """An evaluation of the training, sent twice to the server, is there once with all that belongs to it."""
+    from mlflow import MlflowClient
+
+    tracked = write_evaluation(output, TrackingSettings(uri=uri), Path(training.path))
+    for _ in range(2):
+        run_id = send_evaluation(tracked, Folder(output))
+    parent, found = client.get_run(training.read(RUN_ID_FILE).decode()), client.get_run(run_id)
+    assert found.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    name = "one_click/coco_panoptic/miou_max"
+    assert [(one.step, one.value) for one in client.get_metric_history(parent.info.run_id, name)] == [(10, 0.25)]
+    [model] = client.search_logged_models([parent.info.experiment_id])
+    assert {(one.key, one.dataset_name) for one in model.metrics} >= {(name, "coco_panoptic/val")}
+    assert len(model.metrics) == 2
+    assert [one.model_id for one in parent.outputs.model_outputs] == [model.model_id]
+    for one in (parent, found):
+        files = MlflowClient(uri).list_artifacts(one.info.run_id, "images")
+        assert len(files) == 4  # Two pictures, each with a small copy.
 
 
 def start_server(database: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:

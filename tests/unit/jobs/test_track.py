@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jobs import evaluate, quickstart
 from jobs.evaluate import EvaluateJob
+from jobs.evaluation_run import EvaluationFile
 from jobs.quickstart import DEFAULT_CONFIG, QuickstartJob
 from jobs.track import Target, TrackJob, main, run
 from semsam.config import dump_config, load_config
 from semsam.data.shards import Split
+from semsam.evaluation.pictures import encode_png
 from semsam.tracking.server import TrackingError
 from semsam.tracking.tracker import RUN_ID_FILE, TrackingSettings
 from tests.mlflow_stand_in import MlflowStandIn
 from tests.painted_shards import write_painted_shards
 
-METRICS = {"one_click/coco_panoptic/miou_max": 0.25, "baseline/one_click/coco_panoptic/miou_max": 0.5}
+PICTURE = encode_png(np.zeros((4, 4, 3), np.uint8))
+METRICS: dict[str, float | None] = {
+    "one_click/coco_panoptic/miou_max": 0.25,
+    "baseline/one_click/coco_panoptic/miou_max": 0.5,
+}
 
 
 @pytest.fixture
@@ -43,7 +51,8 @@ def test_an_evaluations_numbers_outlive_an_mlflow_that_fails_at_the_end(
     server.mode = "fail"
     output.mkdir()
     (output / RUN_ID_FILE).write_text("0" * 32)  # Of an earlier evaluation.
-    assert evaluate.keep(job, METRICS, {}, {"coco_panoptic.png": b"png"}, splits) is None
+    found = EvaluationFile(time.time(), METRICS, pictures=("coco_panoptic.png",))
+    assert evaluate.keep(job, found, {"coco_panoptic.png": PICTURE}, splits) is None
     said = capsys.readouterr().out.splitlines()
     assert said[0].startswith("metric")  # The table, first of all.
     assert said[-1].startswith(f"warning: tracking.uri: MLflow at {server.uri}: it answers 500")
@@ -59,7 +68,7 @@ def test_an_evaluations_numbers_outlive_an_mlflow_that_fails_at_the_end(
     assert found.info.status == "FINISHED"
     assert found.inputs.dataset_inputs[0].dataset.name == "coco_panoptic/train"
     artifacts = tmp_path / "mlruns" / sent.run_id / "artifacts"
-    assert (artifacts / "pictures" / "coco_panoptic.png").read_bytes() == b"png"
+    assert (artifacts / "pictures" / "coco_panoptic.png").read_bytes() == PICTURE
     assert (artifacts / "config.yaml").read_text() == dump_config(job)
     for path in (*output.rglob("*"), *tmp_path.rglob("mlflow.db"), *artifacts.rglob("*")):
         assert not path.is_file() or b"s3cret" not in path.read_bytes()

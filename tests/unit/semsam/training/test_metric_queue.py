@@ -163,6 +163,38 @@ def test_an_outage_for_good_ends_in_time_and_the_rest_can_be_sent(
     assert is_complete(server, tmp_path)
 
 
+def test_a_store_of_files_that_fails_costs_no_number_and_the_rest_can_be_sent(
+    begin: Callable[..., Recorder], server: MlflowStandIn, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.keeps_files = False
+    recorder = begin()
+    add(recorder, 0, STEPS)
+    recorder.close(failed=False)
+    assert is_complete(server, tmp_path)
+    assert only_run(server, tmp_path)["status"] == "FINISHED"
+    [line] = warnings_in(capsys.readouterr().out)
+    assert line.endswith(f"MLflow answers: python -m jobs.track {tmp_path}")
+    server.keeps_files = True
+    run_id = track(TrackJob(folder=str(tmp_path))).run_id
+    assert b"lr:" in server.artifacts[f"{run_id}/config.yaml"]
+    assert is_complete(server, tmp_path)
+
+
+def test_a_training_has_few_settings_in_the_list_and_all_in_a_file_that_is_sent_once(
+    begin: Callable[..., Recorder], server: MlflowStandIn, tmp_path: Path
+) -> None:
+    begin().close(failed=True)
+    run = only_run(server, tmp_path)
+    assert len(run["params"]) <= 10
+    assert run["params"]["run.num_workers"] == "1"
+    [name] = server.artifacts
+    assert b"weight_decay:" in server.artifacts.pop(name)
+    assert "global_batch: `3`" in run["tags"]["mlflow.note.content"]
+    add(begin(), 0, STEPS)
+    wait_for(server, STEPS)
+    assert not server.artifacts
+
+
 def test_a_server_that_hangs_holds_up_no_step(begin: Callable[..., Recorder], server: MlflowStandIn) -> None:
     server.mode = "hang"
     recorder = begin()
@@ -280,7 +312,7 @@ def test_an_id_that_this_mlflow_does_not_know_is_named(
 ) -> None:
     begin().close(failed=False)
     server.runs.clear()
-    with pytest.raises(TrackingError, match=r"Run with id=0+1 not found.*remove mlflow_run_id for a new one"):
+    with pytest.raises(TrackingError, match=r"Run with id=[0-9a-f]{32} not found.*remove mlflow_run_id for a new one"):
         track(TrackJob(folder=str(tmp_path)))
 
 
