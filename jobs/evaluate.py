@@ -12,8 +12,8 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain, islice
 
-import numpy as np
 import orjson
 
 from jobs.arguments import read_arguments
@@ -23,7 +23,7 @@ from jobs.follow import follow
 from jobs.resources import WAIT, Workers, actors
 from jobs.track import stable_tracking
 from pipelines.evaluate.evaluate import Manifests, ask_model, fit_baselines, guess_blindly
-from pipelines.evaluate.item_files import ItemTask, item_task, read_manifest
+from pipelines.evaluate.item_files import ItemManifest, ItemTask, item_task, read_manifest
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary, weights_digest
 from pipelines.sources import SOURCES, check_datasets
 from semsam.config import (
@@ -36,15 +36,15 @@ from semsam.config import (
     dump_config,
     settings,
 )
-from semsam.data.images import decode_jpeg
 from semsam.data.row_order import some_rows
 from semsam.data.sealed import seal, unseal_as
 from semsam.data.shards import Split, is_prepared, open_split
 from semsam.evaluation.baselines import Baselines
 from semsam.evaluation.dataset_numbers import FOUND, HEADLINES, DatasetNumbers, measure_dataset
-from semsam.evaluation.pictures import Row, click_row, encode_png, grid
+from semsam.evaluation.pictures import Row, encode_png, grid
 from semsam.evaluation.protocols import BASELINE, means_of, metric_name
-from semsam.evaluation.questions import AskedRegions, Questions
+from semsam.evaluation.questions import Questions
+from semsam.evaluation.shown import draw_click, draw_found, extremes, middle_click
 from semsam.model.presets import preset
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
@@ -57,6 +57,7 @@ from semsam.training.train_log import LOG_FILE
 
 LOOKED_AT = 20  # Images, for each one in the picture.
 MARKER = "evaluation.yaml"  # Beside the pictures: how they were made, and that they are ours.
+PICTURES = ("", "-worst", "-best", "-found")  # Of each dataset.
 ITEMS = "items"  # The folder of what was answered, a folder for each dataset.
 FIT_FILE = "baselines.json"  # Beside what was guessed with them.
 
@@ -175,8 +176,9 @@ def _evaluate(job: EvaluateJob) -> Evaluation:
     _check_left_out(job, asked)
     numbers = {name: measure_folder(f"{job.output}/{ITEMS}/{name}") for name in splits}
     guessed = {name: measure_folder(f"{_blind_folder(job)}/{name}", is_blind=True) for name in blind}
-    drawn = {f"{dataset}.png": _draw(job, dataset, split, predictor) for dataset, split in splits.items()}
-    pictures = {name: picture for name, picture in drawn.items() if picture is not None}
+    pictures: dict[str, bytes] = {}
+    for name, split in splits.items():
+        pictures |= _draw(job, name, split, asked[name], predictor)
     found = EvaluationFile(
         time=time.time(),
         metrics={**flat(numbers), **flat(guessed, is_blind=True)},
@@ -326,7 +328,7 @@ def _with_stable_paths(job: EvaluateJob) -> EvaluateJob:
 
 def _check_output(output: Folder, datasets: Iterable[str]) -> None:
     """Raise `ValueError` where pictures or numbers would replace those of others."""
-    ours = [METRICS_FILE, *(f"{dataset}.png" for dataset in datasets)]
+    ours = [METRICS_FILE, *(f"{dataset}{name}.png" for dataset in datasets for name in PICTURES)]
     taken = [name for name in ours if output.exists(name)]
     if taken and not output.exists(MARKER):
         raise ValueError(
@@ -436,30 +438,31 @@ def _pool(job: EvaluateJob) -> Pool:
     return Pool(job.num_actors or Pool.num_actors, job.gpus_per_actor, job.rows_per_task)
 
 
-def _draw(job: EvaluateJob, dataset: str, split: Split, predictor: Predictor) -> bytes | None:
-    """A PNG with a row per image, for the middle-sized region with a mask of each; None where none is found.
+def _draw(job: EvaluateJob, dataset: str, split: Split, asked: ItemManifest, predictor: Predictor) -> dict[str, bytes]:
+    """PNGs by name: the same clicks in every evaluation, the clicks answered worst and best, and what is found unasked.
 
     Looks at a bounded number of images: a dataset of boxes has no masks in any.
     """
     use_vocabulary(predictor, split)
-    rows: list[Row] = []
-    for index in _some(dataset, split, LOOKED_AT * job.pictures):
-        if len(rows) == job.pictures:
+    rows = _some(dataset, split, job.max_images)
+    found: dict[str, list[Row]] = {}
+    for row in _some(dataset, split, LOOKED_AT * job.pictures):
+        if len(found.get("", ())) == job.pictures:
             break
-        record = split.record(index)
-        asked = AskedRegions.of(record)
-        clicks, areas = asked.innermost_clicks(), asked.atoms.areas()
-        if not clicks:
-            continue
-        column = sorted(clicks, key=lambda one: int(areas[one]))[len(clicks) // 2]
-        region = asked.regions[column]
-        image = np.ascontiguousarray(decode_jpeg(record.image))
-        predictor.set_image(image)
-        names = [predictor.object_names[region.object_category]] if region.object_category is not None else []
-        names += [predictor.part_names[region.part_category]] if region.part_category is not None else []
-        title = (f"{dataset} {record.sample_id}", ", ".join(names))
-        rows.append(click_row(predictor, image, clicks[column], asked.atoms.mask(column), title))
-    return encode_png(grid(rows)) if rows else None
+        record = split.record(row)
+        click = middle_click(record, row)
+        if click is not None:
+            found.setdefault("", []).append(draw_click(predictor, record, click))
+    if job.pictures and not asked.left_out:  # Positions among the answered images are those among the rows.
+        folder = Folder(f"{job.output}/{ITEMS}/{dataset}")
+        for name, clicks in zip(("-worst", "-best"), extremes(asked.items(folder), job.pictures), strict=True):
+            found[name] = [draw_click(predictor, split.record(rows[one.image]), one) for one in clicks]
+        first = list(islice(chain.from_iterable(asked.items(folder)), job.pictures))
+        if any(item.instances is not None for item in first):
+            found["-found"] = [
+                draw_found(predictor, split.record(row), item) for row, item in zip(rows, first, strict=False)
+            ]
+    return {f"{dataset}{name}.png": encode_png(grid(some)) for name, some in found.items() if some}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -9,12 +9,17 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from semsam.data import rle
 from semsam.predictor import Answer, Predictor
 
 CELL = 192  # Longer side of one picture in the grid, pixels.
 CAPTION = 30  # Height of the text above it.
 MASK_COLOUR = np.array([30, 144, 255])
 CLICK_COLOUR = (255, 40, 40)
+COLOURS = (
+    *((230, 25, 75), (60, 180, 75), (255, 200, 25), (0, 130, 200), (245, 130, 48), (145, 30, 180)),
+    *((70, 220, 220), (240, 50, 230), (170, 200, 40), (0, 128, 128), (170, 110, 40), (128, 128, 255)),
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,15 @@ def click_row(
         cells.append(_with_mask(image, answer.masks[0, level]))
         captions.append(_caption(answer, level, predictor.object_names, predictor.part_names))
     return Row(tuple(cells), tuple(captions))
+
+
+def coloured_masks(image: UInt8[np.ndarray, "h w 3"], rles: Sequence[bytes]) -> UInt8[np.ndarray, "h w 3"]:
+    """The image with masks in colours of their own, the later over the earlier."""
+    drawn = image * 0.4 + 90.0
+    for number, counts in enumerate(rles):
+        mask = rle.decode(counts, *image.shape[:2])
+        drawn[mask] = image[mask] * 0.45 + np.array(COLOURS[number % len(COLOURS)]) * 0.55
+    return drawn.astype(np.uint8)
 
 
 def grid(rows: Sequence[Row]) -> UInt8[np.ndarray, "h w 3"]:

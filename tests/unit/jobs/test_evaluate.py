@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from jobs.evaluate import LOOKED_AT, MARKER, EvaluateJob, _check_output, _draw, _with_stable_paths, main, run
+from pipelines.evaluate.item_files import ItemManifest
 from semsam.config import parse_config
 from semsam.data.shards import Split, open_split
 from semsam.model.semantic_sam import SemanticSam
@@ -63,6 +64,12 @@ def test_pictures_of_a_dataset_without_masks_cost_a_bounded_number_of_reads(
     job = EvaluateJob(untrained=True, pictures=2)
     read, record = [], Split.record
     monkeypatch.setattr(Split, "record", lambda split, row: read.append(row) or record(split, row))
-    assert _draw(job, "objects365", open_split(str(tmp_path), "objects365", "train"), predictor) is None
+
+    def drawn(dataset: str) -> list[str]:
+        split = open_split(str(tmp_path), dataset, "train")
+        nothing = ItemManifest(dataset, "train", "", split.manifest.vocabulary, {}, ())
+        return list(_draw(job, dataset, split, nothing, predictor))
+
+    assert drawn("objects365") == []
     assert len(set(read)) == len(read) == 2 * LOOKED_AT
-    assert _draw(job, "sa1b", open_split(str(tmp_path), "sa1b", "train"), predictor) is not None
+    assert drawn("sa1b") == ["sa1b.png"]
