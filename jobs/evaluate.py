@@ -237,8 +237,8 @@ def over_datasets(numbers: Mapping[str, DatasetNumbers]) -> dict[str, tuple[floa
     means = means_of(one.prompts.sums() for one in numbers.values())
     found: dict[str, list[float]] = {}
     for one in numbers.values():
-        for protocol in FOUND.keys() & one.protocols.keys():
-            for name in HEADLINES[protocol]:
+        for protocol in FOUND:
+            for name in HEADLINES[protocol] if protocol in one.protocols else ():
                 if name in one.protocols[protocol].values:
                     found.setdefault(f"{protocol}/{name}", []).append(one.protocols[protocol].values[name])
     return means | {name: (sum(values) / len(values), len(values)) for name, values in sorted(found.items())}

@@ -40,7 +40,7 @@ class ClassSums(ABC):
             self.headline(self._totals(weights[first : first + _RESAMPLES_AT_ONCE]))
             for first in range(0, len(weights), _RESAMPLES_AT_ONCE)
         ]
-        kept = pieces[0].keys() & names if names is not None else pieces[0].keys()
+        kept = [name for name in pieces[0] if names is None or name in names]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in kept}
 
     def resampled_classes(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, dict[str, Float64[np.ndarray, " r"]]]:

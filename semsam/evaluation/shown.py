@@ -17,7 +17,7 @@ from semsam.evaluation.pictures import Row, click_row, coloured_masks
 from semsam.evaluation.questions import AskedRegions
 from semsam.predictor import Predictor
 
-LEAST_SHARE = 0.5  # Of the best instance's score, for one that is shown: after a short training all scores are low.
+LEAST_SHARE = 0.5  # Of the best instance's score, to be shown: after a short training all scores are low.
 MOST_MASKS = 12  # In one picture, the largest.
 
 
@@ -68,7 +68,7 @@ def draw_click(predictor: Predictor, record: Record, click: Click) -> Row:
 
 
 def draw_found(predictor: Predictor, record: Record, item: ImageItem) -> Row:
-    """The image, what is annotated there, and what the model finds without being asked: segments, or the surest instances."""
+    """The image, what is annotated there, and what is found there: segments, or the surest instances."""
     image = np.ascontiguousarray(decode_jpeg(record.image))
     asked = AskedRegions.of(record)
     true = [(region.rle, _names(predictor, region)) for region in asked.regions if region.rle is not None]

@@ -64,7 +64,7 @@ class PromptMeans:
         """As `Contributions` says."""
         chosen = weights.astype(np.float64)
         sums = {name: values.by_image(self.num_images) for name, values in self.values.items()}
-        wanted = sums.keys() if names is None else sums.keys() & names
+        wanted = [name for name in sums if names is None or name in names]
         return {name: ratio(chosen @ sums[name][0], chosen @ sums[name][1]) for name in wanted}
 
     def resampled_classes(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, dict[str, Float64[np.ndarray, " r"]]]:

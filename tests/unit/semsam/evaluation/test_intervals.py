@@ -149,3 +149,13 @@ def test_some_numbers_alone_are_the_same_as_among_all(measure: object, main: str
     alone = images.resampled(weights, (main,))
     assert list(alone) == [main]
     np.testing.assert_array_equal(alone[main], images.resampled(weights)[main])
+
+
+def test_numbers_come_in_one_order_whatever_is_wanted() -> None:
+    """Of a set of names, whose order differs from process to process, stored numbers must not."""
+    images = quality(synthetic_items(20, seed=1))
+    assert isinstance(images, Numbers)
+    found = list(intervals(images.images, num_resamples=2))
+    for names in ({"pq", "rq", "sq"}, ("rq", "sq", "pq")):
+        some = list(intervals(images.images, num_resamples=2, names=names))
+        assert some == [name for name in found if name in names]
