@@ -14,6 +14,10 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from jobs.cluster import connect
 from pipelines.toy import ToySettings, write_toy_world
 from semsam.data.shards import Split
+from semsam.storage import Folder
+from semsam.training.checkpoint import checkpoint_steps
+from semsam.training.followed import read_followed
+from tests.painted_shards import VOCABULARIES, write_painted_shards
 
 pytestmark = [
     pytest.mark.cluster,
@@ -93,3 +97,39 @@ def test_submitted_jobs_train_and_evaluate_or_say_why_not(client: JobSubmissionC
     status, lines = submit(client, f"{evaluate} {output} checkpoint={tmp_path}/nothing")
     assert status == JobStatus.FAILED
     assert lines[-1].startswith(f"error: {tmp_path}/nothing")
+
+
+def test_an_evaluation_follows_a_training_and_marks_the_best(client: JobSubmissionClient, tmp_path: Path) -> None:
+    write_painted_shards(tmp_path / "shards", 4, {"pascal_part": VOCABULARIES["pascal_part"]})
+    run, python = tmp_path / "runs" / "tiny", f"{sys.executable} -m"
+    shards = f"{tmp_path}/shards"
+    train = (
+        f"{python} jobs.train data.root={shards} 'data.plan.stages=[{{weights: {{pascal_part: 1}}}}]' "
+        "model.preset=debug data.sample.augmentation.crop_size=64 data.sample.prompts.num_prompts=2 "
+        "criterion.num_points=64 training.steps=12 training.global_batch=2 training.precision=fp32 "
+        "training.checkpoint_every=4 training.keep_last=1 tracking.enabled=false run.num_workers=1 run.use_gpu=false "
+        f"run.cpus_per_worker=1 run.max_failures=0 run.name=tiny run.storage={tmp_path}/runs"
+    )
+    follow = (
+        f"{python} jobs.evaluate follow=true checkpoint={run} data={shards} split=train output={tmp_path}/followed "
+        "image_size.short_side=64 image_size.max_long_side=96 num_actors=1 pictures=0 resamples=0 "
+        "best_by=one_click/miou_oracle tracking.enabled=false"
+    )
+    environment = {"working_dir": str(ROOT)}
+    jobs = [client.submit_job(entrypoint=one, runtime_env=environment) for one in (follow, train)]
+    deadline = time.monotonic() + 300
+    while not all(client.get_job_status(job).is_terminal() for job in jobs):
+        assert time.monotonic() < deadline, "\n".join(client.get_job_logs(jobs[0]).splitlines()[-20:])
+        time.sleep(1)
+    for job in jobs:
+        assert client.get_job_status(job) == JobStatus.SUCCEEDED, client.get_job_logs(job)
+    followed = read_followed(Folder(str(run)))
+    assert followed is not None
+    assert sorted(followed.values, key=int) == ["4", "8", "12"]
+    assert all(value is not None for value in followed.values.values())
+    assert followed.best in checkpoint_steps(Folder(str(run)))
+    assert sorted(path.name for path in (tmp_path / "followed").iterdir() if path.name != "blind") == [
+        f"checkpoint-{step}" for step in (12, 4, 8)
+    ]
+    said = client.get_job_logs(jobs[0])
+    assert f"the best by one_click/miou_oracle: {run}/checkpoint-{followed.best}" in said
