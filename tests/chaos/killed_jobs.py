@@ -1,9 +1,10 @@
 """Kills whole jobs, driver, workers and cluster at once, and looks whether running them again ends as if undisturbed.
 
-    python tests/chaos/killed_jobs.py [--seeds 12]
+    python tests/chaos/killed_jobs.py [--seeds 12] [--job evaluate]
 
-Each seed picks a job (prepare, train, evaluate, generate in turn) and a moment of its work.  What must be alike in the
-end: the bytes of all shards and masks, the loss of every step and the weights, the numbers of an evaluation.
+Each seed picks a job (prepare, train, evaluate, generate in turn) and a moment of its work.  Of an evaluation, in turn,
+the whole job is killed, its driver alone, or one of its actors, after which it must end without being run again.  What
+must be alike in the end: the bytes of all shards, masks and items, the loss of every step and the weights, the numbers.
 """
 
 from __future__ import annotations
@@ -103,12 +104,31 @@ class Running:
         """End the job and its cluster at once: no more than the processes of its own session."""
         self.process.kill()
         self.process.wait()
-        listed = subprocess.run(
-            ["ps", "-o", "pid=", "-s", str(self.process.pid)], capture_output=True, text=True, check=False
-        )
-        for pid in listed.stdout.split():
+        for pid in self._session():
             with suppress(ProcessLookupError):
-                os.kill(int(pid), signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
+
+    def kill_driver(self) -> None:
+        """End the driver alone; its cluster notices, and ends by itself."""
+        self.process.kill()
+        self.process.wait()
+        deadline = time.monotonic() + PATIENCE
+        while self._session() and time.monotonic() < deadline:
+            time.sleep(0.2)
+
+    def kill_actor(self) -> None:
+        """End one of the job's actors, if there is any at this moment."""
+        for pid in self._session("ray::MapWorker"):
+            os.kill(pid, signal.SIGKILL)
+            return
+
+    def _session(self, name: str = "") -> list[int]:
+        """The living processes of the job, those of a name."""
+        listed = subprocess.run(
+            ["ps", "-o", "pid=,stat=,args=", "-s", str(self.process.pid)], capture_output=True, text=True, check=False
+        )
+        found = [line.split(None, 2) for line in listed.stdout.splitlines()]
+        return [int(pid) for pid, state, *words in found if state[0] != "Z" and name in " ".join(words)]
 
 
 def start(command: list[str]) -> Running:
@@ -124,16 +144,20 @@ def start(command: list[str]) -> Running:
 
 def finish(command: list[str]) -> None:
     """Run a job to its end; one that is not good, or has noise before it, raises `RuntimeError`."""
-    job = start(command)
+    wait_for(start(command))
+
+
+def wait_for(job: Running) -> None:
+    """Wait for a job's end; one that is not good, or has noise before it, raises `RuntimeError`."""
     try:
         status = job.process.wait(timeout=PATIENCE)
     finally:
         job.kill()
-    text = job.lines.read_text()
+    text, command = job.lines.read_text(), " ".join(map(str, job.process.args))  # type: ignore[union-attr, arg-type]
     if status:
-        raise RuntimeError(f"{' '.join(command)}\nended with {status}:\n{text}")
+        raise RuntimeError(f"{command}\nended with {status}:\n{text}")
     if noise := noise_in(text):
-        raise RuntimeError(f"{' '.join(command)}\nhas in its output what no user can read:\n" + "\n".join(noise))
+        raise RuntimeError(f"{command}\nhas in its output what no user can read:\n" + "\n".join(noise))
 
 
 def noise_in(text: str) -> list[str]:
@@ -150,8 +174,11 @@ def progress(job: str, output: Path) -> int:
     return len(list(output.glob(pattern)))
 
 
-def run_and_kill(job: str, command: list[str], output: Path, total: int, seed: int) -> str:
-    """Run a job and kill it at a moment of its work, of which an undisturbed run leaves `total`; says when that was."""
+def run_and_kill(job: str, command: list[str], output: Path, total: int, seed: int, kind: str = "job") -> str:
+    """Run a job and kill it at a moment of its work, of which an undisturbed run leaves `total`; says when that was.
+
+    It has ended then, by the kill or, after that of an actor, as any job does.
+    """
     rng = np.random.default_rng(seed)
     running = start(command)
     try:
@@ -162,7 +189,13 @@ def run_and_kill(job: str, command: list[str], output: Path, total: int, seed: i
         if running.process.poll() is not None:
             raise RuntimeError(f"{job} had ended before it was killed:\n{running.lines.read_text()}")
         done = progress(job, output)
-        return f"after {time.monotonic() - running.started:.1f} s, {done} of {total} parts"
+        moment = f"{kind} after {time.monotonic() - running.started:.1f} s, {done} of {total} parts"
+        if kind == "driver":
+            running.kill_driver()
+        elif kind == "actor":
+            running.kill_actor()
+            wait_for(running)
+        return moment
     finally:
         running.kill()
 
@@ -183,6 +216,7 @@ def result_of(job: str, output: Path) -> Any:
 
 
 JOBS = ("prepare", "train", "evaluate", "generate")
+KINDS = ("job", "driver", "actor")  # What of an evaluation is killed.
 
 
 class Chaos:
@@ -200,27 +234,31 @@ class Chaos:
             self._calm[job] = result_of(job, output), progress(job, output)
         return self._calm[job]
 
-    def disturbed(self, seed: int) -> tuple[str, str, bool]:
+    def disturbed(self, seed: int, only: str | None = None) -> tuple[str, str, bool]:
         """The job that a seed picks, when it was killed, and whether it ended as the undisturbed one."""
-        job = JOBS[seed % len(JOBS)]
+        job = only or JOBS[seed % len(JOBS)]
+        kind = KINDS[(seed if only else seed // len(JOBS)) % len(KINDS)] if job == "evaluate" else "job"
         expected, total = self.calm(job)
         output = self.world.folder / f"killed-{seed}"
         command = self.world.command(job, output)
-        moment = run_and_kill(job, command, output, total, seed)
-        finish(command)
+        moment = run_and_kill(job, command, output, total, seed, kind)
+        if kind != "actor":
+            finish(command)
         return job, moment, result_of(job, output) == expected
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=12, help="how many kills")
-    seeds = parser.parse_args().seeds
+    parser.add_argument("--job", choices=JOBS, help="that one alone")
+    arguments = parser.parse_args()
+    seeds = arguments.seeds
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         chaos = Chaos(World(Path(folder)).write())
         report: Callable[..., None] = print
         for seed in range(seeds):
-            job, moment, is_alike = chaos.disturbed(seed)
+            job, moment, is_alike = chaos.disturbed(seed, arguments.job)
             failed += not is_alike
             report(f"{seed:>3} {job:<9} killed {moment}: {'ends alike' if is_alike else 'ENDS OTHERWISE'}", flush=True)
     if failed:

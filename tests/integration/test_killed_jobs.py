@@ -14,7 +14,7 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Chaos:
     return Chaos(World(tmp_path_factory.mktemp("chaos")).write())
 
 
-# Prepare, train and generate; an evaluation, which begins anew, in `make chaos`.
+# Prepare, train and generate; evaluations in `make chaos`.
 @pytest.mark.parametrize("seed", [0, 1, 3])
 def test_a_killed_job_ends_as_an_undisturbed_one(chaos: Chaos, seed: int) -> None:
     job, moment, is_alike = chaos.disturbed(seed)
