@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from semsam.evaluation.dataset_numbers import DatasetNumbers
-from semsam.evaluation.intervals import class_intervals
+from semsam.evaluation.intervals import Interval, class_intervals
 from semsam.evaluation.numbers import Contributions
 
 CLASS_TABLE = pa.schema(
@@ -23,6 +23,7 @@ CLASS_TABLE = pa.schema(
         pa.field("high", pa.float64()),
     ]
 )
+_NO_SHARES = frozenset({"distinct", "predicted"})  # All other numbers lie between 0 and 1.
 _COUNT = "_count"  # How `per_class` names the count of one number;
 _COUNTS = ("regions", "levels")  # and that of all numbers of a class.
 
@@ -70,7 +71,13 @@ def _rows(protocol: str, images: Contributions, num_resamples: int) -> list[Clas
             if number.endswith(_COUNT) or number in _COUNTS:
                 continue
             count = values.get(number + _COUNT, of_all)
-            interval = known.get(name, {}).get(number)
-            low, high = (None, None) if interval is None else (interval.low, interval.high)
+            low, high = _ends(known.get(name, {}).get(number), number)
             rows.append(ClassRow(protocol, name, number, value, None if count is None else int(count), low, high))
     return rows
+
+
+def _ends(interval: Interval | None, number: str) -> tuple[float, float] | tuple[None, None]:
+    """The ends of an interval; of shares between 0 and 1, beyond which freeing them of their bias may have moved them."""
+    if interval is None:
+        return None, None
+    return (interval.low, interval.high) if number in _NO_SHARES else (max(interval.low, 0.0), min(interval.high, 1.0))
