@@ -77,7 +77,7 @@ def _rows(protocol: str, images: Contributions, num_resamples: int) -> list[Clas
 
 
 def _ends(interval: Interval | None, number: str) -> tuple[float, float] | tuple[None, None]:
-    """The ends of an interval; of shares between 0 and 1, beyond which freeing them of their bias may have moved them."""
+    """The ends of an interval; freeing a share's of their bias may have moved them beyond 0 and 1."""
     if interval is None:
         return None, None
     return (interval.low, interval.high) if number in _NO_SHARES else (max(interval.low, 0.0), min(interval.high, 1.0))

@@ -16,7 +16,7 @@ nav a { margin-right: 1rem; white-space: nowrap; }
 p, dl, ol, ul { margin: .4rem 0; }
 dl.facts { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; }
 dt { color: var(--soft); } dd { margin: 0; }
-.soft, small { color: var(--soft); font-size: .82rem; }
+.soft, small { color: var(--soft); font-size: .85em; }
 .wide { overflow-x: auto; margin: .5rem 0; border: 1px solid var(--line); border-radius: 6px; max-height: 85vh; }
 table { border-collapse: separate; border-spacing: 0; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .3rem .6rem; text-align: right; vertical-align: top; border-bottom: 1px solid var(--line);
@@ -51,6 +51,7 @@ ol.notes { font-size: .82rem; color: var(--soft); columns: 28rem; padding-left: 
 @media (max-width: 600px) { body { font-size: 14px; } th, td { padding: .25rem .4rem; }
   tr > :first-child { min-width: 6rem; max-width: 8.5rem; } dl.facts { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .3rem; } }
+@page { size: landscape; margin: 12mm; }
 @media print { :root { --page: #fff; --text: #000; --soft: #444; --line: #bbb; --shade: #eee; --accent: #000; }
   body { max-width: none; padding: 0; font-size: 9pt; } .wide { overflow: visible; max-height: none; border: 0; }
   th, tr > :first-child { position: static; } td small { white-space: normal; } figure, tr { break-inside: avoid; }
