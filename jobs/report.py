@@ -1,6 +1,6 @@
 """Make one HTML file of an evaluation: `python -m jobs.report <evaluation's output> [output=<file>.html]`.
 
-    python -m jobs.report outputs/quickstart/evaluation output=report.html
+    python -m jobs.report outputs/quickstart/trained output=report.html
 
 Numbers are computed from what the evaluation has kept of each image, which takes about as long as it took there.  The
 page needs no network and no other file: tables, intervals, figures and pictures are in it.
@@ -32,6 +32,7 @@ from semsam.tracking.tracked_run import read_run_id
 from semsam.training.train_log import LOG_FILE
 
 REPORT_FILE = "report.html"
+_NEEDED = frozenset({"blind", "checkpoint", "data", "datasets", "preset", "run_name", "split"})
 _BEGINNING = 500  # Bytes of a page in which it says what has made it.
 
 
@@ -71,7 +72,11 @@ def _config(folder: Folder) -> dict[str, Any]:
     """The settings of the evaluation in a folder."""
     text = folder.read_if_there(MARKER)
     if text is not None:
-        config: dict[str, Any] = parse_yaml(text, f"{folder.path}/{MARKER}")
+        where = f"{folder.path}/{MARKER}"
+        config: dict[str, Any] = parse_yaml(text, where)
+        # One of another version may have other settings: those that the page needs are all it asks for.
+        if missing := _NEEDED - config.keys() if isinstance(config, dict) else _NEEDED:
+            raise ValueError(f"{where}: not the settings of an evaluation: it has no {', '.join(sorted(missing))}")
         return config
     if not folder.exists(LOG_FILE):
         raise ValueError(f"evaluation: {folder.path} has no {MARKER}; give the output folder of jobs.evaluate")

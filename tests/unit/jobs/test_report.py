@@ -143,9 +143,13 @@ def test_what_is_no_evaluation_is_named(tmp_path: Path) -> None:
     (made / "items" / "sa1b" / "manifest.json").unlink()
     with pytest.raises(ValueError, match=f"^{made}/items/sa1b/manifest.json: no such file: no evaluation has come to"):
         main([str(made)])
-    (made / MARKER).write_text("datasets: []\nblind: {")
-    with pytest.raises(ValueError, match=f"^{made}/{MARKER}: "):
-        main([str(made)])
+    for text, fault in (
+        ("blind: {", ""),
+        ("data: x", "not the settings of an evaluation: it has no blind, checkpoint"),
+    ):
+        (made / MARKER).write_text(text)
+        with pytest.raises(ValueError, match=f"^{made}/{MARKER}: {fault}"):
+            main([str(made)])
 
 
 def test_answers_of_two_models_are_not_one_evaluation(tmp_path: Path) -> None:
