@@ -10,7 +10,7 @@ from semsam.evaluation.dataset_numbers import FEDERATED, DatasetNumbers
 from semsam.evaluation.extremes import Extremes, extremes
 from semsam.evaluation.intervals import Interval
 
-_EMPTY = "no images were measured"
+EMPTY = "no images were measured"
 _REASONS = {
     "iou_calibration": "no click's levels can be compared with a mask, or predictions never vary",
     **dict.fromkeys(FEDERATED, "all names were looked for in every image: AP without federation measures it"),
@@ -73,5 +73,5 @@ class DatasetReport:
     def why_absent(self, protocol: str) -> str:
         """Why a protocol lacks a number here."""
         if not self.num_images:
-            return _EMPTY
+            return EMPTY
         return self.absent.get(protocol) or _REASONS.get(protocol, _NO_TRUTH)

@@ -31,7 +31,7 @@ tbody th { font-weight: 400; }
 td small, th small { display: block; }
 td small { white-space: nowrap; }
 sup { line-height: 0; }
-.images td { text-align: left; } .wide:has(.images) { max-height: none; }
+.images :is(th, td) { text-align: left; } .wide:has(.images) { max-height: none; }
 .below { color: var(--low); } strong.below::after { content: " \\25be"; }
 .absent { color: var(--soft); }
 th button { all: unset; cursor: pointer; color: var(--accent); }
