@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain
 
 import orjson
 
@@ -37,14 +37,18 @@ from semsam.config import (
     settings,
 )
 from semsam.data.row_order import some_rows
+from semsam.data.schema import Record
 from semsam.data.sealed import seal, unseal_as
 from semsam.data.shards import Split, is_prepared, open_split
 from semsam.evaluation.baselines import Baselines
+from semsam.evaluation.class_tables import class_rows, class_tables
 from semsam.evaluation.dataset_numbers import FOUND, HEADLINES, DatasetNumbers, measure_dataset
+from semsam.evaluation.extremes import picture_name
+from semsam.evaluation.items import ImageItem
 from semsam.evaluation.pictures import Row, encode_png, grid
 from semsam.evaluation.protocols import BASELINE, means_of, metric_name
 from semsam.evaluation.questions import Questions
-from semsam.evaluation.shown import draw_click, draw_found, extremes, middle_click
+from semsam.evaluation.shown import draw_click, draw_found, ends_of, middle_click, worst_click
 from semsam.model.presets import preset
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
@@ -57,7 +61,7 @@ from semsam.training.train_log import LOG_FILE
 
 LOOKED_AT = 20  # Images, for each one in the picture.
 MARKER = "evaluation.yaml"  # Beside the pictures: how they were made, and that they are ours.
-PICTURES = ("", "-worst", "-best", "-found")  # Of each dataset.
+MOST_ENDS = 12  # Images of a dataset that are drawn because a protocol is at its best or worst on them.
 ITEMS = "items"  # The folder of what was answered, a folder for each dataset.
 FIT_FILE = "baselines.json"  # Beside what was guessed with them.
 
@@ -177,21 +181,35 @@ def _evaluate(job: EvaluateJob) -> Evaluation:
     numbers = {name: measure_folder(f"{job.output}/{ITEMS}/{name}") for name in splits}
     guessed = {name: measure_folder(f"{_blind_folder(job)}/{name}", is_blind=True) for name in blind}
     pictures: dict[str, bytes] = {}
+    figures: dict[str, bytes] = {}
+    tables: dict[str, bytes] = {}
     for name, split in splits.items():
-        pictures |= _draw(job, name, split, asked[name], predictor)
+        pictures |= _draw(job, name, split, asked[name], numbers[name], predictor)
+        figures |= {f"figures/{name}/{kind}.png": data for kind, data in _figures(job, numbers[name]).items()}
+        tables |= {f"tables/{name}/{file}": data for file, data in class_tables(class_rows(numbers[name])).items()}
     found = EvaluationFile(
         time=time.time(),
         metrics={**flat(numbers), **flat(guessed, is_blind=True)},
         intervals=_intervals(job, numbers),
         absent={f"{protocol}/{name}": why for name, one in numbers.items() for protocol, why in one.absent.items()},
         pictures=tuple(pictures),
+        figures=tuple(figures),
+        tables=tuple(tables),
         checkpoint=_checkpoint(job, asked),
         description=_description(job, asked),
     )
-    run_id = keep(job, found, pictures, splits)
+    run_id = keep(job, found, {**pictures, **figures, **tables}, splits)
     means = over_datasets(numbers)
     means |= {f"{BASELINE}/{name}": mean for name, mean in over_datasets(guessed).items()}
     return Evaluation(found.numbers(), means, found.intervals, job.output, run_id, job.tracking.uri if run_id else None)
+
+
+def _figures(job: EvaluateJob, numbers: DatasetNumbers) -> dict[str, bytes]:
+    if not job.pictures:
+        return {}
+    from semsam.evaluation.figures import figures_of  # Matplotlib, which nobody else needs.
+
+    return figures_of(numbers)
 
 
 def _intervals(job: EvaluateJob, numbers: Mapping[str, DatasetNumbers]) -> dict[str, tuple[float, float]]:
@@ -328,7 +346,7 @@ def _with_stable_paths(job: EvaluateJob) -> EvaluateJob:
 
 def _check_output(output: Folder, datasets: Iterable[str]) -> None:
     """Raise `ValueError` where pictures or numbers would replace those of others."""
-    ours = [METRICS_FILE, *(f"{dataset}{name}.png" for dataset in datasets for name in PICTURES)]
+    ours = [METRICS_FILE, *(f"{dataset}{name}.png" for dataset in datasets for name in ("", "-found"))]
     taken = [name for name in ours if output.exists(name)]
     if taken and not output.exists(MARKER):
         raise ValueError(
@@ -438,31 +456,41 @@ def _pool(job: EvaluateJob) -> Pool:
     return Pool(job.num_actors or Pool.num_actors, job.gpus_per_actor, job.rows_per_task)
 
 
-def _draw(job: EvaluateJob, dataset: str, split: Split, asked: ItemManifest, predictor: Predictor) -> dict[str, bytes]:
-    """PNGs by name: the same clicks in every evaluation, the clicks answered worst and best, and what is found unasked.
+def _draw(
+    job: EvaluateJob, dataset: str, split: Split, asked: ItemManifest, numbers: DatasetNumbers, predictor: Predictor
+) -> dict[str, bytes]:
+    """PNGs by name: the same clicks in every evaluation; what is found; and images that a protocol is at its ends on.
 
     Looks at a bounded number of images: a dataset of boxes has no masks in any.
     """
+    if not job.pictures:
+        return {}
     use_vocabulary(predictor, split)
-    rows = _some(dataset, split, job.max_images)
     found: dict[str, list[Row]] = {}
     for row in _some(dataset, split, LOOKED_AT * job.pictures):
-        if len(found.get("", ())) == job.pictures:
+        if len(found.get(f"{dataset}.png", ())) == job.pictures:
             break
         record = split.record(row)
         click = middle_click(record, row)
         if click is not None:
-            found.setdefault("", []).append(draw_click(predictor, record, click))
-    if job.pictures and not asked.left_out:  # Positions among the answered images are those among the rows.
-        folder = Folder(f"{job.output}/{ITEMS}/{dataset}")
-        for name, clicks in zip(("-worst", "-best"), extremes(asked.items(folder), job.pictures), strict=True):
-            found[name] = [draw_click(predictor, split.record(rows[one.image]), one) for one in clicks]
-        first = list(islice(chain.from_iterable(asked.items(folder)), job.pictures))
-        if any(item.instances is not None for item in first):
-            found["-found"] = [
-                draw_found(predictor, split.record(row), item) for row, item in zip(rows, first, strict=False)
-            ]
-    return {f"{dataset}{name}.png": encode_png(grid(some)) for name, some in found.items() if some}
+            found.setdefault(f"{dataset}.png", []).append(draw_click(predictor, record, click))
+    if not asked.left_out:  # Positions among the answered images are those among the rows.
+        rows, ends = _some(dataset, split, job.max_images), ends_of(numbers, MOST_ENDS)
+        items = chain.from_iterable(asked.items(Folder(f"{job.output}/{ITEMS}/{dataset}")))
+        for image, (row, item) in enumerate(zip(rows, items, strict=False)):
+            if image < job.pictures and item.instances is not None:
+                found.setdefault(f"{dataset}-found.png", []).append(draw_found(predictor, split.record(row), item))
+            if image in ends:
+                drawn = _draw_image(predictor, split.record(row), item, image)
+                found[picture_name(dataset, item.sample_id)] = drawn
+    return {name: encode_png(grid(some)) for name, some in found.items() if some}
+
+
+def _draw_image(predictor: Predictor, record: Record, item: ImageItem, image: int) -> list[Row]:
+    """What is found in an image, and the click that was answered worst."""
+    click = worst_click(item, image)
+    clicked = [draw_click(predictor, record, click)] if click is not None else []
+    return [draw_found(predictor, record, item), *clicked] if item.instances is not None else clicked
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -133,13 +133,16 @@ def _send_files(found: EvaluationFile, folder: Folder, tracker: Tracker) -> None
     )
     for place, names in places:
         for name in names:
-            tracker.log_bytes(folder.read(name), place + name)
+            tracker.log_bytes(folder.read(name), place + name.removeprefix(place))
 
 
 def _send_images(found: EvaluationFile, folder: Folder, run: Tracker) -> None:
-    """The same keys at every evaluation, so that each is a row of MLflow's grid that moves with the step."""
+    """The same keys at every evaluation, so that each is a row of MLflow's grid that moves with the step.
+
+    Pictures of single images, which are in folders, are others every time.
+    """
     images = SteppedImages(run)
-    for name in (*found.pictures, *found.figures):
+    for name in (*(one for one in found.pictures if "/" not in one), *found.figures):
         try:
             images.log(folder.read(name), image_key(name), found.step, found.time)
         except TrackingError:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int64
 from semsam.data import rle
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind, Region
-from semsam.evaluation.items import ImageItem, NamedMask
+from semsam.evaluation.items import ImageItem, NamedMask, join_prompted
 
 NAMES = Vocabulary(
     objects=("dog", "car", "grass", "cat", "sky", "cup", "never"),
@@ -32,6 +32,11 @@ def federated(items: list[ImageItem], seed: int) -> list[ImageItem]:
     """The items, each of which speaks of some names only."""
     rng = np.random.default_rng(seed)
     return [_federated(rng, item) for item in items]
+
+
+def without_prompts(item: ImageItem) -> ImageItem:
+    """The item as if it had been asked by clicks and boxes, and had no region to ask for."""
+    return dataclasses.replace(item, prompted=join_prompted([], 3))
 
 
 @functools.cache

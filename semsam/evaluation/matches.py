@@ -78,6 +78,22 @@ class Matches:
             table[name] = {**present(summary), "regions": float(regions[c])}
         return table
 
+    def precisions(self, iou: float) -> Float64[np.ndarray, " 101"]:
+        """Precision at each of `RECALLS`, mean over classes: the curve whose own mean is the AP at this threshold.
+
+        Regions of all sizes; NaN where there is no truth.  Raises `ValueError` for an IoU that is no threshold.
+        """
+        places = np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou))
+        if not len(places):
+            raise ValueError(f"no detections are matched at IoU {iou}; thresholds are {IOU_THRESHOLDS.tolist()}")
+        seen = self._of_classes_with_truth
+        if not seen.names:
+            return np.full(len(RECALLS), np.nan)
+        regions = np.bincount(seen.truth_category[seen.truth_counts[0]], minlength=len(seen.names))
+        line = seen._lines[int(places[0])][0]
+        falling, _ = _precisions(line, self._once()[0], regions.astype(np.int64), _needed(regions))
+        return falling.mean(0)[::-1]
+
     def per_image(self) -> dict[str, Float64[np.ndarray, " n"]]:
         """As `Contributions` says: the share found, mean over thresholds, and wrong detections at IoU 0.5."""
         found = np.zeros(self.num_images)
@@ -197,13 +213,24 @@ def _average_precision(
     regions: Int64[np.ndarray, " c"],
     needed: Int64[np.ndarray, "c 101"],
 ) -> tuple[Float64[np.ndarray, " c"], Int64[np.ndarray, " c"]]:
-    """AP of each class, and the number of regions found.
+    """AP of each class, and the number of regions found."""
+    best, found = _precisions(line, weights, regions, needed)
+    return np.where(regions > 0, best.mean(1), np.nan), found
+
+
+def _precisions(
+    line: _Line,
+    weights: Int64[np.ndarray, " n"],
+    regions: Int64[np.ndarray, " c"],
+    needed: Int64[np.ndarray, "c 101"],
+) -> tuple[Float64[np.ndarray, "c 101"], Int64[np.ndarray, " c"]]:
+    """The best precision at each recall or a higher one, by class and falling recall; and the number of regions found.
 
     An image that is chosen twice has its detections one after the other: true ones raise the precision together, so
     the curve, which only looks ahead, is the same as if they had one place.
     """
     if not len(line.true_place):
-        return np.where(regions > 0, 0.0, np.nan), np.zeros(len(regions), np.int64)
+        return np.zeros(needed.shape), np.zeros(len(regions), np.int64)
     so_far = np.concatenate([[0], np.cumsum(weights[line.image])])
     true_so_far = np.concatenate([[0], np.cumsum(weights[line.true_image])])
     before = so_far[line.kept_edges[:-1]], true_so_far[line.true_edges[:-1]]
@@ -219,7 +246,7 @@ def _average_precision(
     best = np.maximum.reduceat(precision, np.minimum(place, stop).reshape(-1)).reshape(place.shape)
     best = np.where(is_reached, best, 0.0)
     best = np.maximum.accumulate(best[:, ::-1], axis=1)
-    return np.where(regions > 0, best.mean(1), np.nan), true_so_far[line.true_edges[1:]] - before[1]
+    return best, true_so_far[line.true_edges[1:]] - before[1]
 
 
 def _mean(values: np.ndarray) -> np.floating:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ from semsam.data import rle
 from semsam.data.images import decode_jpeg
 from semsam.data.named_mask import NamedMask
 from semsam.data.schema import Record, Region
+from semsam.evaluation.dataset_numbers import DatasetNumbers
+from semsam.evaluation.extremes import extremes
 from semsam.evaluation.items import Ask, ImageItem
 from semsam.evaluation.pictures import Row, click_row, coloured_masks
 from semsam.evaluation.questions import AskedRegions
@@ -27,25 +29,6 @@ class Click(NamedTuple):
     image: int  # Position among the images that were evaluated.
     region: int  # In the record.
     xy: tuple[int, int]
-    iou: float  # Of the level that fits best.
-
-
-def extremes(items: Iterable[Sequence[ImageItem]], count: int) -> tuple[list[Click], list[Click]]:
-    """The clicks that were answered worst and best by the level that fits best, one of each image; worst comes first.
-
-    Of equally good ones the first.
-    """
-    worst: list[Click] = []
-    best: list[Click] = []
-    image = 0
-    for some in items:
-        for item in some:
-            clicks = _clicks(item, image)
-            if clicks:
-                worst = sorted([*worst, min(clicks, key=lambda one: one.iou)], key=lambda one: one.iou)[:count]
-                best = sorted([*best, max(clicks, key=lambda one: one.iou)], key=lambda one: -one.iou)[:count]
-            image += 1
-    return worst, best
 
 
 def middle_click(record: Record, image: int) -> Click | None:
@@ -55,7 +38,7 @@ def middle_click(record: Record, image: int) -> Click | None:
     if not clicks:
         return None
     column = sorted(clicks, key=lambda one: int(areas[one]))[len(clicks) // 2]
-    return Click(image, int(asked.places[column]), clicks[column], float("nan"))
+    return Click(image, int(asked.places[column]), clicks[column])
 
 
 def draw_click(predictor: Predictor, record: Record, click: Click) -> Row:
@@ -83,19 +66,23 @@ def draw_found(predictor: Predictor, record: Record, item: ImageItem) -> Row:
     return Row(tuple(cells), tuple(captions))
 
 
-def _clicks(item: ImageItem, image: int) -> list[Click]:
+def ends_of(numbers: DatasetNumbers, most: int) -> list[int]:
+    """Positions of the images that protocols are best and worst on, one at either end of each, `most` at most."""
+    place = {sample_id: i for i, sample_id in enumerate(numbers.sample_ids)}
+    found = extremes(numbers, shown=1).values()
+    ends = [sample_id for one in found for sample_id, _ in (*one.worst, *one.best)]
+    return [place[sample_id] for sample_id in dict.fromkeys(ends)][:most]
+
+
+def worst_click(item: ImageItem, image: int) -> Click | None:
+    """The click on an innermost pixel that was answered worst by the level that fits best; None without any."""
     asked = item.prompted
-    if asked is None:
-        return []
-    return [
-        Click(
-            image,
-            int(asked.region[i]),
-            (int(asked.click_xy[i, 0]), int(asked.click_xy[i, 1])),
-            float(asked.ious[i].max()),
-        )
-        for i in np.flatnonzero(asked.ask == Ask.INNERMOST)
-    ]
+    clicks = np.zeros(0, int) if asked is None else np.flatnonzero(asked.ask == Ask.INNERMOST)
+    if asked is None or not len(clicks):
+        return None
+    worst = clicks[asked.ious[clicks].max(axis=1).argmin()]
+    x, y = asked.click_xy[worst].tolist()
+    return Click(image, int(asked.region[worst]), (x, y))
 
 
 def _sure(instances: Sequence[NamedMask]) -> list[NamedMask]:

@@ -22,6 +22,7 @@ JOBS = {
     "generate": "GenerateJob",
     "prepare": "PrepareJob",
     "quickstart": "QuickstartJob",
+    "report": "ReportJob",
     "track": "TrackJob",
     "train": "TrainJob",
     "verify": "VerifyJob",

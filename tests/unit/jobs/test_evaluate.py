@@ -11,6 +11,7 @@ from jobs.evaluate import LOOKED_AT, MARKER, EvaluateJob, _check_output, _draw, 
 from pipelines.evaluate.item_files import ItemManifest
 from semsam.config import parse_config
 from semsam.data.shards import Split, open_split
+from semsam.evaluation.dataset_numbers import measure_dataset
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
@@ -68,7 +69,8 @@ def test_pictures_of_a_dataset_without_masks_cost_a_bounded_number_of_reads(
     def drawn(dataset: str) -> list[str]:
         split = open_split(str(tmp_path), dataset, "train")
         nothing = ItemManifest(dataset, "train", "", split.manifest.vocabulary, {}, ())
-        return list(_draw(job, dataset, split, nothing, predictor))
+        numbers = measure_dataset([], split.manifest.vocabulary)
+        return list(_draw(job, dataset, split, nothing, numbers, predictor))
 
     assert drawn("objects365") == []
     assert len(set(read)) == len(read) == 2 * LOOKED_AT

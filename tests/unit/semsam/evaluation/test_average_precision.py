@@ -128,6 +128,30 @@ def test_numbers_are_those_of_pycocotools(names: Names, overlap: Overlap, resize
     assert_same(matches_of(result).values(), result.values)
 
 
+@pytest.mark.parametrize("names", Names)
+def test_curves_are_those_of_pycocotools(names: Names) -> None:
+    items = synthetic_items(60, seed=1)
+    evaluation = pycocotools_evaluation(items, names, Overlap.MASKS)
+    run(evaluation)
+    matches = matches_of(numbers(items, names))
+    for iou, place, number in ((0.5, 0, "ap50"), (0.75, 5, "ap75")):
+        of_class = evaluation.eval["precision"][place, :, :, 0, 2]
+        curve = matches.precisions(iou)
+        np.testing.assert_allclose(curve, of_class[:, of_class[0] > -1].mean(1), atol=1e-12)
+        assert curve.mean() == pytest.approx(matches.values()[number], abs=1e-12)
+    with pytest.raises(ValueError, match="no detections are matched at IoU 0.62; thresholds are"):
+        matches.precisions(0.62)
+
+
+def test_without_truth_there_is_no_curve_and_without_answers_one_at_zero() -> None:
+    items = synthetic_items(20, seed=1)
+    matches = matches_of(numbers(items))
+    unseen = dataclasses.replace(matches, truth_counts=np.zeros_like(matches.truth_counts))
+    assert np.isnan(unseen.precisions(0.5)).all()
+    silent = [dataclasses.replace(item, instances=()) for item in items]
+    assert (matches_of(numbers(silent)).precisions(0.5) == 0).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("names", Names)
 @pytest.mark.parametrize("overlap", Overlap)

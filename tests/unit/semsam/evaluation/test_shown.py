@@ -10,12 +10,13 @@ from semsam.data.images import encode_jpeg
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Kind, Record, Region
 from semsam.evaluation.asking import ask
-from semsam.evaluation.items import ImageItem
+from semsam.evaluation.dataset_numbers import measure_dataset
+from semsam.evaluation.items import Ask
 from semsam.evaluation.questions import Questions, item_of
-from semsam.evaluation.shown import Click, draw_click, draw_found, extremes, middle_click
+from semsam.evaluation.shown import Click, draw_click, draw_found, ends_of, middle_click, worst_click
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, Predictor
-from tests.unit.semsam.evaluation.test_protocols import answer, item
+from tests.unit.semsam.evaluation.test_protocols import VOCABULARY, answer, item
 
 HEIGHT, WIDTH = 48, 64
 
@@ -42,15 +43,17 @@ def predictor() -> Predictor:
     return predictor
 
 
-def test_the_worst_and_the_best_click_of_each_image_are_found() -> None:
-    def image(*ious: float) -> ImageItem:
-        return item(*(answer([iou, 0.0]) for iou in ious))
+def test_the_click_that_was_answered_worst_is_found() -> None:
+    some = item(answer([0.5, 0.75]), answer([0.25, 0.5]), answer([0.0, 0.0], Ask.BOX), answer([0.5, 0.0]))
+    found = worst_click(some, 3)
+    assert found is not None
+    assert (found.image, found.region) == (3, 0)
+    assert worst_click(item(), 0) is worst_click(item_of(record(SMALL)), 0) is None
 
-    parts = [[image(0.5, 0.75), image()], [image(0.25, 1.0), image(0.5)]]
-    worst, best = extremes(parts, 2)
-    assert [(one.image, one.iou) for one in worst] == [(2, 0.25), (0, 0.5)]  # Of equal ones the first.
-    assert [(one.image, one.iou) for one in best] == [(2, 1.0), (0, 0.75)]
-    assert extremes([], 2) == extremes([[item_of(record(SMALL))]], 2) == ([], [])
+
+def test_images_at_either_end_of_a_protocol_are_shown() -> None:
+    numbers = measure_dataset([[item(answer([iou, 0.0])) for iou in (0.5, 0.25, 1.0)]], VOCABULARY)
+    assert ends_of(numbers, 9)
 
 
 def test_the_middle_sized_region_stands_for_an_image() -> None:
@@ -61,7 +64,7 @@ def test_the_middle_sized_region_stands_for_an_image() -> None:
 
 
 def test_a_click_is_drawn_with_the_truth_and_six_levels(predictor: Predictor) -> None:
-    row = draw_click(predictor, record(LARGE, MIDDLE), Click(0, 1, (10, 10), 0.5))
+    row = draw_click(predictor, record(LARGE, MIDDLE), Click(0, 1, (10, 10)))
     assert len(row.cells) == 8
     assert row.captions[:2] == (("paco 7", "dog"), ("true region", "256 px"))
 
