@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 
 from jobs.evaluate import MARKER, EvaluateJob
-from jobs.track import METRICS_FILE
+from jobs.evaluation_run import METRICS_FILE
 from pipelines.evaluate.item_files import item_task, write_items, write_manifest
 from semsam.config import dump_config
 from semsam.data.manifest import Vocabulary

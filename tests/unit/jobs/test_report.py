@@ -12,8 +12,8 @@ import orjson
 import pytest
 
 from jobs.evaluate import MARKER
+from jobs.evaluation_run import METRICS_FILE
 from jobs.report import REPORT_FILE, ReportJob, main, run
-from jobs.track import METRICS_FILE
 from pipelines.evaluate.item_files import item_task, write_items, write_manifest
 from semsam.data.schema import Record
 from semsam.data.shards import Split

@@ -17,7 +17,7 @@ MASKS = st.tuples(st.integers(0, 4), st.integers(1, 9), st.integers(1, 9)).flatm
 
 
 @given(masks=MASKS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_boxes_are_those_of_each_mask(masks: np.ndarray) -> None:
     height, width = masks.shape[1:]
     counts = [rle.encode(mask) for mask in masks]
@@ -26,7 +26,7 @@ def test_boxes_are_those_of_each_mask(masks: np.ndarray) -> None:
 
 
 @given(masks=MASKS, data=st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_smaller_masks_are_those_of_each_mask(masks: np.ndarray, data: st.DataObject) -> None:
     height, width = masks.shape[1:]
     smaller = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))

@@ -12,7 +12,7 @@ from semsam.data import rle
 from semsam.data.atoms import AtomMap
 from semsam.data.label_runs import TooManyAtomsError, labels_of_hashes
 
-quick = hypothesis_settings(max_examples=60, deadline=None, derandomize=True)
+quick = hypothesis_settings(max_examples=60)
 
 
 def random_masks(num: int, height: int, width: int, seed: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from semsam.data import rle
 from semsam.data.atoms import AtomMap
 from semsam.data.augmentation import PADDING_GREY, AugmentationSettings, Geometry, random_geometry
 
-quick = hypothesis_settings(max_examples=100, deadline=None, derandomize=True)
+quick = hypothesis_settings(max_examples=100)
 
 
 def geometry(height: int, width: int, scale: float, crop_size: int, flip: float = 0.5, seed: int = 0) -> Geometry:

@@ -42,7 +42,7 @@ def test_shares_are_within_one_percent_of_the_weights_over_ten_thousand_samples(
         assert seen[name] / 10_000 == pytest.approx(weight, rel=0.01)
 
 
-@hypothesis_settings(deadline=None, max_examples=50)
+@hypothesis_settings(max_examples=50)
 @given(st.lists(st.integers(1, 400), min_size=1, max_size=7), st.integers(0, 5))
 def test_every_prefix_has_each_dataset_within_one_sample_of_its_share(parts: list[int], decimals: int) -> None:
     names = tuple("abcdefg"[: len(parts)])
@@ -55,7 +55,7 @@ def test_every_prefix_has_each_dataset_within_one_sample_of_its_share(parts: lis
     assert (np.diff(drawn, axis=0)[np.arange(len(order)), order] == 1).all()
 
 
-@hypothesis_settings(deadline=None, max_examples=50)
+@hypothesis_settings(max_examples=50)
 @given(st.lists(st.floats(1e-2, 1e3), min_size=1, max_size=7))
 def test_awkward_weights_are_rounded_to_a_short_period(weights: list[float]) -> None:
     if min(weights) / sum(weights) < 1 / MAX_PERIOD:
@@ -74,7 +74,7 @@ def test_the_order_in_which_weights_are_written_does_not_matter() -> None:
     assert all_rows(plans[0]) == all_rows(plans[1])
 
 
-@hypothesis_settings(deadline=None, max_examples=40)
+@hypothesis_settings(max_examples=40)
 @given(
     num_rows=st.integers(1, 400),
     block_rows=st.integers(1, 70),

@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 
 from semsam.data import rle
 
-quick = hypothesis_settings(max_examples=80, deadline=None, derandomize=True)
+quick = hypothesis_settings(max_examples=80)
 masks = st_numpy.arrays(bool, st_numpy.array_shapes(min_dims=2, max_dims=2, max_side=24))
 
 

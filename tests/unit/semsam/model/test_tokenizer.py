@@ -84,7 +84,7 @@ def test_merges_apply_in_their_order_and_to_every_place(vocabulary: dict[str, in
     assert Tokenizer(ids, [("a", "a"), ("b", "a")]).encode("baab") == [ids["b"], ids["aa"], ids["b</w>"]]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=30))
 def test_any_text_is_tokens_that_spell_it(tokenizer: Tokenizer, vocabulary: dict[str, int], text: str) -> None:
     spelling = {number: token for token, number in vocabulary.items()}
