@@ -32,10 +32,11 @@ def joined(children: tuple[str, ...] | list[str]) -> Markup:
     return Markup("".join(one if isinstance(one, Markup) else html.escape(one) for one in children))
 
 
-def image(png: bytes, description: str, **attributes: str | None) -> Markup:
-    """A picture that is part of the page."""
-    data = base64.b64encode(png).decode()
-    return element("img", src=f"data:image/png;base64,{data}", alt=description, **attributes)
+def image(picture: bytes, description: str, **attributes: str | None) -> Markup:
+    """A picture, PNG or JPEG, that is part of the page."""
+    kind = "jpeg" if picture.startswith(b"\xff\xd8") else "png"
+    data = base64.b64encode(picture).decode()
+    return element("img", src=f"data:image/{kind};base64,{data}", alt=description, **attributes)
 
 
 def _attribute(name: str) -> str:

@@ -57,10 +57,14 @@ def coloured_masks(image: UInt8[np.ndarray, "h w 3"], rles: Sequence[bytes]) -> 
 
 
 def grid(rows: Sequence[Row]) -> UInt8[np.ndarray, "h w 3"]:
-    """The rows under each other.  Raises `ValueError` for no rows."""
+    """The rows under each other, white where one has fewer cells.  Raises `ValueError` for no rows."""
     if not rows:
         raise ValueError("a grid needs at least one row")
-    return np.concatenate([np.concatenate([_cell(*pair) for pair in _pairs(row)], axis=1) for row in rows], axis=0)
+    lines = [np.concatenate([_cell(*pair) for pair in _pairs(row)], axis=1) for row in rows]
+    width = max(line.shape[1] for line in lines)
+    return np.concatenate(
+        [np.pad(line, ((0, 0), (0, width - line.shape[1]), (0, 0)), constant_values=255) for line in lines]
+    )
 
 
 def encode_png(image: UInt8[np.ndarray, "h w 3"]) -> bytes:

@@ -18,4 +18,5 @@ def test_attributes_may_have_names_that_python_keeps_for_itself() -> None:
 
 
 def test_pictures_are_in_the_page_and_have_no_end() -> None:
+    assert image(b"\xff\xd8", "") == '<img src="data:image/jpeg;base64,/9g=" alt="">'
     assert image(b"\x00", "a <dot>") == '<img src="data:image/png;base64,AA==" alt="a &lt;dot&gt;">'

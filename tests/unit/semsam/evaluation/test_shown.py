@@ -12,6 +12,7 @@ from semsam.data.schema import Kind, Record, Region
 from semsam.evaluation.asking import ask
 from semsam.evaluation.dataset_numbers import measure_dataset
 from semsam.evaluation.items import Ask
+from semsam.evaluation.pictures import encode_png, grid
 from semsam.evaluation.questions import Questions, item_of
 from semsam.evaluation.shown import Click, draw_click, draw_found, ends_of, middle_click, worst_click
 from semsam.model.semantic_sam import SemanticSam
@@ -78,3 +79,14 @@ def test_what_is_found_is_drawn_beside_what_is_annotated(predictor: Predictor) -
     assert (row.cells[1][10, 10] != row.cells[1][45, 62]).any()
     unasked = draw_found(predictor, some, item_of(some))
     assert unasked.captions[2] == ("found: 0", "")
+
+
+def test_rows_of_different_lengths_stand_under_each_other(predictor: Predictor) -> None:
+    some = record(LARGE)
+    rows = [draw_found(predictor, some, item_of(some)), draw_click(predictor, some, Click(0, 0, (10, 10)))]
+    picture = grid(rows)
+    assert picture.shape == (2 * 222, 8 * 196, 3)
+    assert (picture[:222, 3 * 196 :] == 255).all()
+    assert encode_png(picture).startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="at least one row"):
+        grid([])
