@@ -75,7 +75,7 @@ def run(job: CompareJob) -> list[Difference]:
         manifests = read_manifest(before), read_manifest(after)
         _check_same(dataset, *manifests)
         one, other = (
-            measure_dataset(manifest.items(folder), manifest.vocabulary)
+            measure_dataset(manifest.items(folder), manifest.vocabulary, trained=manifest.trained)
             for manifest, folder in zip(manifests, (before, after), strict=True)
         )
         found += _differences(dataset, one, other, job)

@@ -57,6 +57,7 @@ from semsam.tracking.server import TrackingError
 from semsam.tracking.tracked_run import TRACKING_FILE, TrackedRun
 from semsam.tracking.tracker import RUN_ID_FILE, TrackingSettings, open_experiment
 from semsam.training.checkpoint import checkpoint_folder
+from semsam.training.resume import trained_names
 from semsam.training.train_log import LOG_FILE
 
 LOOKED_AT = 20  # Images, for each one in the picture.
@@ -247,7 +248,7 @@ def measure_folder(path: str, *, is_blind: bool = False) -> DatasetNumbers:
     """The numbers of a dataset's items.  Raises `ValueError` where these are not complete."""
     folder = Folder(path)
     manifest = read_manifest(folder)
-    return measure_dataset(manifest.items(folder), manifest.vocabulary, is_blind=is_blind)
+    return measure_dataset(manifest.items(folder), manifest.vocabulary, is_blind=is_blind, trained=manifest.trained)
 
 
 def over_datasets(numbers: Mapping[str, DatasetNumbers]) -> dict[str, tuple[float, int]]:
@@ -366,6 +367,7 @@ def _tasks(job: EvaluateJob, splits: Mapping[str, Split], predictor: Predictor) 
         "model": weights_digest(predictor.model),
         "image_size": config_values(job.image_size),
         "questions": config_values(job.questions),
+        "trained": None if job.checkpoint is None else trained_names(Folder(job.checkpoint)),
     }
     return {
         name: item_task(

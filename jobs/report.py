@@ -129,7 +129,7 @@ def _dataset_report(
 
 def _measured(folder: Folder, manifest: ItemManifest, *, is_blind: bool = False) -> DatasetNumbers:
     try:
-        return measure_dataset(manifest.items(folder), manifest.vocabulary, is_blind=is_blind)
+        return measure_dataset(manifest.items(folder), manifest.vocabulary, is_blind=is_blind, trained=manifest.trained)
     except ValueError as error:
         if str(error).startswith(folder.path):
             raise

@@ -19,6 +19,7 @@ from semsam.data.schema import Record
 from semsam.data.sealed import seal, unseal_as
 from semsam.data.shards import Split
 from semsam.evaluation.items import ITEMS_VERSION, ImageItem, from_table, to_table
+from semsam.evaluation.open_vocabulary import TrainedNames
 from semsam.storage import Folder
 
 MANIFEST_NAME = "manifest.json"
@@ -59,6 +60,15 @@ class ItemManifest:
     def left_out(self) -> list[Rejected]:
         """The images that ended their workers."""
         return [one for part in self.parts for one in part.report.left_out]
+
+    @property
+    def trained(self) -> TrainedNames | None:
+        """The names that the model was trained on; None where that is not known."""
+        names = self.asked.get("trained")
+        if names is None:
+            return None
+        pairs = tuple((one, part) for one, part in names["pairs"])
+        return TrainedNames(tuple(names["objects"]), tuple(names["parts"]), pairs)
 
     def items(self, folder: Folder) -> Iterator[list[ImageItem]]:
         """The items, part by part, in the order of their rows.  Raises `ValueError` as `read_items` does."""

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
 import orjson
 
+from semsam.config import settings
 from semsam.data.manifest import Vocabulary
 from semsam.data.sample import NOT_ANNOTATED
+from semsam.setting_kinds import did_you_mean
 
 Category = TypeVar("Category", int, np.ndarray)
 
@@ -112,6 +114,18 @@ def clean_name(name: str) -> str:
     return " ".join(name.split())
 
 
+@settings
+class Withheld:
+    """Names of a dataset that are never taught, to see later whether the model knows them all the same.
+
+    Their regions teach masks and boxes, and what else they are called.
+    """
+
+    objects: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    pairs: tuple[tuple[str, str], ...] = ()  # (object, part) whose names are taught, but never together.
+
+
 # Checkpoints remember the order of all names; a dataset that came later stands behind these.
 _SEVEN = ("sa1b", "coco_panoptic", "objects365", "ade20k", "pascal_part", "paco", "partimagenet")
 _ORDER = {dataset: place for place, dataset in enumerate(_SEVEN)}
@@ -131,10 +145,17 @@ class JointVocabulary:
     part_offset: dict[str, int]
     num_objects: dict[str, int]
     num_parts: dict[str, int]
+    # Positions of names that are never taught, and pairs of positions that are never taught together.
+    withheld_objects: tuple[int, ...] = ()
+    withheld_parts: tuple[int, ...] = ()
+    withheld_pairs: tuple[tuple[int, int], ...] = ()
 
     @staticmethod
-    def of(vocabularies: Mapping[str, Vocabulary]) -> JointVocabulary:
-        """The vocabulary of these datasets, in whatever order they are given."""
+    def of(vocabularies: Mapping[str, Vocabulary], withheld: Mapping[str, Withheld] | None = None) -> JointVocabulary:
+        """The vocabulary of these datasets, in whatever order they are given.
+
+        Raises `ValueError` for names to withhold that a dataset does not have, and for datasets that are not there.
+        """
         objects: list[str] = []
         parts: list[str] = []
         object_offset, part_offset = {}, {}
@@ -142,13 +163,39 @@ class JointVocabulary:
             object_offset[dataset], part_offset[dataset] = len(objects), len(parts)
             objects.extend(clean_name(name) for name in vocabularies[dataset].objects)
             parts.extend(clean_name(name) for name in vocabularies[dataset].parts)
-        return JointVocabulary(
+        joint = JointVocabulary(
             objects=tuple(objects),
             parts=tuple(parts),
             object_offset=object_offset,
             part_offset=part_offset,
             num_objects={dataset: len(vocabularies[dataset].objects) for dataset in object_offset},
             num_parts={dataset: len(vocabularies[dataset].parts) for dataset in part_offset},
+        )
+        return joint._without(withheld or {})
+
+    def _without(self, withheld: Mapping[str, Withheld]) -> JointVocabulary:
+        objects: set[int] = set()
+        parts: set[int] = set()
+        pairs: set[tuple[int, int]] = set()
+        for dataset, names in withheld.items():
+            where = f"data.withheld.{dataset}"
+            if dataset not in self.object_offset:
+                raise ValueError(f"{where}: not among the datasets {sorted(self.object_offset)}")
+            first, count = self.object_offset[dataset], self.num_objects[dataset]
+            of_object = {name: first + i for i, name in enumerate(self.objects[first : first + count])}
+            first, count = self.part_offset[dataset], self.num_parts[dataset]
+            of_part = {name: first + i for i, name in enumerate(self.parts[first : first + count])}
+            objects |= {_position(of_object, name, f"{where}.objects") for name in names.objects}
+            parts |= {_position(of_part, name, f"{where}.parts") for name in names.parts}
+            pairs |= {
+                (_position(of_object, one, f"{where}.pairs"), _position(of_part, part, f"{where}.pairs"))
+                for one, part in names.pairs
+            }
+        return replace(
+            self,
+            withheld_objects=tuple(sorted(objects)),
+            withheld_parts=tuple(sorted(parts)),
+            withheld_pairs=tuple(sorted(pairs)),
         )
 
     def object_index(self, dataset: str, category: Category) -> Category:
@@ -161,9 +208,16 @@ class JointVocabulary:
 
     def digest(self) -> str:
         """SHA-256 of the names and of which dataset each belongs to: a checkpoint remembers it."""
-        return hashlib.sha256(
-            orjson.dumps([self.objects, self.parts, self.object_offset, self.part_offset])
-        ).hexdigest()
+        names = [self.objects, self.parts, self.object_offset, self.part_offset]
+        withheld = [self.withheld_objects, self.withheld_parts, self.withheld_pairs]
+        return hashlib.sha256(orjson.dumps(names + withheld if any(withheld) else names)).hexdigest()
+
+
+def _position(places: Mapping[str, int], name: str, where: str) -> int:
+    found = places.get(clean_name(name))
+    if found is None:
+        raise ValueError(f"{where}: {name!r} is not a name of it{did_you_mean(clean_name(name), places)}")
+    return found
 
 
 def _shift(category: Category, offset: int, num: int, what: str) -> Category:

@@ -13,6 +13,7 @@ from semsam.evaluation.intervals import Interval, intervals
 from semsam.evaluation.items import ImageItem
 from semsam.evaluation.named_regions import Names, Overlap
 from semsam.evaluation.numbers import Absent, Numbers
+from semsam.evaluation.open_vocabulary import TrainedNames
 from semsam.evaluation.panoptic_quality import panoptic_quality
 from semsam.evaluation.protocols import PromptNumbers
 from semsam.evaluation.semantic_iou import semantic_iou
@@ -40,6 +41,10 @@ HEADLINES = {
     "granularity": ("miou_all",),
     "box_prompt": ("miou", "object_top1"),
     "classes": ("object_top1", "part_top1"),
+    "open_vocabulary": (
+        *("object_top1_new", "object_top1_shuffled", "part_top1_new", "part_top1_shuffled"),
+        *("pair_top1_new", "pair_top1_trained"),
+    ),
     "iou_calibration": ("ece", "rank_correlation"),
     "panoptic": ("pq", "sq", "rq"),
     "semantic": ("miou",),
@@ -72,13 +77,18 @@ class DatasetNumbers:
 
 
 def measure_dataset(
-    parts: Iterable[Sequence[ImageItem]], vocabulary: Vocabulary, *, is_blind: bool = False
+    parts: Iterable[Sequence[ImageItem]],
+    vocabulary: Vocabulary,
+    *,
+    is_blind: bool = False,
+    trained: TrainedNames | None = None,
 ) -> DatasetNumbers:
     """Every number that there is truth for; the items come in the order of their images.
 
+    `trained` are the names that the model has learnt, where that is known: the others are its open vocabulary.
     Raises `ValueError` for answers that are no numbers or outside the vocabulary.
     """
-    prompts, items = PromptNumbers(vocabulary, is_blind), []
+    prompts, items = PromptNumbers(vocabulary, is_blind, trained), []
     for some in parts:
         prompts.add(some)
         items += [replace(item, prompted=None) for item in some]  # What is measured already takes most of the memory.

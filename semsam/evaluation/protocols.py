@@ -17,6 +17,7 @@ from semsam.evaluation.iou_calibration import Calibration, fit_of_choice
 from semsam.evaluation.items import Ask, ImageItem
 from semsam.evaluation.numbers import Numbers
 from semsam.evaluation.one_click import one_click
+from semsam.evaluation.open_vocabulary import TrainedNames, open_vocabulary
 from semsam.evaluation.prompt_table import PromptTable
 from semsam.evaluation.values import PromptMeans, Values
 
@@ -27,6 +28,7 @@ CONVENTIONS = {
     "granularity": "all masks under each region's innermost pixel; mean over masks",
     "box_prompt": "each region's own box; mean over regions",
     "classes": "names of clicked regions, by the level that fits best; mean over regions",
+    "open_vocabulary": "names of clicked regions that the training never had, and had; mean over regions",
     "choice": "the chosen level against the region under the click that it fits best; mean over clicks",
 }
 
@@ -63,6 +65,7 @@ class PromptNumbers:
 
     vocabulary: Vocabulary
     is_blind: bool = False
+    trained: TrainedNames | None = None  # None: it is not known what the model was trained on.
     num_images: int = 0
     parts: dict[str, list[Values]] = field(default_factory=dict)
     calibrations: list[Calibration] = field(default_factory=list)
@@ -74,9 +77,13 @@ class PromptNumbers:
             return
         table = PromptTable.of(items, self.num_images)
         self.num_images += len(items)
-        for name, values in (measure_blind if self.is_blind else measure)(table).items():
-            self.parts.setdefault(name, []).append(values)
         clicks = table.asked_by(Ask.INNERMOST)
+        measured = (measure_blind if self.is_blind else measure)(table)
+        if self.trained is not None:
+            found = open_vocabulary(clicks, self.vocabulary, self.trained)
+            measured |= {f"open_vocabulary/{name}": values for name, values in found.items()}
+        for name, values in measured.items():
+            self.parts.setdefault(name, []).append(values)
         self.calibrations.append(Calibration.of(clicks))
         for what, pairs in confusions(clicks).items():
             self.pairs.setdefault(what, []).append(pairs)

@@ -60,6 +60,7 @@ def route(sample: Sample, vocabulary: JointVocabulary) -> Lesson:
 
     * A part carries two labels: the name of the object it belongs to (its own, else its parent's) and its bare name.
     * An object of a dataset with parts is a negative for the part head; a part without a name is not.
+    * A name that is withheld is nobody's and no negative; of a pair that is, its regions learn neither name.
     * Federated datasets: an image speaks only of the names that were checked on it (and of those its regions bear).
       Among these, a name marked "not exhaustive" may have instances that nobody drew, so an unmatched query that finds
       one is not told that it is wrong; a query *matched* to a region of another name is, for that region is known.
@@ -77,6 +78,9 @@ def route(sample: Sample, vocabulary: JointVocabulary) -> Lesson:
     part_names = vocabulary.part_index(sample.dataset, parts) if row.parts else nothing
     allowed_objects = _allowed(len(vocabulary.objects), own_objects, sample.checked_objects, object_names)
     allowed_parts = _allowed(len(vocabulary.parts), own_parts, sample.checked_parts, part_names)
+    is_hidden_part = _withhold(vocabulary, object_names, part_names)
+    allowed_objects[list(vocabulary.withheld_objects)] = False
+    allowed_parts[list(vocabulary.withheld_parts)] = False
     exhaustive = allowed_objects.copy()
     if row.objects and sample.not_exhaustive_objects is not None:
         exhaustive[own_objects.start + sample.not_exhaustive_objects.astype(np.int64)] = False
@@ -85,7 +89,7 @@ def route(sample: Sample, vocabulary: JointVocabulary) -> Lesson:
         generic=row.generic,
         teaches_mask=regions.has_mask & row.masks,
         objects=NameLesson(object_names, object_names >= 0, allowed_objects, exhaustive),
-        parts=NameLesson(part_names, ~is_unnamed_part & row.parts, allowed_parts, allowed_parts),
+        parts=NameLesson(part_names, ~(is_unnamed_part | is_hidden_part) & row.parts, allowed_parts, allowed_parts),
     )
 
 
@@ -96,6 +100,18 @@ def row_of(dataset: str) -> Row:
     if dataset not in TABLE:
         raise ValueError(f"{dataset}: no row in semsam.losses.router.TABLE says what this dataset teaches")
     return TABLE[dataset]
+
+
+def _withhold(
+    vocabulary: JointVocabulary, objects: Int64[np.ndarray, " m"], parts: Int64[np.ndarray, " m"]
+) -> Bool[np.ndarray, " m"]:
+    """Take away the names that are withheld; which of the regions thereby have a part's name no more."""
+    pairs = np.array(vocabulary.withheld_pairs, np.int64).reshape(-1, 2)
+    is_pair = ((objects[:, None] == pairs[:, 0]) & (parts[:, None] == pairs[:, 1])).any(axis=1)
+    is_hidden_part = is_pair | np.isin(parts, vocabulary.withheld_parts)
+    objects[is_pair | np.isin(objects, vocabulary.withheld_objects)] = NOT_ANNOTATED
+    parts[is_hidden_part] = NOT_ANNOTATED
+    return is_hidden_part
 
 
 def _own_names(dataset: str, vocabulary: JointVocabulary, row: Row) -> tuple[range, range]:

@@ -13,6 +13,7 @@ from semsam.config import Count, Positive, PositiveShare, Seed, config_values, p
 from semsam.data.plan import PlanSettings
 from semsam.data.reader import ReaderSettings
 from semsam.data.training_sample import SampleSettings
+from semsam.data.vocabularies import Withheld
 from semsam.losses.criterion import CriterionSettings
 from semsam.model.presets import ModelSettings, preset
 from semsam.model.semantic_sam import CONFIG_FILE
@@ -33,6 +34,7 @@ class DataSettings:
     split: str = "train"
     plan: PlanSettings = field(default_factory=PlanSettings)
     sample: SampleSettings = field(default_factory=SampleSettings)
+    withheld: dict[str, Withheld] = field(default_factory=dict)  # By dataset: names that are never taught.
     reader: ReaderSettings = field(default_factory=ReaderSettings)
 
     def datasets(self) -> tuple[str, ...]:

@@ -34,11 +34,21 @@ MAX_NAMED = 8
 _MISSING = "not set"
 
 
-def checkpoint_config(recipe: Recipe, job: dict[str, Any]) -> str:
-    """The text of a checkpoint's config.yaml: the resolved model, and the recipe with the job's settings beside it."""
-    return yaml.safe_dump(
-        {"model": config_values(recipe.model.resolve()), "job": config_values(recipe) | job}, sort_keys=False
-    )
+def checkpoint_config(recipe: Recipe, job: dict[str, Any], names: dict[str, Any]) -> str:
+    """The text of a checkpoint's config.yaml.
+
+    It has the resolved model, the recipe with the job's settings beside it, and the names that are taught.
+    """
+    sections = {"model": config_values(recipe.model.resolve()), "job": config_values(recipe) | job, "names": names}
+    return yaml.safe_dump(sections, sort_keys=False)
+
+
+def trained_names(checkpoint: Folder) -> dict[str, Any] | None:
+    """What `TrainingData.names` gave when a checkpoint was made; None where that is not known."""
+    data = checkpoint.read_if_there(CONFIG_FILE)
+    sections = None if data is None else parse_yaml(data, f"{checkpoint.path}/{CONFIG_FILE}")
+    names: dict[str, Any] | None = sections.get("names") if isinstance(sections, dict) else None
+    return names
 
 
 def resumed(recipe: Recipe, checkpoint: Folder) -> Recipe:

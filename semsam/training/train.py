@@ -81,7 +81,7 @@ def train(
     whole = None
     if worker.rank == 0:
         rest = {name: tensor.clone() for name, tensor in step.model.state_dict().items() if name not in shapes}
-        whole = Whole(checkpoint_config(recipe, job), shapes, rest)
+        whole = Whole(checkpoint_config(recipe, job, training_data.names()), shapes, rest)
     step.to(worker.device)
     step.embed_frozen_names()
     training = recipe.training

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import pyarrow as pa
 
@@ -39,7 +40,21 @@ class TrainingData:
             training.seed, sizes, data.plan, training.global_batch, training.steps, _categories(splits, data.plan)
         )
         vocabularies = {name: split.manifest.vocabulary for name, split in splits.items()}
-        return TrainingData(splits, plan, JointVocabulary.of(vocabularies))
+        return TrainingData(splits, plan, JointVocabulary.of(vocabularies, data.withheld))
+
+    def names(self) -> dict[str, list[Any]]:
+        """The names that are taught, as the text encoder reads them: `objects`, `parts`, and `pairs` of both."""
+        joint = self.vocabulary
+        objects = {name for i, name in enumerate(joint.objects) if i not in joint.withheld_objects}
+        parts = {name for i, name in enumerate(joint.parts) if i not in joint.withheld_parts}
+        pairs = set()
+        for dataset, split in self.splits.items():
+            for one, part in split.manifest.vocabulary.object_parts:
+                places = joint.object_offset[dataset] + one, joint.part_offset[dataset] + part
+                if places not in joint.withheld_pairs:
+                    pairs.add((joint.objects[places[0]], joint.parts[places[1]]))
+        taught = [pair for pair in sorted(pairs) if pair[0] in objects and pair[1] in parts]
+        return {"objects": sorted(objects), "parts": sorted(parts), "pairs": [list(pair) for pair in taught]}
 
     def run_state(self, recipe: Recipe, step: int, num_workers: int, skipped_steps: tuple[int, ...] = ()) -> RunState:
         """What a checkpoint after `step` steps says of its run."""

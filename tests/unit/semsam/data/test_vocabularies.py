@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from semsam.data.manifest import Vocabulary
-from semsam.data.vocabularies import TEMPLATES, JointVocabulary, clean_name
+from semsam.data.vocabularies import TEMPLATES, JointVocabulary, Withheld, clean_name
 
 PACO = Vocabulary(objects=("trash_can", "car_(automobile)"), parts=("inner_side", "wheel"))
 COCO = Vocabulary(objects=("person", "door-stuff", "table-merged"))
@@ -88,3 +88,29 @@ def test_no_two_names_of_coco_become_one(samples_dir: Path) -> None:
         row["name"] for row in json.loads((samples_dir / "categories/coco_panoptic.json").read_text())["categories"]
     ]
     assert len({clean_name(name) for name in names}) == len(names) == 133
+
+
+def test_names_are_withheld_by_the_dataset_they_are_of() -> None:
+    both = {"paco": PACO, "coco_panoptic": COCO}
+    name, part = PACO.objects[0], PACO.parts[0]
+    joint = JointVocabulary.of(both, {"paco": Withheld((name,), (part,), ((name, part),))})
+    places = joint.object_offset["paco"], joint.part_offset["paco"]
+    assert (joint.withheld_objects, joint.withheld_parts) == ((places[0],), (places[1],))
+    assert joint.withheld_pairs == (places,)
+    assert joint.objects == JointVocabulary.of(both).objects
+    assert joint.digest() != JointVocabulary.of(both).digest()
+    assert JointVocabulary.of(both, {"paco": Withheld()}).digest() == JointVocabulary.of(both).digest()
+
+
+@pytest.mark.parametrize(
+    ("withheld", "message"),
+    [
+        ({"ade20k": Withheld()}, r"^data.withheld.ade20k: not among the datasets \['paco'\]"),
+        ({"paco": Withheld(("dgo",))}, "^data.withheld.paco.objects: 'dgo' is not a name of it"),
+        ({"paco": Withheld((), ("dgo",))}, "^data.withheld.paco.parts: 'dgo' is not a name of it"),
+        ({"paco": Withheld((), (), (("dgo", "x"),))}, "^data.withheld.paco.pairs: 'dgo' is not a name of it"),
+    ],
+)
+def test_what_cannot_be_withheld_is_named(withheld: dict[str, Withheld], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        JointVocabulary.of({"paco": PACO}, withheld)

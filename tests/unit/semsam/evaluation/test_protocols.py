@@ -12,6 +12,7 @@ from semsam.data.schema import Kind, Region
 from semsam.evaluation.clicked_classes import confusions
 from semsam.evaluation.iou_calibration import Calibration
 from semsam.evaluation.items import BEST, Ask, ImageItem, Prompted, join_prompted
+from semsam.evaluation.open_vocabulary import TrainedNames
 from semsam.evaluation.prompt_table import PromptTable
 from semsam.evaluation.protocols import PromptNumbers, means_of, metric_name
 from semsam.evaluation.values import Values
@@ -241,3 +242,43 @@ def test_the_error_of_calibration_follows_from_what_each_image_adds() -> None:
     first.num_images = 4
     assert halves == pytest.approx([first.compute()["iou_calibration"].values["ece"]])
     assert sum(row["levels"] for row in numbers.images.per_class().values()) == 72
+
+
+def test_names_that_were_never_trained_have_numbers_of_their_own() -> None:
+    trained = TrainedNames(("a", "b"), ("u",), (("a", "u"),))
+    found = PromptNumbers(VOCABULARY, trained=trained)
+    prompts = [
+        answer([1, 0], objects=[0, 0], parts=[0, 0]),  # a:u, a trained pair, both names right.
+        answer([1, 0], region=1, objects=[1, 0], parts=[1, 0]),  # b:u, a new pair: the part is wrong.
+        answer([1, 0], region=2, objects=[2, 0], parts=[1, 0]),  # c:v, two new names, both right.
+        answer([1, 0], region=3, objects=[0, 0]),  # d, a new name, wrong, and no part.
+    ]
+    found.add([item(*prompts, regions=((0, 0), (1, 0), (2, 1), (3, None)))])
+    values = dict(found.compute()["open_vocabulary"].values)
+    shuffled = values.pop("object_top1_shuffled"), values.pop("part_top1_shuffled")
+    assert values == {
+        "object_top1_new": 0.5,
+        "object_top1_trained": 1.0,
+        "part_top1_new": 1.0,
+        "part_top1_trained": 0.5,
+        "pair_top1_new": 0.0,
+        "pair_top1_trained": 1.0,
+    }
+    assert set(shuffled) <= {0.0, 0.5, 1.0}
+
+
+def test_without_knowing_what_was_trained_nothing_is_called_new() -> None:
+    assert not any(name.startswith("open") for name in numbers(item(answer([1, 0], objects=[1, 0]))))
+
+
+def test_names_dealt_out_by_chance_are_right_as_often_as_chance_has_it() -> None:
+    rng = np.random.default_rng(0)
+    names = Vocabulary(tuple(f"name {i}" for i in range(50)))
+    found = PromptNumbers(names, trained=TrainedNames((), (), ()))
+    for _ in range(40):
+        truth = rng.integers(0, 50, 20).tolist()
+        prompts = [answer([1, 0], region=i, objects=[name, 0]) for i, name in enumerate(truth)]
+        found.add([item(*prompts, regions=[(name, None) for name in truth])])
+    values = found.compute()["open_vocabulary"].values
+    assert values["object_top1_new"] == 1.0
+    assert values["object_top1_shuffled"] < 0.1

@@ -110,3 +110,41 @@ def test_a_federated_sample_for_which_nothing_was_checked_has_no_negatives(
 def test_an_unknown_dataset_is_named(make_sample: MakeSample, vocabulary: JointVocabulary) -> None:
     with pytest.raises(ValueError, match="lvis: no row"):
         route(replace(make_sample("paco", index=1), dataset="lvis"), vocabulary)
+
+
+def test_a_name_that_is_withheld_is_nobody_s_and_no_negative(
+    make_sample: MakeSample, vocabulary: JointVocabulary
+) -> None:
+    sample = make_sample("paco", index=1)
+    before = route(sample, vocabulary)
+    region = int(np.flatnonzero(before.parts.names >= 0)[0])
+    one, part = int(before.objects.names[region]), int(before.parts.names[region])
+    after = route(sample, replace(vocabulary, withheld_objects=(one,), withheld_parts=(part,)))
+    is_one, is_part = before.objects.names == one, before.parts.names == part
+    assert not after.objects.teaches[is_one].any()
+    assert not after.parts.teaches[is_part].any()
+    assert (after.objects.names[is_one] == NOT_ANNOTATED).all()
+    np.testing.assert_array_equal(after.objects.names[~is_one], before.objects.names[~is_one])
+    np.testing.assert_array_equal(after.parts.teaches[~is_part], before.parts.teaches[~is_part])
+    for head, name in (("objects", one), ("parts", part)):
+        now, then = getattr(after, head), getattr(before, head)
+        assert not now.allowed[name]
+        assert not now.exhaustive[name]
+        assert now.allowed.sum() == then.allowed.sum() - 1
+    np.testing.assert_array_equal(after.teaches_mask, before.teaches_mask)
+
+
+def test_of_a_pair_that_is_withheld_its_regions_alone_learn_neither_name(
+    make_sample: MakeSample, vocabulary: JointVocabulary
+) -> None:
+    sample = make_sample("paco", index=1)
+    before = route(sample, vocabulary)
+    region = int(np.flatnonzero(before.parts.names >= 0)[0])
+    pair = int(before.objects.names[region]), int(before.parts.names[region])
+    after = route(sample, replace(vocabulary, withheld_pairs=(pair,)))
+    is_pair = (before.objects.names == pair[0]) & (before.parts.names == pair[1])
+    assert not after.objects.teaches[is_pair].any()
+    assert not after.parts.teaches[is_pair].any()
+    np.testing.assert_array_equal(after.objects.teaches[~is_pair], before.objects.teaches[~is_pair])
+    np.testing.assert_array_equal(after.objects.allowed, before.objects.allowed)
+    np.testing.assert_array_equal(after.parts.allowed, before.parts.allowed)
