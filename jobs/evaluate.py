@@ -11,8 +11,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import chain
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -22,9 +21,11 @@ from jobs.evaluation_run import METRICS_FILE, EvaluationFile, send_evaluation
 from jobs.follow import follow
 from jobs.resources import WAIT, Workers, actors
 from jobs.track import stable_tracking
-from pipelines.evaluate.evaluate import Manifests, ask_model, fit_baselines, guess_blindly
-from pipelines.evaluate.item_files import ItemManifest, ItemTask, item_task, read_manifest
-from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary, weights_digest
+from pipelines.evaluate.blind import Guessing, first_rows, guess
+from pipelines.evaluate.drawing import draw
+from pipelines.evaluate.evaluate import Manifests, ask_model
+from pipelines.evaluate.item_files import ItemTask, item_task, read_manifest
+from pipelines.model_pool import ModelReference, Pool, load_predictor, weights_digest
 from pipelines.sources import SOURCES, check_datasets
 from semsam.config import (
     Count,
@@ -36,19 +37,12 @@ from semsam.config import (
     dump_config,
     settings,
 )
-from semsam.data.row_order import some_rows
-from semsam.data.schema import Record
-from semsam.data.sealed import seal, unseal_as
 from semsam.data.shards import Split, is_prepared, open_split
-from semsam.evaluation.baselines import Baselines
 from semsam.evaluation.class_tables import class_rows, class_tables
-from semsam.evaluation.dataset_numbers import FOUND, HEADLINES, DatasetNumbers, measure_dataset
-from semsam.evaluation.extremes import picture_name
-from semsam.evaluation.items import ImageItem
-from semsam.evaluation.pictures import Row, encode_png, grid
-from semsam.evaluation.protocols import BASELINE, means_of, metric_name
+from semsam.evaluation.dataset_numbers import DatasetNumbers, measure_dataset
+from semsam.evaluation.number_table import flat, headline_intervals, over_datasets, table
+from semsam.evaluation.protocols import BASELINE
 from semsam.evaluation.questions import Questions
-from semsam.evaluation.shown import draw_click, draw_found, ends_of, middle_click, worst_click
 from semsam.model.presets import preset
 from semsam.predictor import ImageSize, Predictor
 from semsam.storage import Folder
@@ -60,11 +54,8 @@ from semsam.training.checkpoint import checkpoint_folder
 from semsam.training.resume import trained_names
 from semsam.training.train_log import LOG_FILE
 
-LOOKED_AT = 20  # Images, for each one in the picture.
 MARKER = "evaluation.yaml"  # Beside the pictures: how they were made, and that they are ours.
-MOST_ENDS = 12  # Images of a dataset that are drawn because a protocol is at its best or worst on them.
 ITEMS = "items"  # The folder of what was answered, a folder for each dataset.
-FIT_FILE = "baselines.json"  # Beside what was guessed with them.
 
 
 @settings
@@ -173,11 +164,12 @@ def _evaluate(job: EvaluateJob) -> Evaluation:
     model = ModelReference(job.checkpoint, job.preset, job.seed)
     predictor = load_predictor(model, job.image_size)
     _check_output(Folder(job.output), splits)
+    rows = {name: first_rows(name, split, job.max_images) for name, split in splits.items()}
     Folder(job.output).write(MARKER, dump_config(job).encode())
     with connect(workers(job)):
-        tasks = _tasks(job, splits, predictor)
+        tasks = _tasks(job, splits, rows, predictor)
         asked = ask_model(tasks, model, job.image_size, job.questions, _pool(job), job.progress_interval)
-        blind = _guess(job, splits, predictor.model.settings.num_levels)
+        blind = guess(_guessing(job, predictor), splits, rows)
     _check_left_out(job, asked)
     numbers = {name: measure_folder(f"{job.output}/{ITEMS}/{name}") for name in splits}
     guessed = {name: measure_folder(f"{_blind_folder(job)}/{name}", is_blind=True) for name in blind}
@@ -185,13 +177,17 @@ def _evaluate(job: EvaluateJob) -> Evaluation:
     figures: dict[str, bytes] = {}
     tables: dict[str, bytes] = {}
     for name, split in splits.items():
-        pictures |= _draw(job, name, split, asked[name], numbers[name], predictor)
-        figures |= {f"figures/{name}/{kind}.png": data for kind, data in _figures(job, numbers[name]).items()}
+        items = Folder(f"{job.output}/{ITEMS}/{name}")
+        pictures |= draw(predictor, split, rows[name], items, asked[name], numbers[name], job.pictures)
+        if job.pictures:
+            from semsam.evaluation.figures import figures_of  # Matplotlib, which nobody else needs.
+
+            figures |= {f"figures/{name}/{kind}.png": data for kind, data in figures_of(numbers[name]).items()}
         tables |= {f"tables/{name}/{file}": data for file, data in class_tables(class_rows(numbers[name])).items()}
     found = EvaluationFile(
         time=time.time(),
         metrics={**flat(numbers), **flat(guessed, is_blind=True)},
-        intervals=_intervals(job, numbers),
+        intervals=headline_intervals(numbers, job.resamples),
         absent={f"{protocol}/{name}": why for name, one in numbers.items() for protocol, why in one.absent.items()},
         pictures=tuple(pictures),
         figures=tuple(figures),
@@ -205,21 +201,11 @@ def _evaluate(job: EvaluateJob) -> Evaluation:
     return Evaluation(found.numbers(), means, found.intervals, job.output, run_id, job.tracking.uri if run_id else None)
 
 
-def _figures(job: EvaluateJob, numbers: DatasetNumbers) -> dict[str, bytes]:
-    if not job.pictures:
-        return {}
-    from semsam.evaluation.figures import figures_of  # Matplotlib, which nobody else needs.
-
-    return figures_of(numbers)
-
-
-def _intervals(job: EvaluateJob, numbers: Mapping[str, DatasetNumbers]) -> dict[str, tuple[float, float]]:
-    return {
-        metric_name(f"{protocol}/{name}", dataset): (interval.low, interval.high)
-        for dataset, found in numbers.items()
-        for protocol, some in found.intervals(job.resamples).items()
-        for name, interval in some.items()
-    }
+def measure_folder(path: str, *, is_blind: bool = False) -> DatasetNumbers:
+    """The numbers of a dataset's items.  Raises `ValueError` where these are not complete."""
+    folder = Folder(path)
+    manifest = read_manifest(folder)
+    return measure_dataset(manifest.items(folder), manifest.vocabulary, is_blind=is_blind, trained=manifest.trained)
 
 
 def _checkpoint(job: EvaluateJob, asked: Manifests) -> Checkpoint | None:
@@ -242,35 +228,6 @@ def _description(job: EvaluateJob, asked: Manifests) -> str:
         images = sum(part.report.num_images for part in one.parts)
         lines.append(f"| {name} | {one.split} | {images} | {len(one.left_out)} |")
     return "\n".join(lines)
-
-
-def measure_folder(path: str, *, is_blind: bool = False) -> DatasetNumbers:
-    """The numbers of a dataset's items.  Raises `ValueError` where these are not complete."""
-    folder = Folder(path)
-    manifest = read_manifest(folder)
-    return measure_dataset(manifest.items(folder), manifest.vocabulary, is_blind=is_blind, trained=manifest.trained)
-
-
-def over_datasets(numbers: Mapping[str, DatasetNumbers]) -> dict[str, tuple[float, int]]:
-    """Means over all regions that were asked for, and over datasets; see `Evaluation`."""
-    means = means_of(one.prompts.sums() for one in numbers.values())
-    found: dict[str, list[float]] = {}
-    for one in numbers.values():
-        for protocol in FOUND:
-            for name in HEADLINES[protocol] if protocol in one.protocols else ():
-                if name in one.protocols[protocol].values:
-                    found.setdefault(f"{protocol}/{name}", []).append(one.protocols[protocol].values[name])
-    return means | {name: (sum(values) / len(values), len(values)) for name, values in sorted(found.items())}
-
-
-def flat(numbers: Mapping[str, DatasetNumbers], *, is_blind: bool = False) -> dict[str, float]:
-    """Every number by its name in MLflow."""
-    return {
-        metric_name(f"{protocol}/{name}", dataset, is_blind): value
-        for dataset, found in numbers.items()
-        for protocol, one in found.protocols.items()
-        for name, value in one.values.items()
-    }
 
 
 def keep(
@@ -312,27 +269,6 @@ def _as_before(output: Folder, found: EvaluationFile) -> EvaluationFile:
     return found
 
 
-def table(
-    metrics: Mapping[str, float],
-    before: Mapping[str, float] | None = None,
-    intervals: Mapping[str, tuple[float, float]] | None = None,
-) -> str:
-    """The headline numbers as lines, each beside its interval, its blind baseline and its value before training."""
-    lines = [f"{'metric':<44}{'before' if before else '':>8}{'model':>8}{'95%' if intervals else '':>16}{'blind':>8}"]
-    for name, value in metrics.items():
-        protocol, _, rest = name.partition("/")
-        if rest.rpartition("/")[2] in HEADLINES.get(protocol, ()):
-            blind, earlier = metrics.get(f"{BASELINE}/{name}"), (before or {}).get(name)
-            low, high = (intervals or {}).get(name, (None, None))
-            between = "" if low is None else f"{low:.3f} to {high:.3f}"
-            lines.append(f"{name:<44}{_cell(earlier)}{_cell(value)}{between:>16}{_cell(blind)}")
-    return "\n".join(lines)
-
-
-def _cell(value: float | None) -> str:
-    return f"{'' if value is None else f'{value:.3f}':>8}"
-
-
 def _with_stable_paths(job: EvaluateJob) -> EvaluateJob:
     """The job with paths that mean the same to its workers, whatever folder they run in."""
     return replace(
@@ -362,7 +298,9 @@ def _find_splits(job: EvaluateJob) -> dict[str, Split]:
     return {name: open_split(job.data, name, job.split) for name in names}
 
 
-def _tasks(job: EvaluateJob, splits: Mapping[str, Split], predictor: Predictor) -> dict[str, ItemTask]:
+def _tasks(
+    job: EvaluateJob, splits: Mapping[str, Split], rows: Mapping[str, Sequence[int]], predictor: Predictor
+) -> dict[str, ItemTask]:
     asked = {
         "model": weights_digest(predictor.model),
         "image_size": config_values(job.image_size),
@@ -370,65 +308,18 @@ def _tasks(job: EvaluateJob, splits: Mapping[str, Split], predictor: Predictor) 
         "trained": None if job.checkpoint is None else trained_names(Folder(job.checkpoint)),
     }
     return {
-        name: item_task(
-            split, _some(name, split, job.max_images), job.rows_per_task, f"{job.output}/{ITEMS}/{name}", asked
-        )
+        name: item_task(split, rows[name], job.rows_per_task, f"{job.output}/{ITEMS}/{name}", asked)
         for name, split in splits.items()
     }
 
 
-def _guess(job: EvaluateJob, splits: Mapping[str, Split], levels: int) -> Manifests:
-    """What is guessed without seeing an image, after tuning it on the train splits."""
-    where = _blind_folder(job)
-    baselines = _baselines(job, where, splits, levels)
-    tasks = {}
-    for name, split in splits.items():
-        asked = {"baselines": asdict(baselines[name]), "questions": config_values(job.questions), "levels": levels}
-        rows = _some(name, split, job.max_images)
-        tasks[name] = item_task(split, rows, job.rows_per_task, f"{where}/{name}", asked)
-    return guess_blindly(tasks, baselines, job.questions, levels)
+def _guessing(job: EvaluateJob, predictor: Predictor) -> Guessing:
+    levels = predictor.model.settings.num_levels
+    return Guessing(job.data, _blind_folder(job), job.questions, levels, job.baseline_images, job.rows_per_task)
 
 
 def _blind_folder(job: EvaluateJob) -> str:
     return job.blind or f"{job.output}/blind"
-
-
-def _baselines(job: EvaluateJob, where: str, splits: Mapping[str, Split], levels: int) -> dict[str, Baselines]:
-    """The blind baselines of every dataset: those that lie there already if they were tuned on the same images."""
-    found: dict[str, Baselines] = {}
-    missing, made_from = {}, {}
-    for name in splits:
-        root = f"{job.data}/{name}/train"
-        if not is_prepared(root):
-            print(f"{name}: no train split, so no blind baselines")
-            found[name] = Baselines()
-            continue
-        train = open_split(job.data, name, "train")
-        rows = _some(name, train, job.baseline_images)
-        made_from[name] = f"{train.manifest.digest()} {len(rows)} {levels}"
-        kept = _kept_baselines(Folder(f"{where}/{name}"))
-        if kept is not None and kept.made_from == made_from[name]:
-            found[name] = kept.baselines
-        else:
-            missing[name] = (root, rows)
-    for name, baselines in fit_baselines(missing, levels, job.rows_per_task).items() if missing else ():
-        found[name] = baselines
-        Folder(f"{where}/{name}").write(FIT_FILE, seal(asdict(_KeptBaselines(made_from[name], baselines))))
-    return found
-
-
-@dataclass(frozen=True)
-class _KeptBaselines:
-    made_from: str  # Of which train images, and for how many levels.
-    baselines: Baselines
-
-
-def _kept_baselines(folder: Folder) -> _KeptBaselines | None:
-    data = folder.read_if_there(FIT_FILE)
-    try:
-        return None if data is None else unseal_as(_KeptBaselines, data, FIT_FILE, "blind baselines")
-    except ValueError:  # Damaged, or of another version: tuned anew.
-        return None
 
 
 def _check_left_out(job: EvaluateJob, asked: Manifests) -> None:
@@ -443,12 +334,6 @@ def _check_left_out(job: EvaluateJob, asked: Manifests) -> None:
         )
 
 
-def _some(dataset: str, split: Split, limit: int | None) -> list[int]:
-    """The rows to look at."""
-    rows: list[int] = some_rows(dataset, len(split), len(split) if limit is None else limit).tolist()
-    return rows
-
-
 def workers(job: EvaluateJob) -> Workers:
     """What the job needs of a cluster."""
     return actors(job.num_actors or 1, job.gpus_per_actor, job.wait_for_resources)
@@ -456,43 +341,6 @@ def workers(job: EvaluateJob) -> Workers:
 
 def _pool(job: EvaluateJob) -> Pool:
     return Pool(job.num_actors or Pool.num_actors, job.gpus_per_actor, job.rows_per_task)
-
-
-def _draw(
-    job: EvaluateJob, dataset: str, split: Split, asked: ItemManifest, numbers: DatasetNumbers, predictor: Predictor
-) -> dict[str, bytes]:
-    """PNGs by name: the same clicks in every evaluation; what is found; and images that a protocol is at its ends on.
-
-    Looks at a bounded number of images: a dataset of boxes has no masks in any.
-    """
-    if not job.pictures:
-        return {}
-    use_vocabulary(predictor, split)
-    found: dict[str, list[Row]] = {}
-    for row in _some(dataset, split, LOOKED_AT * job.pictures):
-        if len(found.get(f"{dataset}.png", ())) == job.pictures:
-            break
-        record = split.record(row)
-        click = middle_click(record, row)
-        if click is not None:
-            found.setdefault(f"{dataset}.png", []).append(draw_click(predictor, record, click))
-    if not asked.left_out:  # Positions among the answered images are those among the rows.
-        rows, ends = _some(dataset, split, job.max_images), ends_of(numbers, MOST_ENDS)
-        items = chain.from_iterable(asked.items(Folder(f"{job.output}/{ITEMS}/{dataset}")))
-        for image, (row, item) in enumerate(zip(rows, items, strict=False)):
-            if image < job.pictures and item.instances is not None:
-                found.setdefault(f"{dataset}-found.png", []).append(draw_found(predictor, split.record(row), item))
-            if image in ends:
-                drawn = _draw_image(predictor, split.record(row), item, image)
-                found[picture_name(dataset, item.sample_id)] = drawn
-    return {name: encode_png(grid(some)) for name, some in found.items() if some}
-
-
-def _draw_image(predictor: Predictor, record: Record, item: ImageItem, image: int) -> list[Row]:
-    """What is found in an image, and the click that was answered worst."""
-    click = worst_click(item, image)
-    clicked = [draw_click(predictor, record, click)] if click is not None else []
-    return [draw_found(predictor, record, item), *clicked] if item.instances is not None else clicked
 
 
 def main(arguments: Sequence[str]) -> None:

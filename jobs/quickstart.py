@@ -29,6 +29,7 @@ from jobs.train import TrainJob
 from pipelines.toy import ToySettings, write_toy_world
 from semsam.config import dump_config, settings
 from semsam.data.manifest import Manifest
+from semsam.evaluation.number_table import table as number_table
 from semsam.evaluation.protocols import BASELINE
 from semsam.storage import S3
 from semsam.tracking.tracker import open_experiment
@@ -177,7 +178,7 @@ def report(result: Quickstart) -> str:
     lines = [
         prepare.table(result.manifests),
         "",
-        evaluate.table(result.after.metrics, result.before.metrics, result.after.intervals),
+        number_table(result.after.metrics, result.before.metrics, result.after.intervals),
         "",
     ]
     lines.append(f"{'over all datasets':<30}{'regions':>9}{'before':>9}{'after':>9}{'blind':>9}")

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from jobs.evaluate import LOOKED_AT, MARKER, EvaluateJob, _check_output, _draw, _with_stable_paths, main, run
+from jobs.evaluate import MARKER, EvaluateJob, _check_output, _with_stable_paths, main, run
+from pipelines.evaluate.drawing import LOOKED_AT, draw
 from pipelines.evaluate.item_files import ItemManifest
 from semsam.config import parse_config
 from semsam.data.shards import Split, open_split
@@ -62,7 +63,6 @@ def test_pictures_of_a_dataset_without_masks_cost_a_bounded_number_of_reads(
 ) -> None:
     write_painted_shards(tmp_path, 3 * LOOKED_AT, {name: VOCABULARIES[name] for name in ("objects365", "sa1b")})
     predictor = Predictor(SemanticSam.untrained("debug"), ImageSize(64, 64))
-    job = EvaluateJob(untrained=True, pictures=2)
     read, record = [], Split.record
     monkeypatch.setattr(Split, "record", lambda split, row: read.append(row) or record(split, row))
 
@@ -70,7 +70,7 @@ def test_pictures_of_a_dataset_without_masks_cost_a_bounded_number_of_reads(
         split = open_split(str(tmp_path), dataset, "train")
         nothing = ItemManifest(dataset, "train", "", split.manifest.vocabulary, {}, ())
         numbers = measure_dataset([], split.manifest.vocabulary)
-        return list(_draw(job, dataset, split, nothing, numbers, predictor))
+        return list(draw(predictor, split, range(len(split)), Folder(str(tmp_path)), nothing, numbers, 2))
 
     assert drawn("objects365") == []
     assert len(set(read)) == len(read) == 2 * LOOKED_AT
