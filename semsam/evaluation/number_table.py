@@ -50,14 +50,17 @@ def table(
     intervals: Mapping[str, tuple[float, float]] | None = None,
 ) -> str:
     """The headline numbers as lines, each beside its interval, its blind baseline and its value before training."""
-    lines = [f"{'metric':<44}{'before' if before else '':>8}{'model':>8}{'95%' if intervals else '':>16}{'blind':>8}"]
+    width = max([44, *(len(name) + 1 for name in metrics if not name.startswith(BASELINE))])
+    lines = [
+        f"{'metric':<{width}}{'before' if before else '':>8}{'model':>8}{'95%' if intervals else '':>16}{'blind':>8}"
+    ]
     for name, value in metrics.items():
         protocol, _, rest = name.partition("/")
         if rest.rpartition("/")[2] in HEADLINES.get(protocol, ()):
             blind, earlier = metrics.get(f"{BASELINE}/{name}"), (before or {}).get(name)
             low, high = (intervals or {}).get(name, (None, None))
             between = "" if low is None else f"{low:.3f} to {high:.3f}"
-            lines.append(f"{name:<44}{_cell(earlier)}{_cell(value)}{between:>16}{_cell(blind)}")
+            lines.append(f"{name:<{width}}{_cell(earlier)}{_cell(value)}{between:>16}{_cell(blind)}")
     return "\n".join(lines)
 
 
