@@ -18,8 +18,9 @@ from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
 from jobs.evaluate import ITEMS
 from pipelines.evaluate.item_files import MANIFEST_NAME, ItemManifest, read_manifest
+from pipelines.evaluate.measuring import measured
 from semsam.config import Count, Positive, settings
-from semsam.evaluation.dataset_numbers import HEADLINES, DatasetNumbers, measure_dataset
+from semsam.evaluation.dataset_numbers import HEADLINES, DatasetNumbers
 from semsam.evaluation.intervals import Interval, paired_intervals
 from semsam.evaluation.protocols import metric_name
 from semsam.storage import Folder
@@ -74,21 +75,18 @@ def run(job: CompareJob) -> list[Difference]:
         before, after = (Folder(f"{folder}/{ITEMS}/{dataset}") for folder in folders)
         manifests = read_manifest(before), read_manifest(after)
         _check_same(dataset, *manifests)
-        one, other = (
-            measure_dataset(manifest.items(folder), manifest.vocabulary, trained=manifest.trained)
-            for manifest, folder in zip(manifests, (before, after), strict=True)
-        )
-        found += _differences(dataset, one, other, job)
+        found += _differences(dataset, measured(before, manifests[0]), measured(after, manifests[1]), job)
     return found
 
 
 def table(differences: Sequence[Difference]) -> str:
     """The numbers as lines."""
-    lines = [f"{'metric':<44}{'before':>8}{'after':>8}{'change':>9}{'95%':>18}"]
+    width = max([44, *(len(one.name) + 1 for one in differences)])
+    lines = [f"{'metric':<{width}}{'before':>8}{'after':>8}{'change':>9}{'95%':>18}"]
     for one in differences:
         change, low, high = (f"{value:+.3f}" for value in (one.after - one.before, one.interval.low, one.interval.high))
         numbers = f"{one.before:>8.3f}{one.after:>8.3f}{change:>9}{f'{low} to {high}':>18}"
-        lines.append(f"{one.name:<44}{numbers}{' *' * one.is_sure}")
+        lines.append(f"{one.name:<{width}}{numbers}{' *' * one.is_sure}")
     for one in differences:
         if one.moved:
             lines.append(f"\n{one.name}: the images that moved most")

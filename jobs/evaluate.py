@@ -21,10 +21,11 @@ from jobs.evaluation_run import METRICS_FILE, EvaluationFile, send_evaluation
 from jobs.follow import follow
 from jobs.resources import WAIT, Workers, actors
 from jobs.track import stable_tracking
-from pipelines.evaluate.blind import Guessing, first_rows, guess
+from pipelines.evaluate.blind import Guessing, guess
 from pipelines.evaluate.drawing import draw
 from pipelines.evaluate.evaluate import Manifests, ask_model
-from pipelines.evaluate.item_files import ItemTask, item_task, read_manifest
+from pipelines.evaluate.item_files import ItemTask, check_left_out, chosen_rows, item_task
+from pipelines.evaluate.measuring import measured
 from pipelines.model_pool import ModelReference, Pool, load_predictor, weights_digest
 from pipelines.sources import SOURCES, check_datasets
 from semsam.config import (
@@ -39,7 +40,6 @@ from semsam.config import (
 )
 from semsam.data.shards import Split, is_prepared, open_split
 from semsam.evaluation.class_tables import class_rows, class_tables
-from semsam.evaluation.dataset_numbers import DatasetNumbers, measure_dataset
 from semsam.evaluation.number_table import flat, headline_intervals, over_datasets, table
 from semsam.evaluation.protocols import BASELINE
 from semsam.evaluation.questions import Questions
@@ -164,15 +164,17 @@ def _evaluate(job: EvaluateJob) -> Evaluation:
     model = ModelReference(job.checkpoint, job.preset, job.seed)
     predictor = load_predictor(model, job.image_size)
     _check_output(Folder(job.output), splits)
-    rows = {name: first_rows(name, split, job.max_images) for name, split in splits.items()}
+    rows = {name: chosen_rows(split, job.max_images) for name, split in splits.items()}
     Folder(job.output).write(MARKER, dump_config(job).encode())
     with connect(workers(job)):
         tasks = _tasks(job, splits, rows, predictor)
         asked = ask_model(tasks, model, job.image_size, job.questions, _pool(job), job.progress_interval)
         blind = guess(_guessing(job, predictor), splits, rows)
     _check_left_out(job, asked)
-    numbers = {name: measure_folder(f"{job.output}/{ITEMS}/{name}") for name in splits}
-    guessed = {name: measure_folder(f"{_blind_folder(job)}/{name}", is_blind=True) for name in blind}
+    numbers = {name: measured(Folder(f"{job.output}/{ITEMS}/{name}"), one) for name, one in asked.items()}
+    guessed = {
+        name: measured(Folder(f"{_blind_folder(job)}/{name}"), one, is_blind=True) for name, one in blind.items()
+    }
     pictures: dict[str, bytes] = {}
     figures: dict[str, bytes] = {}
     tables: dict[str, bytes] = {}
@@ -199,13 +201,6 @@ def _evaluate(job: EvaluateJob) -> Evaluation:
     means = over_datasets(numbers)
     means |= {f"{BASELINE}/{name}": mean for name, mean in over_datasets(guessed).items()}
     return Evaluation(found.numbers(), means, found.intervals, job.output, run_id, job.tracking.uri if run_id else None)
-
-
-def measure_folder(path: str, *, is_blind: bool = False) -> DatasetNumbers:
-    """The numbers of a dataset's items.  Raises `ValueError` where these are not complete."""
-    folder = Folder(path)
-    manifest = read_manifest(folder)
-    return measure_dataset(manifest.items(folder), manifest.vocabulary, is_blind=is_blind, trained=manifest.trained)
 
 
 def _checkpoint(job: EvaluateJob, asked: Manifests) -> Checkpoint | None:
@@ -282,10 +277,13 @@ def _with_stable_paths(job: EvaluateJob) -> EvaluateJob:
 
 
 def _check_output(output: Folder, datasets: Iterable[str]) -> None:
-    """Raise `ValueError` where pictures or numbers would replace those of others."""
-    ours = [METRICS_FILE, *(f"{dataset}{name}.png" for dataset in datasets for name in ("", "-found"))]
-    taken = [name for name in ours if output.exists(name)]
-    if taken and not output.exists(MARKER):
+    """Raise `ValueError` where what is to be written would come among, or replace, what others have."""
+    if output.exists(MARKER):
+        return
+    files = [METRICS_FILE, *(f"{dataset}{name}.png" for dataset in datasets for name in ("", "-found"))]
+    taken = [name for name in files if output.exists(name)]
+    taken += [name for name in output.folders() if name in {ITEMS, "blind", "figures", "tables", *datasets}]
+    if taken:
         raise ValueError(
             f"output: {output.path} holds {taken[0]!r}, which no evaluation has written; name another folder"
         )
@@ -308,7 +306,7 @@ def _tasks(
         "trained": None if job.checkpoint is None else trained_names(Folder(job.checkpoint)),
     }
     return {
-        name: item_task(split, rows[name], job.rows_per_task, f"{job.output}/{ITEMS}/{name}", asked)
+        name: item_task(split, rows[name], job.rows_per_task, f"{job.output}/{ITEMS}/{name}", asked, job.max_left_out)
         for name, split in splits.items()
     }
 
@@ -324,14 +322,11 @@ def _blind_folder(job: EvaluateJob) -> str:
 
 def _check_left_out(job: EvaluateJob, asked: Manifests) -> None:
     """Name the images that ended their worker; `RuntimeError` where there are more than the job allows."""
-    left_out = [(dataset, one) for dataset, manifest in asked.items() for one in manifest.left_out]
-    lines = [f"{dataset} {one.sample_id}: {one.reason} ({one.detail})" for dataset, one in left_out]
-    for line in lines:
-        print(f"left out: {line}", flush=True)
-    if len(left_out) > job.max_left_out:
-        raise RuntimeError(
-            f"{len(left_out)} images are left out, more than max_left_out = {job.max_left_out}: {lines[0]}"
-        )
+    left_out = {dataset: manifest.left_out for dataset, manifest in asked.items()}
+    for dataset, some in left_out.items():
+        for one in some:
+            print(f"left out: {dataset} {one.sample_id}: {one.reason} ({one.detail})", flush=True)
+    check_left_out(left_out, job.max_left_out)
 
 
 def workers(job: EvaluateJob) -> Workers:
@@ -340,7 +335,7 @@ def workers(job: EvaluateJob) -> Workers:
 
 
 def _pool(job: EvaluateJob) -> Pool:
-    return Pool(job.num_actors or Pool.num_actors, job.gpus_per_actor, job.rows_per_task)
+    return Pool(job.num_actors or Pool.num_actors, job.gpus_per_actor)
 
 
 def main(arguments: Sequence[str]) -> None:

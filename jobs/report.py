@@ -21,12 +21,13 @@ import orjson
 
 from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, readable_folder, stable_path
-from jobs.evaluate import MARKER
+from jobs.evaluate import ITEMS, MARKER
 from jobs.evaluation_run import METRICS_FILE
 from pipelines.evaluate.item_files import MANIFEST_NAME, ItemManifest, read_manifest
+from pipelines.evaluate.measuring import measured
 from semsam.config import Count, parse_yaml, settings
 from semsam.data.images import encode_jpeg
-from semsam.evaluation.dataset_numbers import DatasetNumbers, measure_dataset
+from semsam.evaluation.dataset_numbers import DatasetNumbers
 from semsam.evaluation.dataset_report import DatasetReport
 from semsam.evaluation.figures import figures_of
 from semsam.evaluation.report_page import GENERATOR, report_page
@@ -57,7 +58,7 @@ def run(job: ReportJob) -> str:
     config = _config(folder)
     where, _, name = path.rpartition("/")
     _check_output(Folder(where or "/"), name)
-    manifests = {one: read_manifest(folder / f"items/{one}") for one in _datasets(folder, config)}
+    manifests = {one: read_manifest(folder / f"{ITEMS}/{one}") for one in _datasets(folder, config)}
     _check_one_model(folder, manifests)
     stored = orjson.loads(folder.read_if_there(METRICS_FILE) or b"{}")
     datasets = []
@@ -89,7 +90,7 @@ def _config(folder: Folder) -> dict[str, Any]:
 
 
 def _datasets(folder: Folder, config: Mapping[str, Any]) -> list[str]:
-    names = config["datasets"] or (folder / "items").folders()
+    names = config["datasets"] or (folder / ITEMS).folders()
     if not names:
         raise ValueError(f"evaluation: {folder.path}/items: no items: no evaluation has come to its end here")
     return list(names)
@@ -108,11 +109,11 @@ def _dataset_report(
 ) -> DatasetReport:
     dataset = manifest.dataset
     remarks = [f"left out: {one.sample_id}: {one.reason} ({one.detail})" for one in manifest.left_out]
-    numbers = _measured(folder / f"items/{dataset}", manifest)
+    numbers = measured(folder / f"{ITEMS}/{dataset}", manifest)
     guesses = Folder(f"{config['blind'] or f'{folder.path}/blind'}/{dataset}")
     blind = None
     if guesses.exists(MANIFEST_NAME):
-        blind = _measured(guesses, read_manifest(guesses), is_blind=True)
+        blind = measured(guesses, read_manifest(guesses), is_blind=True)
         if blind.sample_ids != numbers.sample_ids:
             remarks.append(f"no blind baseline: the guesses in {guesses.path} are of other images")
             blind = None
@@ -125,15 +126,6 @@ def _dataset_report(
         pictures=whole,
         pictures_of_images=of_images,
     )
-
-
-def _measured(folder: Folder, manifest: ItemManifest, *, is_blind: bool = False) -> DatasetNumbers:
-    try:
-        return measure_dataset(manifest.items(folder), manifest.vocabulary, is_blind=is_blind, trained=manifest.trained)
-    except ValueError as error:
-        if str(error).startswith(folder.path):
-            raise
-        raise ValueError(f"{folder.path}: {error}") from None
 
 
 def _pictures(

@@ -19,7 +19,6 @@ class Pool:
 
     num_actors: int = 2
     num_gpus: float = 0.0
-    rows_per_task: int = 16
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from pipelines.evaluate.evaluate import Manifests, fit_baselines, guess_blindly
-from pipelines.evaluate.item_files import item_task
+from pipelines.evaluate.item_files import chosen_rows, item_task
 from semsam.config import config_values
-from semsam.data.row_order import some_rows
 from semsam.data.sealed import seal, unseal_as
 from semsam.data.shards import Split, is_prepared, open_split
 from semsam.evaluation.baselines import Baselines
@@ -44,12 +43,6 @@ def guess(guessing: Guessing, splits: Mapping[str, Split], rows: Mapping[str, Se
     return guess_blindly(tasks, baselines, guessing.questions, guessing.levels)
 
 
-def first_rows(dataset: str, split: Split, limit: int | None) -> list[int]:
-    """The rows to look at: all, or so many of them, spread over the split and the same in every run."""
-    rows: list[int] = some_rows(dataset, len(split), len(split) if limit is None else limit).tolist()
-    return rows
-
-
 def _baselines(guessing: Guessing, splits: Mapping[str, Split]) -> dict[str, Baselines]:
     """The blind baselines of every dataset: those that lie there already if they were tuned on the same images."""
     found: dict[str, Baselines] = {}
@@ -61,7 +54,7 @@ def _baselines(guessing: Guessing, splits: Mapping[str, Split]) -> dict[str, Bas
             found[name] = Baselines()
             continue
         train = open_split(guessing.data, name, "train")
-        rows = first_rows(name, train, guessing.num_images)
+        rows = chosen_rows(train, guessing.num_images)
         made_from[name] = f"{train.manifest.digest()} {len(rows)} {guessing.levels}"
         kept = _kept_baselines(Folder(f"{guessing.folder}/{name}"))
         if kept is not None and kept.made_from == made_from[name]:

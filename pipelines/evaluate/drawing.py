@@ -1,12 +1,11 @@
-"""The pictures and figures of an evaluation."""
+"""The pictures of an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
 
-from pipelines.evaluate.blind import first_rows
-from pipelines.evaluate.item_files import ItemManifest
+from pipelines.evaluate.item_files import ItemManifest, chosen_rows
 from pipelines.model_pool import use_vocabulary
 from semsam.data.schema import Record
 from semsam.data.shards import Split
@@ -40,7 +39,7 @@ def draw(
         return {}
     dataset, found = asked.dataset, dict[str, list[Row]]()
     use_vocabulary(predictor, split)
-    for row in first_rows(dataset, split, LOOKED_AT * count):
+    for row in chosen_rows(split, LOOKED_AT * count):
         if len(found.get(f"{dataset}.png", ())) == count:
             break
         record = split.record(row)

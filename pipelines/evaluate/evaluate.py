@@ -109,7 +109,9 @@ class _Ask:
         task = self._tasks[dataset]
 
         def make() -> tuple[Part[ItemReport], bool]:
-            split = self._splits.setdefault(dataset, Split(task.root))
+            if dataset not in self._splits:
+                self._splits[dataset] = Split(task.root)
+            split = self._splits[dataset]
             use_vocabulary(self._predictor, split)
             vocabulary = split.manifest.vocabulary
             return write_items(

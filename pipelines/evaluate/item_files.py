@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import pyarrow.ipc
 from pipelines.parts import KILLS_ITS_WORKER, Attempt, Part, PartFile, check_all_there, make_part
 from pipelines.sources.source import Rejected
 from semsam.data.manifest import Vocabulary
+from semsam.data.row_order import some_rows
 from semsam.data.schema import Record
 from semsam.data.sealed import seal, unseal_as
 from semsam.data.shards import Split
@@ -35,6 +36,7 @@ class ItemTask:
     rows: tuple[tuple[int, ...], ...]  # Of each part.
     output: str  # Where the parts go, local or `s3://`.
     asked: dict[str, Any]  # All else that the answers follow from, as plain values.
+    max_left_out: int = 0  # Images that may end their workers; one more ends the job.
 
     def fingerprint(self, position: int) -> str:
         """SHA-256 of all that the items of a part follow from, the code excepted."""
@@ -93,7 +95,7 @@ def write_items(
 ) -> tuple[Part[ItemReport], bool]:
     """A file of the items of some rows, and whether it was found finished; otherwise it is written now.
 
-    An image that ends its worker is left out and named.
+    An image that ends its worker is left out and named; `RuntimeError` where that is more than the task allows.
     """
     folder = task.folder()
 
@@ -105,6 +107,7 @@ def write_items(
                 if str(row) in attempt.left_out:
                     detail = f"row {row} of {split.root}"
                     left_out.append(Rejected(KILLS_ITS_WORKER, record.sample_id, detail))
+                    check_left_out({task.dataset: left_out}, task.max_left_out)
                     continue
                 items.append(answer(record))
         sink = pa.BufferOutputStream()
@@ -115,6 +118,15 @@ def write_items(
         return [PartFile.of(name, data)], ItemReport(len(items), tuple(left_out))
 
     return make_part(folder, part_name(position), task.fingerprint(position), ItemReport, make)
+
+
+def check_left_out(left_out: Mapping[str, Sequence[Rejected]], most: int) -> None:
+    """Raise `RuntimeError`, naming the first, where more images are left out than may be."""
+    lines = [
+        f"{dataset} {one.sample_id}: {one.reason} ({one.detail})" for dataset, some in left_out.items() for one in some
+    ]
+    if len(lines) > most:
+        raise RuntimeError(f"{len(lines)} images are left out, more than max_left_out = {most}: {lines[0]}")
 
 
 def read_items(folder: Folder, part: Part[ItemReport]) -> list[ImageItem]:
@@ -150,9 +162,23 @@ def read_manifest(folder: Folder) -> ItemManifest:
     return unseal_as(ItemManifest, data, path, "the manifest of an evaluation's items")
 
 
-def item_task(split: Split, rows: Sequence[int], rows_per_task: int, output: str, asked: dict[str, Any]) -> ItemTask:
+def chosen_rows(split: Split, limit: int | None) -> list[int]:
+    """The rows to look at: all, or so many of them, spread over the split and the same in every run."""
+    count = len(split) if limit is None else limit
+    rows: list[int] = some_rows(split.manifest.dataset, len(split), count).tolist()
+    return rows
+
+
+def item_task(
+    split: Split,
+    rows: Sequence[int],
+    rows_per_task: int,
+    output: str,
+    asked: dict[str, Any],
+    max_left_out: int = 0,
+) -> ItemTask:
     """These rows of a split, in parts of `rows_per_task`."""
     manifest = split.manifest
     parts = tuple(tuple(rows[start : start + rows_per_task]) for start in range(0, len(rows), rows_per_task))
     digest = hashlib.sha256((manifest.digest() + manifest.vocabulary_digest).encode()).hexdigest()
-    return ItemTask(manifest.dataset, split.root, digest, parts, output, asked)
+    return ItemTask(manifest.dataset, split.root, digest, parts, output, asked, max_left_out)

@@ -25,6 +25,7 @@ def ask(predictor: Predictor, record: Record, questions: Questions, vocabulary: 
 
     With a `vocabulary`, the dataset's own, it is also asked for everything in the image: instances, and segments where
     the dataset has stuff.
+
     No mask of a prompt is made at the image's own size.  Raises `ValueError`, naming the sample, where an answer is
     not finite or the image is broken.
     """

@@ -16,6 +16,7 @@ from semsam.data.named_mask import NamedMask
 from semsam.data.schema import Record
 from semsam.evaluation.blind_shapes import RegionRuns, box_fillings, discs
 from semsam.evaluation.items import Ask, ImageItem
+from semsam.evaluation.prompt_table import or_minus_one
 from semsam.evaluation.questions import AskedRegions, Questions, RegionPrompts, item_of
 
 # Radii to choose from, as shares of the image's geometric mean side: from a speck to the whole image.
@@ -85,7 +86,7 @@ class BaselineFit:
         for region in asked.regions:
             x1, y1, x2, y2 = region.box_xyxy
             place = (x1 / record.width, y1 / record.height, x2 / record.width, y2 / record.height)
-            names = (_or_minus_one(region.object_category), _or_minus_one(region.part_category))
+            names = (or_minus_one(region.object_category), or_minus_one(region.part_category))
             fit.names.append(NameCount(*names, region.is_thing, 1, place))
         return fit
 
@@ -213,10 +214,6 @@ def _guess(names: Sequence[NameCount]) -> Guess | None:
     x1, y1, x2, y2 = (total / one.count for total in one.places)
     part = None if one.part_category < 0 else one.part_category
     return Guess(one.object_category, part, (x1, y1, x2, y2))
-
-
-def _or_minus_one(category: int | None) -> int:
-    return -1 if category is None else category
 
 
 def best_radii(ious: Float[np.ndarray, "n r"], count: int) -> list[int]:

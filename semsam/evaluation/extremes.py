@@ -48,5 +48,5 @@ def extremes(numbers: DatasetNumbers, shown: int = SHOWN) -> dict[str, Extremes]
 
 
 def picture_name(dataset: str, sample_id: str) -> str:
-    """Where an evaluation's output has the picture of one image, below its folder of pictures."""
+    """Where an evaluation's output has the picture of one image."""
     return f"{dataset}/{quote(sample_id, safe='')}.png"

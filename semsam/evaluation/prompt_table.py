@@ -34,8 +34,8 @@ class PromptTable:
             regions = [item.regions[region] for region in item.prompted.region]
             parts.append(item.prompted)
             images += [position] * len(regions)
-            objects += [_or_minus_one(region.object_category) for region in regions]
-            names += [_or_minus_one(region.part_category) for region in regions]
+            objects += [or_minus_one(region.object_category) for region in regions]
+            names += [or_minus_one(region.part_category) for region in regions]
         prompted = join_prompted(parts, parts[0].iou_predictions.shape[1] if parts else 0)
         return PromptTable(prompted, *(np.array(values, np.int64) for values in (images, objects, names)))
 
@@ -62,5 +62,6 @@ class PromptTable:
         return found if kept is None else found.where(kept)
 
 
-def _or_minus_one(category: int | None) -> int:
+def or_minus_one(category: int | None) -> int:
+    """The number of a name; -1 where there is none."""
     return -1 if category is None else category

@@ -12,6 +12,7 @@ from semsam.data import rle
 from semsam.data.images import decode_jpeg
 from semsam.data.named_mask import NamedMask
 from semsam.data.schema import Record, Region
+from semsam.data.training_sample import regions_to_train
 from semsam.evaluation.dataset_numbers import DatasetNumbers
 from semsam.evaluation.extremes import extremes
 from semsam.evaluation.items import Ask, ImageItem
@@ -53,8 +54,8 @@ def draw_click(predictor: Predictor, record: Record, click: Click) -> Row:
 def draw_found(predictor: Predictor, record: Record, item: ImageItem) -> Row:
     """The image, what is annotated there, and what is found there: segments, or the surest instances."""
     image = np.ascontiguousarray(decode_jpeg(record.image))
-    asked = AskedRegions.of(record)
-    true = [(region.rle, _names(predictor, region)) for region in asked.regions if region.rle is not None]
+    regions = regions_to_train(record.regions).values()
+    true = [(region.rle, _names(predictor, region)) for region in regions if region.rle is not None]
     masks = item.panoptic if item.panoptic is not None else _sure(item.instances or ())
     found = [(one.rle, _names(predictor, one)) for one in masks]
     title = (f"{record.dataset} {record.sample_id}", f"{record.width} x {record.height}")

@@ -63,9 +63,12 @@ class PromptMeans:
     ) -> dict[str, Float64[np.ndarray, " r"]]:
         """As `Contributions` says."""
         chosen = weights.astype(np.float64)
-        sums = {name: values.by_image(self.num_images) for name, values in self.values.items()}
-        wanted = [name for name in sums if names is None or name in names]
-        return {name: ratio(chosen @ sums[name][0], chosen @ sums[name][1]) for name in wanted}
+        found = {}
+        for name, values in self.values.items():
+            if names is None or name in names:
+                total, count = values.by_image(self.num_images)
+                found[name] = ratio(chosen @ total, chosen @ count)
+        return found
 
     def resampled_classes(self, weights: Int64[np.ndarray, "r n"]) -> dict[str, dict[str, Float64[np.ndarray, " r"]]]:
         """As `Contributions` says."""

@@ -79,7 +79,7 @@ def test_an_image_that_ends_every_actor_is_left_out_and_named(
     monkeypatch.setattr("jobs.evaluate.ModelReference", Deadly)
     with connect():
         with pytest.raises(
-            RuntimeError, match="^1 images are left out, more than max_left_out = 0: pascal_part 000001"
+            RuntimeError, match="^pascal_part items-00000: 1 images are left out, more than max_left_out = 0: pas"
         ):
             evaluate(shards, tmp_path / "out", datasets=["pascal_part"], max_images=1)
         found = evaluate(shards, tmp_path / "out", datasets=["pascal_part"], max_images=1, max_left_out=1)

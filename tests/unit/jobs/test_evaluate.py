@@ -54,6 +54,10 @@ def test_pictures_of_others_are_not_written_over(tmp_path: Path) -> None:
     (output / "pascal_part.png").write_text("a holiday")
     with pytest.raises(ValueError, match=f"^output: {output} holds 'pascal_part.png', which no evaluation has written"):
         run(parse(data=str(tmp_path / "shards"), output=str(output), split="train", untrained=True))
+    (output / "pascal_part.png").unlink()
+    (output / "pascal_part").mkdir()  # Where pictures of single images would go: a copy of the dataset, perhaps.
+    with pytest.raises(ValueError, match=f"^output: {output} holds 'pascal_part', which no evaluation has written"):
+        _check_output(Folder(output), ["pascal_part"])
     (output / MARKER).write_text("")
     _check_output(Folder(output), ["pascal_part"])
 

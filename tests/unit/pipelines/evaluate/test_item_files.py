@@ -98,20 +98,22 @@ def answer(record):
     return item_of(record)
 
 split = Split(sys.argv[1])
-write_items(item_task(split, range(5), 2, sys.argv[2], {"model": "m"}), split, 0, answer)
+write_items(item_task(split, range(5), 2, sys.argv[2], {"model": "m"}, int(sys.argv[3])), split, 0, answer)
 """
 
 
 @pytest.mark.slow
 def test_an_image_that_ends_its_worker_is_left_out_and_named(split: Split, task: ItemTask) -> None:
-    statuses = [
-        subprocess.run(
-            [sys.executable, "-c", KILLS, split.root, task.output], cwd=ROOT, env=os.environ, check=False
-        ).returncode
-        for _ in range(4)
-    ]
-    assert statuses[-1] == 0
-    assert set(statuses[:-1]) <= {0, -signal.SIGKILL}
+    def work(max_left_out: int) -> tuple[int, str]:
+        command = [sys.executable, "-c", KILLS, split.root, task.output, str(max_left_out)]
+        done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+        return done.returncode, done.stderr
+
+    assert [work(0)[0] for _ in range(3)] == [-signal.SIGKILL] * 3
+    status, said = work(0)
+    assert status == 1
+    assert "1 images are left out, more than max_left_out = 0: sa1b 000001: kills its worker (row 1 of " in said
+    assert work(1)[0] == 0
     part, found = write_items(task, split, 0, refuse)
     assert found
     assert [one.sample_id for one in part.report.left_out] == ["000001"]
