@@ -80,12 +80,16 @@ class Page:
 
 @asynccontextmanager
 async def open_page(url: str, profile: Path) -> AsyncIterator[Page]:
-    """A page in a browser of its own, whose files go to `profile` and which knows no other machine's name."""
+    """A page in a browser of its own, whose files go to `profile` and which can reach no other machine."""
     assert CHROMIUM is not None
     arguments = [
         *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
         *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
-        *("--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-port=0", f"--user-data-dir={profile}"),
+        *(
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={profile}",
+        ),
     ]
     with subprocess.Popen([CHROMIUM, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
         try:
