@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import orjson
 import pytest
 
 from jobs.report import REPORT_FILE, ReportJob, main, run
@@ -14,18 +13,9 @@ from semsam.tracking.tracker import TrackingSettings
 from semsam.training.followed import FOLLOWED_FILE, Followed
 from semsam.training.train_log import LOG_FILE
 from tests.browser import CHROMIUM, open_page
-from tests.evaluation_output import METRICS, write_evaluation, write_training
+from tests.evaluation_output import METRICS, write_evaluation, write_log, write_training
 
 METRIC = "one_click/miou_max"
-
-
-def write_log(folder: Path, steps: int = 20) -> None:
-    lines = [
-        {"step": step, "loss": 2.0 / (step + 1), "click/iou": 0.5, "lr": 1e-4, "time": 1.8e9 + step}
-        | {"samples_seen": {"coco_panoptic": 8 * (step + 1)}, "mean_of": 1}
-        for step in range(steps)
-    ]
-    (folder / LOG_FILE).write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
 
 
 @pytest.fixture
