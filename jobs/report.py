@@ -78,7 +78,7 @@ def _is_evaluation(folder: Folder) -> bool:
     """Whether it is an evaluation's folder, or else a run's; `ValueError` for one that is neither."""
     if folder.exists(MARKER):
         return True
-    if folder.read_appended(LOG_FILE) or folder.exists(LOG_FILE):
+    if folder.exists(LOG_FILE) or folder.read_appended(LOG_FILE):  # On S3 it may lie in pieces.
         return False
     below = [one.rpartition("/")[0] for one in folder.glob(f"**/{MARKER}") + folder.glob(f"**/{LOG_FILE}")]
     known = f"; there are {', '.join(sorted(below)[:3])} in it" if below else ""
