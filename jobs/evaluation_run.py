@@ -64,9 +64,9 @@ def send_evaluation(tracked: TrackedRun, folder: Folder) -> str:
     """Send an evaluation's output, numbers first; the id of its MLflow run.  Sending it again changes nothing."""
     found = EvaluationFile.load(folder)
     of = found.checkpoint
-    known = {"checkpoint.step": of.step, "checkpoint.weights": (of.digest or "")[:12]} if of else {}
+    known = {"checkpoint.step": of.step} if of else {}
     parent = _parent(tracked, of.run) if of and of.run else None
-    shown_as = f"{tracked.name} at step {of.step}" if of and of.step is not None else None
+    shown_as = _shown_name(tracked.name, of.step) if of and of.step is not None else None
     with tracked.open(folder, known, shown_as) as tracker:
         if parent is not None:
             tracker.set_tags({PARENT_TAG: parent.run_id})
@@ -84,6 +84,11 @@ def send_evaluation(tracked: TrackedRun, folder: Folder) -> str:
         for run in (tracker, parent) if parent is not None else (tracker,):
             _send_images(found, folder, run)
     return tracker.run_id
+
+
+def _shown_name(name: str, step: int) -> str:
+    """An evaluation's name in MLflow, where names are cut after a few letters."""
+    return f"step {step}: {name.removesuffix(f'-checkpoint-{step}')}"
 
 
 def _parent(tracked: TrackedRun, training: str) -> Tracker | None:
@@ -142,9 +147,10 @@ def _send_images(found: EvaluationFile, folder: Folder, run: Tracker) -> None:
     Pictures of single images, which are in folders, are others every time.
     """
     images = SteppedImages(run)
-    for name in (*(one for one in found.pictures if "/" not in one), *found.figures):
+    shown = {name: f"pictures/{name}" for name in found.pictures if "/" not in name}
+    for name, title in (shown | {name: name for name in found.figures}).items():
         try:
-            images.log(folder.read(name), image_key(name), found.step, found.time)
+            images.log(folder.read(name), image_key(title), found.step, found.time)
         except TrackingError:
             raise
         except ValueError as error:
