@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from semsam.evaluation.headlines import is_headline
 from semsam.evaluation.protocols import BASELINE
 from semsam.storage import Folder
 from semsam.tracking.checkpoint_model import Checkpoint, find_or_make_model, ties
@@ -55,9 +56,13 @@ class EvaluationFile:
         """All metrics that are numbers."""
         return {name: value for name, value in self.metrics.items() if value is not None}
 
-    def headlines(self) -> dict[str, float]:
+    def of_model(self) -> dict[str, float]:
         """Those of the model: all that no baseline has made."""
         return {name: value for name, value in self.numbers().items() if BASELINE not in name.split("/")}
+
+    def headlines(self) -> dict[str, float]:
+        """The model's that stand in a table's cells."""
+        return {name: value for name, value in self.of_model().items() if is_headline(name)}
 
 
 def send_evaluation(tracked: TrackedRun, folder: Folder) -> str:
@@ -71,7 +76,7 @@ def send_evaluation(tracked: TrackedRun, folder: Folder) -> str:
         if parent is not None:
             tracker.set_tags({PARENT_TAG: parent.run_id})
         model_id = _model(tracked, tracker, of, parent) if of else None
-        tied = {} if model_id is None else ties(model_id, found.headlines(), tracked.datasets)
+        tied = {} if model_id is None else ties(model_id, found.of_model(), tracked.datasets)
         _send_numbers(found, tracker, tied)
         if of is None or of.step is None:  # Then it has no place among the parent's steps.
             parent = None

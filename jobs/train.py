@@ -104,7 +104,7 @@ class TrainJob(Recipe):
             )
 
 
-class WorkersDied(RuntimeError):
+class WorkersDiedError(RuntimeError):
     """The workers died more often than they may; what they raised."""
 
 
@@ -199,7 +199,7 @@ def _fit_to_the_end(job: TrainJob, folder: RunFolder) -> None:
         before = checkpoint_steps(folder)[-1:]
         try:
             _fit(job, folder)
-        except WorkersDied:
+        except WorkersDiedError:
             if checkpoint_steps(folder)[-1:] <= before:
                 raise
             print("workers died more often than run.max_failures, but not without a new checkpoint: on from there")
@@ -242,7 +242,7 @@ def _fit(job: TrainJob, folder: RunFolder) -> None:
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise WorkersDied(_root_cause(error)) from None
+        raise WorkersDiedError(_root_cause(error)) from None
     except SystemExit:  # Of Ray's handler of Ctrl-C, when the workers are gone: with status 0.
         raise KeyboardInterrupt from None
     finally:

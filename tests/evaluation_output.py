@@ -18,6 +18,7 @@ from semsam.training.train_log import LOG_FILE
 METRICS = {
     "one_click/coco_panoptic/miou_max": 0.25,
     "panoptic/coco_panoptic/pq": 0.125,
+    "panoptic/coco_panoptic/pq_things": 0.0625,  # No headline.
     "baseline/one_click/coco_panoptic/miou_max": 0.5,
 }
 DATASETS = [{"name": "coco_panoptic/val", "digest": "c" * 32, "root": "/data/coco"}]

@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from semsam.evaluation.baselines import FILLINGS
-from semsam.evaluation.dataset_numbers import FEDERATED, HEADLINES
+from semsam.evaluation.dataset_numbers import FEDERATED
 from semsam.evaluation.dataset_report import DatasetReport
 from semsam.evaluation.dataset_section import Room, dataset_section, interval_below, words
+from semsam.evaluation.headlines import HEADLINES
 from semsam.evaluation.markup import Markup, element
 from semsam.evaluation.report_frame import framed
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from semsam.evaluation.dataset_numbers import HEADLINES
 from semsam.evaluation.dataset_section import interval_below, words
 from semsam.evaluation.figures import Curves, curves
+from semsam.evaluation.headlines import HEADLINES
 from semsam.evaluation.intervals import Interval
 from semsam.evaluation.markup import Markup, element, image
 from semsam.evaluation.protocols import metric_name

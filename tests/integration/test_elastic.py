@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import signal
 import subprocess
 import sys
@@ -13,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from semsam.training.checkpoint import checkpoint_steps, load_state, checkpoint_folder
 from semsam.storage import Folder
+from semsam.training.checkpoint import checkpoint_steps
 from tests.painted_shards import write_painted_shards
 from tests.ray_nodes import RayNodes
 
