@@ -25,6 +25,7 @@ from pydantic import TypeAdapter
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
+from pipelines.progress import Progress
 from semsam.data.sealed import seal, unseal, unseal_as
 from semsam.storage import Folder
 
@@ -246,18 +247,20 @@ def answer(where: str, keys: Mapping[str, Any], make: Callable[[], tuple[Part[An
 
 
 def parts_of(
-    blocks: ray.data.Dataset, work: Any, kind: type[R], **options: Any
+    blocks: ray.data.Dataset, work: Any, kind: type[R], progress: Progress | None = None, /, **options: Any
 ) -> Iterator[tuple[dict[str, Any], Part[R], bool]]:
     """Run `work` (a function or a class of actors, giving `answer`s) on every block: one block, one task, one part.
 
-    Gives the keys, the part and whether it was found finished, as tasks end.  `options` are those of `map_batches`.
-    Raises `RuntimeError` with what a task raised.
+    Gives the keys, the part and whether it was found finished, as tasks end.  `progress` is told how many actors there
+    are; `options` are those of `map_batches`.  Raises `RuntimeError` with what a task raised.
     """
     with old_parameters():
         results = blocks.map_batches(work, batch_format="pyarrow", **{"batch_size": None} | options)
     made: TypeAdapter[Part[R]] = TypeAdapter(Part[kind])  # type: ignore[valid-type]
     try:
         for row in results.iter_rows():
+            if progress is not None:
+                progress.actors = _num_actors(results)
             if row["error"]:
                 error = RuntimeError(row["error"])
                 error.add_note(row["trace"])
@@ -266,6 +269,12 @@ def parts_of(
             yield keys, made.validate_json(row["part"]), row["found"]
     except RayError as error:
         raise RuntimeError(f"a worker died again and again, or would not start: {first_line(error)}") from error
+
+
+def _num_actors(results: ray.data.Dataset) -> int:
+    """How many actors a dataset that is being made has at work."""
+    executor: Any = results._current_executor
+    return sum(step.get_actor_info().running for step in executor._topology) if executor else 0
 
 
 @contextmanager
