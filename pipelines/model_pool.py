@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from ray.data import ActorPoolStrategy
 
-from pipelines.parts import RAY_RETRIES
 from semsam.data.shards import Split
 from semsam.data.vocabularies import clean_name
 from semsam.model.semantic_sam import SemanticSam
@@ -33,14 +32,13 @@ class Pool:
             raise ValueError(f"max_actors: {self.max_actors} is less than num_actors, {self.num_actors}")
 
     def options(self, num_parts: int) -> dict[str, Any]:
-        """Those of `map_batches` for blocks of one part each."""
+        """Those of `map_batches` for so many blocks of one row each."""
         first = self.num_actors or (1 if self.max_actors else 2)
         sizes = {"min_size": min(first, num_parts), "max_size": min(self.max_actors or first, num_parts)}
         return {
             "compute": ActorPoolStrategy(**sizes),
             "num_gpus": self.num_gpus,
             "batch_size": 1,  # A block has one row; Ray Data wants it said where there are GPUs.
-            "max_task_retries": RAY_RETRIES,
         }
 
 

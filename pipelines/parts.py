@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import orjson
 import pyarrow as pa
@@ -25,11 +25,11 @@ from pydantic import TypeAdapter
 from ray.exceptions import RayError
 from ray.util.annotations import RayDeprecationWarning
 
-from pipelines.progress import Progress
 from semsam.data.sealed import seal, unseal, unseal_as
 from semsam.storage import Folder
 
 R = TypeVar("R")
+OnActors: TypeAlias = Callable[[int], None]
 
 # How often a worker may die of an item before that is left out: of an item alone, for those beside it may be to blame.
 MAX_DEATHS = 2
@@ -247,20 +247,19 @@ def answer(where: str, keys: Mapping[str, Any], make: Callable[[], tuple[Part[An
 
 
 def parts_of(
-    blocks: ray.data.Dataset, work: Any, kind: type[R], progress: Progress | None = None, /, **options: Any
+    blocks: ray.data.Dataset, work: Any, kind: type[R], on_actors: OnActors = lambda count: None, /, **options: Any
 ) -> Iterator[tuple[dict[str, Any], Part[R], bool]]:
     """Run `work` (a function or a class of actors, giving `answer`s) on every block: one block, one task, one part.
 
-    Gives the keys, the part and whether it was found finished, as tasks end.  `progress` is told how many actors there
-    are; `options` are those of `map_batches`.  Raises `RuntimeError` with what a task raised.
+    Gives the keys, the part and whether it was found finished, as tasks end; before that `on_actors` is told how many
+    actors there are.  `options` are those of `map_batches`.  Raises `RuntimeError` with what a task raised.
     """
     with old_parameters():
         results = blocks.map_batches(work, batch_format="pyarrow", **{"batch_size": None} | options)
     made: TypeAdapter[Part[R]] = TypeAdapter(Part[kind])  # type: ignore[valid-type]
     try:
         for row in results.iter_rows():
-            if progress is not None:
-                progress.actors = _num_actors(results)
+            on_actors(_num_actors(results))
             if row["error"]:
                 error = RuntimeError(row["error"])
                 error.add_note(row["trace"])

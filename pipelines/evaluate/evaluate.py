@@ -24,7 +24,7 @@ from pipelines.evaluate.item_files import (
     write_manifest,
 )
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
-from pipelines.parts import Part, answer, check_is_ours, find_part, parts_of, remove_strangers
+from pipelines.parts import RAY_RETRIES, OnActors, Part, answer, check_is_ours, find_part, parts_of, remove_strangers
 from pipelines.progress import Progress
 from semsam.data.shards import Split
 from semsam.evaluation.asking import ask
@@ -51,8 +51,8 @@ def ask_model(
     progress = Progress("evaluate", _num_rows(tasks), interval=progress_interval)
 
     def make(blocks: Sequence[pa.Table]) -> Iterator[tuple[str, int, Part[ItemReport]]]:
-        options = {"fn_constructor_kwargs": constructor, **pool.options(len(blocks))}
-        return _parts(blocks, _Ask, progress, **options)
+        options = {"fn_constructor_kwargs": constructor, "max_task_retries": RAY_RETRIES, **pool.options(len(blocks))}
+        return _parts(blocks, _Ask, progress.note_actors, **options)
 
     return _make_parts(tasks, make, progress)
 
@@ -64,7 +64,7 @@ def guess_blindly(
     arguments = {"tasks": dict(tasks), "baselines": dict(baselines), "questions": questions, "levels": levels}
 
     def make(blocks: Sequence[pa.Table]) -> Iterator[tuple[str, int, Part[ItemReport]]]:
-        return _parts(blocks, _guess, None, fn_kwargs=arguments)
+        return _parts(blocks, _guess, fn_kwargs=arguments)
 
     return _make_parts(tasks, make, None)
 
@@ -177,9 +177,9 @@ def _make_parts(
 
 
 def _parts(
-    blocks: Sequence[pa.Table], work: Any, progress: Progress | None, **options: Any
+    blocks: Sequence[pa.Table], work: Any, on_actors: OnActors = lambda count: None, **options: Any
 ) -> Iterator[tuple[str, int, Part[ItemReport]]]:
-    for keys, part, _ in parts_of(ray.data.from_arrow(list(blocks)), work, ItemReport, progress, **options):
+    for keys, part, _ in parts_of(ray.data.from_arrow(list(blocks)), work, ItemReport, on_actors, **options):
         yield str(keys["dataset"]), keys["position"], part
 
 

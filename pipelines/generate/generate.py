@@ -22,6 +22,8 @@ from pipelines.generate.coco_results import IMAGES_NAME, RESULTS_NAME, write_coc
 from pipelines.generate.mask_files import MaskOptions, MaskReport, part_name, write_masks
 from pipelines.model_pool import Pool, load_predictor
 from pipelines.parts import (
+    RAY_RETRIES,
+    OnActors,
     Part,
     PartFile,
     answer,
@@ -99,7 +101,7 @@ def generate(task: Task, pool: Pool, progress_interval: float) -> Generated:
     done = {} if task.redo else _find_finished(task, folder, groups)
     progress = Progress("generate", len(photos), interval=progress_interval)
     progress.add(sum(len(groups[position]) for position in done), found=True)
-    for position, part in _generate_missing(task, groups, done.keys(), pool, progress):
+    for position, part in _generate_missing(task, groups, done.keys(), pool, progress.note_actors):
         done[position] = part
         progress.add(len(groups[position]))
     progress.close()
@@ -117,15 +119,15 @@ def _find_finished(task: Task, folder: Folder, groups: Sequence[Sequence[str]]) 
 
 
 def _generate_missing(
-    task: Task, groups: Sequence[Sequence[str]], done: Collection[int], pool: Pool, progress: Progress
+    task: Task, groups: Sequence[Sequence[str]], done: Collection[int], pool: Pool, on_actors: OnActors
 ) -> Iterator[tuple[int, Part[MaskReport]]]:
     """The groups that are not done, with their new parts, as they are finished."""
     missing = sorted(set(range(len(groups))) - set(done))
     if not missing:
         return
     blocks = [pa.table({"position": [position], "images": [list(groups[position])]}) for position in missing]
-    options = {"fn_constructor_kwargs": {"task": task}, **pool.options(len(blocks))}
-    for keys, part, _ in parts_of(ray.data.from_arrow(blocks), _Generate, MaskReport, progress, **options):
+    options = {"fn_constructor_kwargs": {"task": task}, "max_task_retries": RAY_RETRIES, **pool.options(len(blocks))}
+    for keys, part, _ in parts_of(ray.data.from_arrow(blocks), _Generate, MaskReport, on_actors, **options):
         yield keys["position"], part
 
 

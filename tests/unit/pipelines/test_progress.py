@@ -60,7 +60,7 @@ def test_what_was_found_done_says_nothing_of_the_speed(clock: list[float], secon
 @pytest.mark.parametrize(("actors", "end"), [(0, "images/s"), (1, "images/s, 1 actor"), (3, "images/s, 3 actors")])
 def test_actors_are_counted_where_there_are_any(clock: list[float], actors: int, end: str) -> None:
     progress = Progress("evaluate", 4, stream=io.StringIO())
-    progress.actors = actors
+    progress.note_actors(actors)
     assert progress.line(clock[0]).endswith(f" {end}")
 
 
