@@ -16,7 +16,7 @@ import posixpath
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -31,6 +31,7 @@ T = TypeVar("T")
 
 S3 = "s3://"
 CHUNK = 8 * 1024 * 1024
+_IN_FLIGHT = 8 * CHUNK  # Bytes of an upload that wait for their server at once.
 # Seconds between attempts at something that storage refuses, on top of what the S3 client itself tries again.
 BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 # What stays as it is however often one asks.
@@ -153,8 +154,11 @@ class Folder:
         except NoSuchFileError:
             return None
 
-    def open(self, name: str) -> RangeFile:
-        """A file for reading at any place; `NoSuchFileError` where there is none."""
+    def open(self, name: str, size: int | None = None) -> RangeFile:
+        """A file for reading at any place; `NoSuchFileError` where there is none.
+
+        Who knows its `size` saves a request: then reading is what finds out that there is none.
+        """
         path = self._full(name)
         filesystem, place = open_filesystem(path)
         return with_retries(lambda: RangeFile(filesystem.open_input_file(place), path), path)
@@ -213,14 +217,16 @@ class Folder:
 
     # Writing
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file, so that nobody ever sees a part of it."""
+    def write(self, name: str, data: bytes | Sequence[memoryview]) -> None:
+        """Write a file, so that nobody ever sees a part of it; of many pieces of memory no copy is made."""
+        pieces = [memoryview(data)] if isinstance(data, bytes) else data
         if not self.is_local:
             path = self._full(name)
-            with_retries(lambda: _upload(path, iter([data])), path)
+            with_retries(lambda: _upload(path, _cut(pieces)), path)
             return
-        with self.publishing(name) as draft:
-            draft.write_bytes(data)
+        with self.publishing(name) as draft, draft.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
 
     @contextmanager
     def publishing(self, name: str) -> Iterator[Path]:
@@ -391,11 +397,22 @@ def _list_page(request: dict[str, str]) -> Any:
         raise ConnectionError(str(error)) from error
 
 
-def _upload(path: str, chunks: Iterator[bytes]) -> None:
+def _upload(path: str, chunks: Iterable[bytes | memoryview]) -> None:
     filesystem, place = open_filesystem(path)
     with filesystem.open_output_stream(place) as stream:
+        waiting = 0
         for chunk in chunks:
             stream.write(chunk)
+            waiting += len(chunk)
+            if waiting >= _IN_FLIGHT:  # It takes copies, without a limit, while a server is slower than memory.
+                stream.flush()
+                waiting = 0
+
+
+def _cut(pieces: Sequence[memoryview]) -> Iterator[memoryview]:
+    for piece in pieces:
+        for start in range(0, len(piece), CHUNK):
+            yield piece[start : start + CHUNK]
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

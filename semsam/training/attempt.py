@@ -15,7 +15,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -84,7 +84,7 @@ class RunFolder(Folder):
             yield draft
             self.check()  # Not before: a large file takes its time.
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | Sequence[memoryview]) -> None:
         if not self.is_local:
             self.check()
         super().write(name, data)
