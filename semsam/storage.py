@@ -242,10 +242,13 @@ class Folder:
             yield draft
             with_retries(lambda: _upload(path, _chunks(draft)), path)
 
-    def append(self, name: str, data: bytes) -> None:
-        """Add to what `read_appended` gives; on S3, where nothing can be appended to, as an object of its own."""
+    def append(self, name: str, data: bytes, number: int | None = None) -> None:
+        """Add to what `read_appended` gives; on S3, where nothing can be appended to, as an object of its own.
+
+        Who knows the `number` of additions before spares S3 the listing of them.
+        """
         if not self.is_local:
-            number = len((self / f"{name}.parts").sizes())
+            number = len((self / f"{name}.parts").sizes()) if number is None else number
             self.write(f"{name}.parts/{number:08d}", data)
             return
         path = self._full(name)

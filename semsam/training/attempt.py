@@ -89,9 +89,10 @@ class RunFolder(Folder):
             self.check()
         super().write(name, data)
 
-    def append(self, name: str, data: bytes) -> None:
-        self.check()
-        super().append(name, data)
+    def append(self, name: str, data: bytes, number: int | None = None) -> None:
+        if self.is_local:  # Else it is a `write`.
+            self.check()
+        super().append(name, data, number)
 
     def remove(self, name: str) -> None:
         self.check()

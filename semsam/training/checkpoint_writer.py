@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -96,6 +96,10 @@ class CheckpointWriter:
         if self._whole is not None:
             self._in_work.append(self._pool.submit(self._complete, self._whole, state, self._in_work[0], pieces))
 
+    def is_busy(self) -> bool:
+        """Whether a checkpoint, or the memory for the first one, is in work."""
+        return not all(future.done() for future in self._in_work)
+
     def check(self) -> None:
         """Raise the error that writing ended with, if it did."""
         for future in self._in_work:
@@ -175,24 +179,28 @@ class CheckpointWriter:
         self, folder: Folder, quantity: str, whole: Whole, headers: Mapping[str, Header], own: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """The model's weights: this worker's from memory, the others' from their files."""
-        weights = {name: torch.empty(shape) for name, shape in whole.shapes.items()}
         sizes = {name: shape.numel() for name, shape in whole.shapes.items()}
         names = [partition_file(quantity, rank) for rank in range(self._world_size)]
         index = PartitionIndex.of(folder.path, {quantity: {name: headers[name] for name in names}}, sizes)
-        ranges: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in weights}
+        ranges: dict[str, list[tuple[int, Tensor]]] = {name: [] for name in sizes}
         for key, values in own.items():
             name, _, start = key.rpartition(":")
             ranges[name].append((int(start), values))
-        wanted = [one for name, weight in weights.items() for one in _the_rest(name, weight.view(-1), ranges[name])]
+        weights, wanted = {}, []
+        for name, some in ranges.items():
+            weights[name], lacking = _put_together(name, sizes[name], some)
+            wanted += lacking
         fill(folder, index, {quantity: wanted})
-        return weights | dict(whole.constants)
+        return {name: weight.view(whole.shapes[name]) for name, weight in weights.items()} | dict(whole.constants)
 
 
-def _the_rest(name: str, into: Tensor, own: Iterable[tuple[int, Tensor]]) -> Iterator[Wanted]:
-    """Fill in a worker's own elements of a parameter; what it lacks."""
-    end = 0
+def _put_together(name: str, size: int, own: list[tuple[int, Tensor]]) -> tuple[Tensor, list[Wanted]]:
+    """A parameter with a worker's own elements of it, and what it lacks."""
+    if len(own) == 1 and len(own[0][1]) == size:
+        return own[0][1], []
+    into, wanted, end = torch.empty(size), [], 0
     for start, values in sorted(own, key=lambda one: one[0]):
-        yield Wanted(name, end, into[end:start])
+        wanted.append(Wanted(name, end, into[end:start]))
         end = start + len(values)
         into[start:end].copy_(values)
-    yield Wanted(name, end, into[end:])
+    return into, [*wanted, Wanted(name, end, into[end:])]
