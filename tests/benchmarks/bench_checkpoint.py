@@ -1,4 +1,4 @@
-"""What a checkpoint of 1 GiB to an S3 server costs a training: held up for the copy in memory, and then next to nothing.
+"""What a checkpoint of 1 GiB to an S3 server costs a training: held up for a copy in memory, then next to nothing.
 
     python tests/benchmarks/bench_checkpoint.py [--rounds 6] [--mib 1024]
 
@@ -119,13 +119,13 @@ def bench(rounds: int, state_mib: int, run: str) -> list[str]:
         time.sleep(0.1)
     found = [measure(training, writer, copies, step) for step in range(1, rounds + 1)]
     writer.finish()
+    memory = (peak_mib() - before) / state_mib
     latest = latest_checkpoint(Folder(run))
     assert latest is not None
     assert checkpoint_steps(Folder(run)) == list(range(1, rounds + 1))
     print(f"{state_mib} MiB of state, {rounds} checkpoints, each: {verify_checkpoint(latest)}")
     held_up = statistics.median(one.held_up / one.copy for one in found)
     step_cpu = statistics.median(one.step_cpu / one.step_cpu_alone for one in found)
-    memory = (peak_mib() - before) / state_mib
     written = state_mib * 4 / 3  # Of the weights once more, to be used.
     print(f"  copy in memory {median('copy', found):.3f} s, training held up {median('held_up', found):.3f} s")
     ratios = ", ".join(f"{one.held_up / one.copy:.2f}" for one in found)
@@ -134,7 +134,9 @@ def bench(rounds: int, state_mib: int, run: str) -> list[str]:
     print(f"  CPU of a step during / alone  {step_cpu:.3f}  (bound: {STEP_CPU}; {ratios})")
     print(f"  CPU of the upload             {median('upload_cpu', found):.2f} s beside the steps, on their core")
     slower = statistics.median(one.step / one.step_alone for one in found)
-    print(f"  seconds of a step             {slower:.2f} times those alone, the worst {median('worst_step', found):.2f} s")
+    print(
+        f"  seconds of a step             {slower:.2f} times those alone, the worst {median('worst_step', found):.2f} s"
+    )
     rate = statistics.median(written / one.upload for one in found)
     print(f"  written                       {written:.0f} MiB at {rate:.0f} MiB/s")
     print(f"  peak memory over the training {memory:.2f} times the state  (bound: {MEMORY})")

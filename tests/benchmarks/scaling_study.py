@@ -15,7 +15,6 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import datetime
-import math
 import pickle
 import platform
 import statistics
@@ -201,7 +200,16 @@ def tables(unit: Unit) -> str:
         "### Images and the object store\n\nSA-1B alone, the longest stage. Requests are one for a row and one for a "
         f"shard that is opened; a prefix of S3 answers {GETS:,} GET/s.",
         table(
-            ["GPUs", "images/s a GPU", "images/s", "cores for reading", "GB/s", "GET/s", "of a prefix", "epoch of SA-1B"],
+            [
+                "GPUs",
+                "images/s a GPU",
+                "images/s",
+                "cores for reading",
+                "GB/s",
+                "GET/s",
+                "of a prefix",
+                "epoch of SA-1B",
+            ],
             [image_row(unit, gpus, rate) for gpus in GPUS for rate in RATES],
         ),
         "### Checkpoints\n\nSwin-L with a frozen text encoder under ZeRO, without an average of the weights.",
@@ -223,7 +231,16 @@ def tables(unit: Unit) -> str:
         f"again after {RESTART:.0f} s. Best interval: seconds between checkpoints, at which the goodput is taken "
         "(without notice, and with 9 of 10 preemptions noticed in time); then that at an interval of 600 s.",
         table(
-            ["GPUs", "hours", "between preemptions", "best interval", "goodput", "noticed", "every 600 s", "steps lost"],
+            [
+                "GPUs",
+                "hours",
+                "between preemptions",
+                "best interval",
+                "goodput",
+                "noticed",
+                "every 600 s",
+                "steps lost",
+            ],
             [goodput_row(unit, gpus, hours) for gpus in GPUS for hours in HOURS],
         ),
     ]
