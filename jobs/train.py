@@ -41,7 +41,9 @@ from semsam.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
+    from ray.train.v2.api.callback import RayTrainCallback
 
+_SAVE_WITHIN = 180.0  # Seconds for a checkpoint before workers are added.
 _NOTICE = 120.0  # Seconds of a notice that does not say when; Ray's own.
 _NOTICE_GRACE = 30.0  # Seconds within which Ray has noticed that a machine is gone.
 
@@ -235,7 +237,7 @@ def _fit(job: TrainJob, folder: RunFolder) -> None:
             failure_config=FailureConfig(max_failures=job.run.max_failures),
             # Its warnings are of a busy machine, with stacks; what matters of them is said by `_deaths`.
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[_deaths()],
+            callbacks=[_deaths(), _saving_before_resizes(folder)],
         ),
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -263,6 +265,33 @@ def _deaths() -> UserCallback:
                 print(f"worker {rank} ended: {lines[0]}", flush=True)
 
     return Deaths()
+
+
+def _saving_before_resizes(folder: RunFolder) -> RayTrainCallback:
+    """Has a checkpoint written before workers are changed for more of them, who go on from there."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.v2._internal.execution.controller.state import ResizingState
+
+    class SavingBeforeResizes(ControllerCallback):
+        is_resize = False  # Rather than a start.
+
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            self.is_resize = self.is_resize or isinstance(current_state, ResizingState)
+
+        def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+            if not self.is_resize:
+                return
+            self.is_resize = False
+            print(f"{resize_decision.num_workers} workers from now on, after a checkpoint", flush=True)
+            before, deadline = checkpoint_steps(folder)[-1:], time.monotonic() + _SAVE_WITHIN
+            try:
+                folder.ask_to_save()
+                while checkpoint_steps(folder)[-1:] == before and time.monotonic() < deadline:
+                    time.sleep(0.5)
+            except (OSError, ValueError) as error:  # Then they go on from the checkpoint that there is.
+                print(f"warning: {error}", flush=True)
+
+    return SavingBeforeResizes()
 
 
 def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:

@@ -115,7 +115,17 @@ def train(
         run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
     )
     try:
-        loop = Loop(recipe, training_data, worker, step, engine, writer, recorder, on_step, Notices(ask_for_notice))
+        loop = Loop(
+            recipe,
+            training_data,
+            worker,
+            step,
+            engine,
+            writer,
+            recorder,
+            on_step,
+            Notices(ask_for_notice, run.is_asked_to_save),
+        )
         if checkpoint is not None:
             loop.skipped_steps.extend(load_state(checkpoint).skipped_steps)
         _to_the_end(loop, first)
