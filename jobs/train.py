@@ -216,6 +216,9 @@ def _fit(job: TrainJob, folder: RunFolder) -> None:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    if job.run.least_workers < job.run.most_workers:
+        # How long it is tried to start as many workers as before a machine was lost, of which Ray hears after a while.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     filesystem, path = open_filesystem(folder.path)
     # Not in the config, which Ray shows in its dashboard.
     environment = environment_for(tracking_uri(job.tracking)) if job.tracking.enabled else {}

@@ -74,7 +74,7 @@ def training(folder: Path, nodes: RayNodes, name: str, workers: str) -> Iterator
         process = subprocess.Popen(
             [sys.executable, "-m", "jobs.train", str(config)],
             cwd=ROOT,
-            env=nodes.environment | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15"},
+            env=nodes.environment,
             stdout=said,
             stderr=subprocess.STDOUT,
         )
