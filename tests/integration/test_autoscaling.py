@@ -37,7 +37,15 @@ class Submitted:
         self._nodes = nodes
         headers = {"Authorization": f"Bearer {nodes.token}"}
         self._client = JobSubmissionClient(nodes.dashboard, headers=headers)
-        self._id = self._client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(ROOT)})
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                self._id = self._client.submit_job(entrypoint=entrypoint, runtime_env={"working_dir": str(ROOT)})
+                break
+            except RuntimeError as error:  # The head listens before its agent does.
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
         self.seen: set[str] = set()
 
     def look(self) -> bool:
