@@ -14,6 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -225,6 +226,8 @@ def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
     import ray.train.torch
     import torch
 
+    from jobs.gauges import Gauges
+
     os.environ.update(environment)
     job = parse_config(TrainJob, config["job"], "the job")
     # DeepSpeed calls by its old name what this torch has renamed.
@@ -235,8 +238,17 @@ def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
     folder = RunFolder(f"{job.run.storage}/{job.run.name}", config["attempt"])
     tracking = job.tracking if job.tracking.enabled else None
     try:
-        with Watchdog(worker, job.run.stall_warning_s, job.run.stall_timeout_s) as watchdog:
-            train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, watchdog)
+        with (
+            Watchdog(worker, job.run.stall_warning_s, job.run.stall_timeout_s) as watchdog,
+            Gauges(folder, job.run.name, job.training.global_batch) if worker.rank == 0 else nullcontext() as gauges,
+        ):
+
+            def on_step(step: int) -> None:
+                watchdog(step)
+                if gauges is not None:
+                    gauges(step)
+
+            train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, on_step)
     except TrainingFault as fault:
         return str(fault)
     return None
