@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import pytest
 
 from jobs.cluster import ROOT
 from jobs.gauges import NAMES
+from tests.free_ports import free_ports
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -65,14 +65,6 @@ class Head:
         """That of a process of somebody who knows only what is given."""
         known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         return known | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": address} | variables
-
-
-def free_ports(count: int) -> list[int]:
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in taken]
-    for one in taken:
-        one.close()
-    return ports
 
 
 def processes_of(session: int) -> list[int]:
