@@ -127,9 +127,7 @@ def ray_job(job: Manifests, name: str, command: str, deadline: int, own: dict[st
     # That of a job whose deadline came, whatever Ray says of it.
     rules.append({"policy": "DeleteCluster", "condition": {"jobDeploymentStatus": "Failed", "ttlSeconds": 15 * 60}})
     rules = rules if own is not None else []
-    rules += [
-        {"policy": "DeleteSelf", "condition": {"jobStatus": status, "ttlSeconds": 7 * DAY}} for status in minutes
-    ]
+    rules += [{"policy": "DeleteSelf", "condition": {"jobStatus": status, "ttlSeconds": 7 * DAY}} for status in minutes]
     where = {"clusterSelector": {"ray.io/cluster": "semsam"}} if own is None else {"rayClusterSpec": own}
     spec = {
         "entrypoint": command,
@@ -154,7 +152,14 @@ def cluster(job: Manifests, groups: Sequence[dict[str, Any]]) -> dict[str, Any]:
     head["serviceAccountName"] = "semsam-head"
     head["containers"][0]["ports"] = [
         {"name": name, "containerPort": port}
-        for name, port in (("gcs-server", 6379), ("dashboard", 8265), ("client", 10001), ("metrics", 8080))
+        for name, port in (
+            ("gcs-server", 6379),
+            ("dashboard", 8265),
+            ("client", 10001),
+            ("metrics", 8080),
+            ("as-metrics", 44217),  # The autoscaler's
+            ("dash-metrics", 44227),  # and the dashboard's.
+        )
     ]
     return {
         "rayVersion": version("ray"),

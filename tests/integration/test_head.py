@@ -160,6 +160,34 @@ def test_a_client_of_another_version_is_told_both(head: Head) -> None:
     assert said.count("Ray: 2.") == said.count("Python: 3.") == 2
 
 
+def test_a_cluster_that_a_job_starts_for_itself_lets_nobody_else_in(tmp_path: Path) -> None:
+    own = (
+        "import time; from jobs.cluster import connect; import ray\nwith connect(num_cpus=1):\n"
+        "    print(ray.get_runtime_context().gcs_address, flush=True); time.sleep(60)"
+    )
+    known = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "PYTHONPATH": str(ROOT)
+    }
+    with subprocess.Popen(
+        [sys.executable, "-c", own], env=known | {"HOME": str(tmp_path)}, stdout=subprocess.PIPE, text=True
+    ) as job:
+        try:
+            assert job.stdout is not None
+            address = job.stdout.readline().strip()
+            for one in ({"RAY_AUTH_MODE": "disabled"}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "x" * 32}):
+                stranger = subprocess.run(
+                    [sys.executable, "-c", JOIN, ""],
+                    env=known | {"RAY_ADDRESS": address} | one,
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    check=False,
+                )
+                assert "wants another token" in stranger.stderr
+        finally:
+            job.terminate()
+
+
 def test_no_job_is_taken_from_who_has_no_token(head: Head) -> None:
     jobs = f"http://127.0.0.1:{head.dashboard}/api/jobs/"
     assert [answer(jobs, token)[0] for token in (None, "x" * 32, TOKEN)] == [401, 403, 200]

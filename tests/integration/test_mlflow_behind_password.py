@@ -11,7 +11,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
@@ -96,7 +95,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.timeout(300)
 def test_who_has_no_password_sees_nothing(server: str) -> None:
-    for page in ("/", "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default", "/ajax-api/2.0/mlflow/users/get"):
+    for page in (
+        "/",
+        "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default",
+        "/ajax-api/2.0/mlflow/users/get",
+    ):
         assert status(server + page) == 401
         assert status(server + page, f"admin:{PASSWORD}x") == 401
     assert status(f"{server}/", f"admin:{PASSWORD}") == 200
