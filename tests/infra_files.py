@@ -82,6 +82,7 @@ def read_command(job: str, arguments: list[str]) -> Any:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "read_arguments"
     ]
     assert isinstance(call.args[0], ast.Name)
-    first = [ast.literal_eval(one.value) for one in call.keywords if one.arg == "first"]
+    [first] = [ast.literal_eval(one.value) for one in call.keywords if one.arg == "first"] or [()]
+    config = str(module.DEFAULT_CONFIG) if len(call.args) > 3 else None
     here = [one.replace(IN_IMAGES, f"{ROOT}/") for one in arguments]
-    return read_arguments(getattr(module, call.args[0].id), here, None, first=first[0] if first else ())
+    return read_arguments(getattr(module, call.args[0].id), here, None, config, first)

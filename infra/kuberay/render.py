@@ -1,9 +1,10 @@
-"""KubeRay's manifests: `python infra/kuberay/render.py [section.field=value ...]` writes cluster.yaml and jobs/*.yaml.
+"""Kubernetes' manifests: `python infra/kuberay/render.py [field=value ...]` writes cluster.yaml and jobs/*.yaml.
 
     python infra/kuberay/render.py bucket=s3://mine registry=registry.mine/semsam output=/tmp/semsam
 
-What is committed beside this file comes from the defaults.  Jobs that need machines bring a cluster of their own, which
-ends with them: a retry begins with a new head.  Those that read and write a few files run on the head of cluster.yaml.
+What is committed beside this file comes from the defaults.  Another folder also gets the manifests that are written by
+hand, those of MLflow with what is yours.  Jobs that need machines bring a cluster of their own, which ends with them: a
+retry begins with a new head.  Those that read and write a few files run on the head of cluster.yaml.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from jobs.cluster import main_exit
 from semsam.config import Count, PlainName, Positive, settings
 
 HEADER = "# Made by infra/kuberay/render.py: change it there, or give it settings.\n"
+HERE = Path(__file__).resolve().parent
 CODE = "/opt/semsam"  # Where the images have this repository.
 DAY = 86_400  # Seconds; as long as a job waits for spot machines that are not to be had.
 
@@ -29,8 +31,8 @@ DAY = 86_400  # Seconds; as long as a job waits for spot machines that are not t
 class Manifests:
     """What is yours in the manifests."""
 
-    output: str = str(Path(__file__).parent)
-    registry: str = "registry.example/semsam"  # Of the images, semsam:cpu and semsam:gpu with this tag after it.
+    output: str = str(HERE)
+    registry: str = "registry.example/semsam"  # Of the images, whose tags are cpu-<tag>, gpu-<tag> and mlflow-<tag>.
     tag: str = "0.1.0"
     bucket: str = "s3://my-bucket"
     tracking: str = "http://mlflow:5000"
@@ -273,6 +275,20 @@ ONE_ZONE = {
 }
 
 
+def by_hand(job: Manifests) -> dict[str, str]:
+    """The files that are not made here, with what is yours in place of the defaults."""
+    found = {name: (HERE / name).read_text() for name in ("namespace.yaml", "network.yaml")}
+    found |= {f"mlflow/{path.name}": path.read_text() for path in sorted((HERE.parent / "mlflow").glob("*.yaml"))}
+    usual = Manifests()
+    swaps = {
+        f"{usual.registry}:mlflow-{usual.tag}": f"{job.registry}:mlflow-{job.tag}",
+        f"{usual.bucket}/": f"{job.bucket}/",
+    }
+    for old, new in swaps.items():
+        found = {name: text.replace(old, new) for name, text in found.items()}
+    return found
+
+
 class _Plain(yaml.SafeDumper):
     """Without anchors: what is the same in two places is written twice, as people do."""
 
@@ -288,10 +304,13 @@ def text_of(manifest: dict[str, Any]) -> str:
 def main(arguments: Sequence[str]) -> None:
     """Write the files; the last line says where."""
     job = read_arguments(Manifests, arguments, __doc__)
-    for name, manifest in rendered(job).items():
+    written = {name: text_of(manifest) for name, manifest in rendered(job).items()}
+    if Path(job.output).resolve() != HERE:
+        written |= by_hand(job)
+    for name, text in written.items():
         path = Path(job.output) / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text_of(manifest))
+        path.write_text(text)
     print(f"manifests in {job.output}")
 
 

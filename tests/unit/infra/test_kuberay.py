@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import re
+import subprocess
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -108,8 +109,11 @@ def test_the_files_are_those_that_the_script_makes() -> None:
 def test_what_is_yours_is_in_all_of_it() -> None:
     yours = ["registry=registry.mine/x", "bucket=s3://mine", "tracking=http://there:1", "gpus=4", "drain=20"]
     made = render.rendered(load_config(render.Manifests, None, yours))
-    text = "".join(render.text_of(manifest) for manifest in made.values())
-    assert not re.search(r"registry\.example|my-bucket|//mlflow", text)
+    by_hand = render.by_hand(load_config(render.Manifests, None, yours))
+    text = "".join([*map(render.text_of, made.values()), *by_hand.values()])
+    assert by_hand.keys() == {"namespace.yaml", "network.yaml", "mlflow/postgres.yaml", "mlflow/server.yaml"}
+    assert "registry.mine/x:mlflow-" in text
+    assert not re.search(r"registry\.example|my-bucket|//mlflow:", text)
     assert text.count("registry.mine/x:gpu-") == 5
     assert "nvidia.com/gpu: '4'" in text
     assert {pod["terminationGracePeriodSeconds"] for pod in pods(made) if "terminationGracePeriodSeconds" in pod} == {
@@ -319,3 +323,42 @@ def test_mlflow_is_behind_a_password_and_keeps_its_things_in_postgres_and_the_bu
     assert services == {"mlflow": 5000, "mlflow-postgres": 5432}
     for one in ("mlflow:5000", "mlflow.semsam:5000"):
         assert one in arguments["--allowed-hosts"].split(",")
+
+
+def run_secrets(folder: Path, there: tuple[str, ...], **variables: str) -> str:
+    """What the script asks of a `kubectl` that knows some secrets: its calls, each with what it was handed."""
+    kubectl = folder / "kubectl"
+    known = "|".join(there) or "none"
+    kubectl.write_text(
+        f'#!/bin/sh\nprintf "%s\\n" "$*" >> {folder}/calls\n'
+        f'case "$4 $5" in "secret generic") sed "s/^/  /" >> {folder}/calls;; esac\n'
+        f'case "$3" in get) echo "$5" | grep -qxE "{known}";; esac\n'
+    )
+    kubectl.chmod(0o755)
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}"} | variables
+    subprocess.run(["bash", str(INFRA / "kuberay" / "secrets.sh")], env=environment, check=True, timeout=20)
+    return (folder / "calls").read_text()
+
+
+def test_secrets_are_drawn_and_handed_to_kubernetes_where_no_process_sees_them(tmp_path: Path) -> None:
+    calls = run_secrets(tmp_path, (), AWS_ACCESS_KEY_ID="an-id", AWS_SECRET_ACCESS_KEY="a-key", HOME="x")
+    values = re.findall(r"^  ([\w-]+)=(\S+)$", calls, re.MULTILINE)
+    names = {"username", "password", "database-password", "session-key", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
+    assert {name for name, _ in values} == names
+    drawn = [value for name, value in values if name in {"password", "database-password", "session-key"}]
+    assert len(set(drawn)) == 3
+    assert all(len(value) > 24 for value in drawn)
+    arguments = [line for line in calls.splitlines() if not line.startswith("  ")]
+    assert not any(value in line for line in arguments for _, value in values if value != "admin")
+    made = re.findall(r"create secret generic (\S+)", calls)
+    used = {
+        one
+        for _, manifest in LOADED
+        for one in re.findall(r"'(?:name)': '(semsam-(?:tracking|mlflow|s3))'", str(manifest))
+    }
+    assert set(made) == used
+
+
+def test_secrets_that_are_there_stay(tmp_path: Path) -> None:
+    calls = run_secrets(tmp_path, ("semsam-tracking", "semsam-mlflow"))
+    assert "create secret" not in calls
