@@ -29,15 +29,15 @@ NAMES = {
 
 
 class Gauges:
-    """The gauges of one run, from its first worker; use as a context manager, and call at the beginning of each step.
+    """The gauges of one run; use as a context manager in each worker, and call at the beginning of each step.
 
-    The training only leaves numbers here.  A thread publishes them and looks for checkpoints, so that their age also
-    grows in a step that hangs.  Where storage cannot be seen just then the age goes on growing: no training ends for a
-    number on a dashboard.
+    The training only leaves numbers here.  A thread of the first worker publishes its own and looks for checkpoints, so
+    that their age also grows in a step that hangs.  Where storage cannot be seen just then the age goes on growing: no
+    training ends for a number on a dashboard.
     """
 
-    def __init__(self, run: Folder, name: str, global_batch: int) -> None:
-        self._run, self._global_batch = run, global_batch
+    def __init__(self, run: Folder, name: str, global_batch: int, rank: int = 0) -> None:
+        self._run, self._global_batch, self._rank = run, global_batch, rank
         self._tags = {"run": name}
         self._values: dict[str, float] = {}
         self._began: float | None = None  # The step in work.
@@ -58,7 +58,8 @@ class Gauges:
         self._values["semsam_data_wait_share"] = values["data_wait"] / max(values["seconds"], 1e-9)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        if self._rank == 0:
+            self._thread.start()
         return self
 
     def __exit__(

@@ -14,7 +14,6 @@ import sys
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -240,13 +239,12 @@ def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
     try:
         with (
             Watchdog(worker, job.run.stall_warning_s, job.run.stall_timeout_s) as watchdog,
-            Gauges(folder, job.run.name, job.training.global_batch) if worker.rank == 0 else nullcontext() as gauges,
+            Gauges(folder, job.run.name, job.training.global_batch, worker.rank) as gauges,
         ):
 
             def on_step(step: int) -> None:
                 watchdog(step)
-                if gauges is not None:
-                    gauges(step)
+                gauges(step)
 
             train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, on_step)
     except TrainingFault as fault:
