@@ -38,9 +38,10 @@ class Manifests:
     bucket: str = "s3://my-bucket"
     tracking: str = "http://mlflow:5000"
     run: PlainName = "seven-swin-tiny"
-    num_workers: Positive | tuple[Positive, Positive] = 8  # Of the training, as it takes them.
+    # Of the training: a number, or [least, most], between which it goes with the spot machines that are to be had.
+    num_workers: Positive | tuple[Positive, Positive] = (8, 16)
     steps: Positive = 368_750
-    gpu_nodes: Positive = 8  # At most, as pods of one machine each.
+    gpu_nodes: Positive = 2  # At most, as pods of one machine each.
     gpus: Positive = 8  # Of a machine.
     gpu_node_cpus: Positive = 96
     gpu_node_memory: str = "768Gi"
