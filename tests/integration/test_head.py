@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -101,9 +103,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         *(f"--ray-client-server-port={ports.client}", f"--metrics-export-port={ports.metrics}"),
         *(f"--temp-dir={temporary}", "--disable-usage-stats"),
     ]
-    environment = ports.environment(
-        "", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN, RAY_metrics_report_interval_ms="1000"
-    )
+    environment = ports.environment("", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
+    environment |= {"RAY_metrics_report_interval_ms": "1000", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
     del environment["RAY_ADDRESS"]
     log = tmp_path_factory.mktemp("head") / "log"
     with log.open("wb") as output:
@@ -111,15 +112,17 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
             command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     try:
-        wait_until(lambda: answer(f"http://127.0.0.1:{ports.dashboard}/api/version", TOKEN)[0] == 200, 60)
+        wait_until(lambda: answer(f"http://127.0.0.1:{ports.dashboard}/api/version", TOKEN)[0] == 200, 120)
         yield ports
     finally:
         process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(20)
-        finally:
-            for pid in processes_of(process.pid):
+        for pid in processes_of(process.pid):
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+        process.wait()
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @pytest.mark.parametrize(
@@ -151,9 +154,11 @@ def test_a_head_lets_in_who_has_its_token_and_versions_and_tells_the_others_why_
 
 def test_a_client_of_another_version_is_told_both(head: Head) -> None:
     environment = head.environment(f"ray://127.0.0.1:{head.client}", RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=TOKEN)
-    job = subprocess.run(
-        [sys.executable, "-c", JOIN, "2.1.0"], env=environment, capture_output=True, text=True, timeout=90, check=False
-    )
+    command = [sys.executable, "-c", JOIN, "2.1.0"]
+    for _ in range(3):  # On a busy machine the half minute that Ray has for a client is too short.
+        job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+        if "connection timeout" not in job.stderr:
+            break
     said = job.stderr.splitlines()[-1]
     assert job.returncode == 1
     assert said.startswith("error: RAY_ADDRESS: ray://")
