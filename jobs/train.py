@@ -303,6 +303,8 @@ def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
     import ray.train.torch
     import torch
 
+    from jobs.gauges import Gauges
+
     os.environ.update(environment)
     job = parse_config(TrainJob, config["job"], "the job")
     # DeepSpeed calls by its old name what this torch has renamed.
@@ -314,8 +316,16 @@ def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
     tracking = job.tracking if job.tracking.enabled else None
     notices = _Notices() if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0" else None
     try:
-        with Watchdog(worker, job.run.stall_warning_s, job.run.stall_timeout_s) as watchdog:
-            train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, watchdog, notices)
+        with (
+            Watchdog(worker, job.run.stall_warning_s, job.run.stall_timeout_s) as watchdog,
+            Gauges(folder, job.run.name, job.training.global_batch, worker.rank) as gauges,
+        ):
+
+            def on_step(step: int) -> None:
+                watchdog(step)
+                gauges(step)
+
+            train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, on_step, notices)
     except TrainingFault as fault:
         return str(fault)
     except Exception:
