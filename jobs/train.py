@@ -246,7 +246,7 @@ def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
                 watchdog(step)
                 gauges(step)
 
-            train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, on_step)
+            train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, on_step, gauges.record)
     except TrainingFault as fault:
         return str(fault)
     return None

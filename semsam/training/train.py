@@ -50,13 +50,15 @@ def train(
     run_name: str,
     tracking: TrackingSettings | None,
     on_step: Callable[[int], None] = lambda step: None,
+    on_record: Callable[[Mapping[str, float]], None] = lambda values: None,
 ) -> None:
     """Train until the recipe's last step; all workers call this with the same arguments.
 
     `job` has the settings beside the recipe that are stored with every checkpoint; the first worker reports to
-    `tracking`; `on_step` is called at the beginning of every step.  Raises `TrainingFault` on all workers for whatever
-    trying again would not mend: a sample that cannot be read, a loss or gradient that is not finite, a checkpoint that
-    is damaged, a disk that is full, a run that is another's by now.
+    `tracking`; `on_step` is called at the beginning of every step, and `on_record`, by the first worker, with what it
+    came to.  Raises `TrainingFault` on all workers for whatever trying again would not mend: a sample that cannot be
+    read, a loss or gradient that is not finite, a checkpoint that is damaged, a disk that is full, a run that is
+    another's by now.
     """
     with together(worker):
         training_data = TrainingData.of(recipe)
@@ -105,7 +107,10 @@ def train(
             if checkpoint is not None:
                 check_log(run, checkpoint)
                 known_log = load_state(checkpoint).log
-            recorder = Recorder(recipe, training_data, run, first, run_name, tracking, known_log, worker.world_size)
+            num_workers = worker.world_size
+            recorder = Recorder(
+                recipe, training_data, run, first, run_name, tracking, known_log, num_workers, on_record
+            )
             print(origin, flush=True)
     writer = CheckpointWriter(
         run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
