@@ -14,8 +14,11 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
+from jobs.extras import check_extras, started_job
 from semsam.config import ConfigError, load_config, plain
 from semsam.setting_kinds import cases, fields_of
+
+check_extras(started_job())  # Here, because this is what every job imports first.
 
 T = TypeVar("T")
 _WIDTH = 118

@@ -20,7 +20,8 @@ from jobs.evaluate import ITEMS
 from pipelines.evaluate.item_files import MANIFEST_NAME, ItemManifest, read_manifest
 from pipelines.evaluate.measuring import measured
 from semsam.config import Count, Positive, settings
-from semsam.evaluation.dataset_numbers import HEADLINES, DatasetNumbers
+from semsam.evaluation.dataset_numbers import DatasetNumbers
+from semsam.evaluation.headlines import HEADLINES
 from semsam.evaluation.intervals import Interval, paired_intervals
 from semsam.evaluation.protocols import metric_name
 from semsam.storage import Folder

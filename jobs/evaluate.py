@@ -84,6 +84,8 @@ class EvaluateJob:
     blind: str | None = None  # Where blind guesses are kept, for several evaluations; None: in the output.
     pictures: Count = 3  # Rows of the picture grid per dataset.
     num_actors: Positive | None = None  # None: two, or the one that there is room for.
+    # The pool grows up to so many while work waits and the cluster has room, and lets idle ones go.  None: it does not.
+    max_actors: Positive | None = None
     gpus_per_actor: Gpus = 0.0  # May be a share of one.
     # Seconds to wait for CPUs and GPUs that others use or that an autoscaler may add.
     wait_for_resources: PositiveFloat = WAIT
@@ -97,6 +99,7 @@ class EvaluateJob:
             raise ValueError("checkpoint and untrained=true contradict each other")
         if self.follow and self.checkpoint is None:
             raise ValueError("follow=true needs a checkpoint: the folder of the run")
+        _pool(self)
         preset(self.preset)
 
 
@@ -335,7 +338,7 @@ def workers(job: EvaluateJob) -> Workers:
 
 
 def _pool(job: EvaluateJob) -> Pool:
-    return Pool(job.num_actors or Pool.num_actors, job.gpus_per_actor)
+    return Pool(job.num_actors, job.gpus_per_actor, job.max_actors)
 
 
 def main(arguments: Sequence[str]) -> None:

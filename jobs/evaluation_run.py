@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from semsam.evaluation.headlines import is_headline
 from semsam.evaluation.protocols import BASELINE
 from semsam.storage import Folder
 from semsam.tracking.checkpoint_model import Checkpoint, find_or_make_model, ties
@@ -55,23 +56,27 @@ class EvaluationFile:
         """All metrics that are numbers."""
         return {name: value for name, value in self.metrics.items() if value is not None}
 
-    def headlines(self) -> dict[str, float]:
+    def of_model(self) -> dict[str, float]:
         """Those of the model: all that no baseline has made."""
         return {name: value for name, value in self.numbers().items() if BASELINE not in name.split("/")}
+
+    def headlines(self) -> dict[str, float]:
+        """The model's that stand in a table's cells."""
+        return {name: value for name, value in self.of_model().items() if is_headline(name)}
 
 
 def send_evaluation(tracked: TrackedRun, folder: Folder) -> str:
     """Send an evaluation's output, numbers first; the id of its MLflow run.  Sending it again changes nothing."""
     found = EvaluationFile.load(folder)
     of = found.checkpoint
-    known = {"checkpoint.step": of.step, "checkpoint.weights": (of.digest or "")[:12]} if of else {}
+    known = {"checkpoint.step": of.step} if of else {}
     parent = _parent(tracked, of.run) if of and of.run else None
-    shown_as = f"{tracked.name} at step {of.step}" if of and of.step is not None else None
+    shown_as = _shown_name(tracked.name, of.step) if of and of.step is not None else None
     with tracked.open(folder, known, shown_as) as tracker:
         if parent is not None:
             tracker.set_tags({PARENT_TAG: parent.run_id})
         model_id = _model(tracked, tracker, of, parent) if of else None
-        tied = {} if model_id is None else ties(model_id, found.headlines(), tracked.datasets)
+        tied = {} if model_id is None else ties(model_id, found.of_model(), tracked.datasets)
         _send_numbers(found, tracker, tied)
         if of is None or of.step is None:  # Then it has no place among the parent's steps.
             parent = None
@@ -84,6 +89,11 @@ def send_evaluation(tracked: TrackedRun, folder: Folder) -> str:
         for run in (tracker, parent) if parent is not None else (tracker,):
             _send_images(found, folder, run)
     return tracker.run_id
+
+
+def _shown_name(name: str, step: int) -> str:
+    """An evaluation's name in MLflow, where names are cut after a few letters."""
+    return f"step {step}: {name.removesuffix(f'-checkpoint-{step}')}"
 
 
 def _parent(tracked: TrackedRun, training: str) -> Tracker | None:
@@ -142,9 +152,10 @@ def _send_images(found: EvaluationFile, folder: Folder, run: Tracker) -> None:
     Pictures of single images, which are in folders, are others every time.
     """
     images = SteppedImages(run)
-    for name in (*(one for one in found.pictures if "/" not in one), *found.figures):
+    shown = {name: f"pictures/{name}" for name in found.pictures if "/" not in name}
+    for name, title in (shown | {name: name for name in found.figures}).items():
         try:
-            images.log(folder.read(name), image_key(name), found.step, found.time)
+            images.log(folder.read(name), image_key(title), found.step, found.time)
         except TrackingError:
             raise
         except ValueError as error:

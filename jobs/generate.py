@@ -56,6 +56,8 @@ class GenerateJob:
     redo: bool = False  # Make finished files again: for photos that changed in place.
     verify: bool = False  # Read all bytes of finished files before they are taken for granted.
     num_actors: Positive | None = None  # None: two, or the one that there is room for.
+    # The pool grows up to so many while work waits and the cluster has room, and lets idle ones go.  None: it does not.
+    max_actors: Positive | None = None
     gpus_per_actor: Gpus = 0.0  # May be a share of one.
     # Seconds to wait for CPUs and GPUs that others use or that an autoscaler may add.
     wait_for_resources: PositiveFloat = WAIT
@@ -66,6 +68,7 @@ class GenerateJob:
             hint = did_you_mean(self.vocabulary, SOURCES)
             raise ValueError(f"vocabulary {self.vocabulary!r} is not one of {list(SOURCES)}{hint}")
         preset(self.preset)
+        _pool(self)
         if self.vocabulary is not None and (self.objects or self.parts):
             raise ValueError("give either vocabulary or objects and parts")
         for names in (self.objects, self.parts):
@@ -83,7 +86,7 @@ def run(job: GenerateJob) -> Generated:
     if job.checkpoint is None:
         print(f"no checkpoint: masks of the preset {job.preset} with random weights, which mean nothing")
     with connect(workers(job)):
-        generated = generate(task, Pool(job.num_actors or Pool.num_actors, job.gpus_per_actor), job.progress_interval)
+        generated = generate(task, _pool(job), job.progress_interval)
     rejected = sum(generated.rejected.values())
     print(f"{generated.num_masks} masks in {generated.num_images} images, {rejected} images rejected")
     return generated
@@ -92,6 +95,10 @@ def run(job: GenerateJob) -> Generated:
 def workers(job: GenerateJob) -> Workers:
     """What the job needs of a cluster."""
     return actors(job.num_actors or 1, job.gpus_per_actor, job.wait_for_resources)
+
+
+def _pool(job: GenerateJob) -> Pool:
+    return Pool(job.num_actors, job.gpus_per_actor, job.max_actors)
 
 
 def generate_task(job: GenerateJob) -> Task:

@@ -1,9 +1,11 @@
-"""Make one HTML file of an evaluation: `python -m jobs.report <evaluation's output> [output=<file>.html]`.
+"""Make one HTML file of an evaluation or a run: `python -m jobs.report <its folder> [output=<file>.html]`.
 
     python -m jobs.report outputs/quickstart/trained output=report.html
+    python -m jobs.report outputs/runs/seven evaluations=[outputs/evaluation]
 
-Numbers are computed from what the evaluation has kept of each image, which takes about as long as it took there.  The
-page needs no network and no other file: tables, intervals, figures and pictures are in it.
+Of an evaluation numbers are computed from what it has kept of each image, which takes about as long as it took there.
+Of a run the page has the losses, and the numbers that evaluations of its checkpoints have stored, with links to the
+pages of these.  A page needs no network and no other file: tables, intervals, figures and pictures are in it.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, readable_folder, stable_path
 from jobs.evaluate import ITEMS, MARKER
 from jobs.evaluation_run import METRICS_FILE
+from jobs.run_report import REPORT_FILE, run_report
 from pipelines.evaluate.item_files import MANIFEST_NAME, ItemManifest, read_manifest
 from pipelines.evaluate.measuring import measured
 from semsam.config import Count, parse_yaml, settings
@@ -30,12 +33,12 @@ from semsam.data.images import encode_jpeg
 from semsam.evaluation.dataset_numbers import DatasetNumbers
 from semsam.evaluation.dataset_report import DatasetReport
 from semsam.evaluation.figures import figures_of
-from semsam.evaluation.report_page import GENERATOR, report_page
+from semsam.evaluation.report_frame import GENERATOR
+from semsam.evaluation.report_page import report_page
 from semsam.storage import Folder
 from semsam.tracking.tracked_run import read_run_id
 from semsam.training.train_log import LOG_FILE
 
-REPORT_FILE = "report.html"
 _NEEDED = frozenset({"blind", "checkpoint", "data", "datasets", "preset", "run_name", "split"})
 _BEGINNING = 500  # Bytes of a page in which it says what has made it.
 
@@ -44,7 +47,8 @@ _BEGINNING = 500  # Bytes of a page in which it says what has made it.
 class ReportJob:
     """What to show, and where."""
 
-    evaluation: str  # The output folder of jobs.evaluate.
+    folder: str  # The output folder of jobs.evaluate, or that of a run.
+    evaluations: tuple[str, ...] = ()  # Of a run: where to look for evaluations of it beside its own folder.
     output: str | None = None  # A file; None: report.html in that folder.
     resamples: Count = 1000  # For the 95% intervals of the headline numbers, over images; 0: none.
     class_resamples: Count = 0  # For those of every name; 0: none.
@@ -52,12 +56,40 @@ class ReportJob:
 
 
 def run(job: ReportJob) -> str:
-    """Write the page; its path.  Raises `ValueError` for what is no complete evaluation, and for a file of others."""
-    folder = readable_folder(job.evaluation, "evaluation")
+    """Write the page; its path.
+
+    Raises `ValueError` for what is neither a complete evaluation nor a run, and for a file of others.
+    """
+    folder = readable_folder(job.folder, "folder")
     path = stable_path(job.output, "output") if job.output is not None else f"{folder.path}/{REPORT_FILE}"
-    config = _config(folder)
+    is_evaluation = _is_evaluation(folder)
     where, _, name = path.rpartition("/")
     _check_output(Folder(where or "/"), name)
+    if is_evaluation:
+        page = _evaluation_page(job, folder)
+    else:
+        places = [folder, *(readable_folder(one, "evaluations") for one in job.evaluations)]
+        page = run_report(folder, places, path)
+    Folder(where or "/").write(name, page.encode())
+    return path
+
+
+def _is_evaluation(folder: Folder) -> bool:
+    """Whether it is an evaluation's folder, or else a run's; `ValueError` for one that is neither."""
+    if folder.exists(MARKER):
+        return True
+    if folder.exists(LOG_FILE) or folder.read_appended(LOG_FILE):  # On S3 it may lie in pieces.
+        return False
+    below = [one.rpartition("/")[0] for one in folder.glob(f"**/{MARKER}") + folder.glob(f"**/{LOG_FILE}")]
+    known = f"; there are {', '.join(sorted(below)[:3])} in it" if below else ""
+    raise ValueError(
+        f"folder: {folder.path} has neither {MARKER}, as the output of jobs.evaluate, nor {LOG_FILE}, as the folder of "
+        f"a run{known}"
+    )
+
+
+def _evaluation_page(job: ReportJob, folder: Folder) -> str:
+    config = _config(folder)
     manifests = {one: read_manifest(folder / f"{ITEMS}/{one}") for one in _datasets(folder, config)}
     _check_one_model(folder, manifests)
     stored = orjson.loads(folder.read_if_there(METRICS_FILE) or b"{}")
@@ -67,32 +99,23 @@ def run(job: ReportJob) -> str:
         datasets.append(_dataset_report(job, folder, config, manifest, stored.get("pictures", [])))
     text = folder.read(MARKER).decode()
     facts = _facts(job, folder, config, manifests, stored.get("time"))
-    page = report_page(f"Evaluation: {config['run_name']}", facts, datasets, text, job.max_picture_bytes)
-    Folder(where or "/").write(name, page.encode())
-    return path
+    return report_page(f"Evaluation: {config['run_name']}", facts, datasets, text, job.max_picture_bytes)
 
 
 def _config(folder: Folder) -> dict[str, Any]:
     """The settings of the evaluation in a folder."""
-    text = folder.read_if_there(MARKER)
-    if text is not None:
-        where = f"{folder.path}/{MARKER}"
-        config: dict[str, Any] = parse_yaml(text, where)
-        # One of another version may have other settings: those that the page needs are all it asks for.
-        if missing := _NEEDED - config.keys() if isinstance(config, dict) else _NEEDED:
-            raise ValueError(f"{where}: not the settings of an evaluation: it has no {', '.join(sorted(missing))}")
-        return config
-    if not folder.exists(LOG_FILE):
-        raise ValueError(f"evaluation: {folder.path} has no {MARKER}; give the output folder of jobs.evaluate")
-    below = [one.removesuffix(f"/{MARKER}") for one in folder.glob(f"**/{MARKER}")]
-    known = f" such as {', '.join(below)} in it" if below else ""
-    raise ValueError(f"evaluation: {folder.path} is the folder of a training; give that of an evaluation{known}")
+    where = f"{folder.path}/{MARKER}"
+    config: dict[str, Any] = parse_yaml(folder.read(MARKER), where)
+    # One of another version may have other settings: those that the page needs are all it asks for.
+    if missing := _NEEDED - config.keys() if isinstance(config, dict) else _NEEDED:
+        raise ValueError(f"{where}: not the settings of an evaluation: it has no {', '.join(sorted(missing))}")
+    return config
 
 
 def _datasets(folder: Folder, config: Mapping[str, Any]) -> list[str]:
     names = config["datasets"] or (folder / ITEMS).folders()
     if not names:
-        raise ValueError(f"evaluation: {folder.path}/items: no items: no evaluation has come to its end here")
+        raise ValueError(f"folder: {folder.path}/items: no items: no evaluation has come to its end here")
     return list(names)
 
 
@@ -101,7 +124,7 @@ def _check_one_model(folder: Folder, manifests: Mapping[str, ItemManifest]) -> N
     models = {dataset: manifest.asked["model"] for dataset, manifest in manifests.items()}
     if len(set(models.values())) > 1:
         said = ", ".join(f"{dataset}: {model[:12]}" for dataset, model in models.items())
-        raise ValueError(f"evaluation: {folder.path}/items has answers of several models ({said}); evaluate again")
+        raise ValueError(f"folder: {folder.path}/items has answers of several models ({said}); evaluate again")
 
 
 def _dataset_report(
@@ -175,7 +198,7 @@ def _check_output(folder: Folder, name: str) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Make the page that a command line asks for; its last line says where it is."""
-    print(f"report in {run(read_arguments(ReportJob, arguments, __doc__, first=('evaluation',)))}")
+    print(f"report in {run(read_arguments(ReportJob, arguments, __doc__, first=('folder',)))}")
 
 
 if __name__ == "__main__":

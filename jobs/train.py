@@ -42,6 +42,9 @@ from semsam.training.watchdog import Watchdog
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
+_NOTICE = 120.0  # Seconds of a notice that does not say when; Ray's own.
+_NOTICE_GRACE = 30.0  # Seconds within which Ray has noticed that a machine is gone.
+
 
 @settings
 class RunSettings:
@@ -49,16 +52,37 @@ class RunSettings:
 
     name: PlainName = "semantic-sam"
     storage: str = "outputs/runs"  # Local, which all machines must see as the same folder, or s3://.
-    num_workers: Positive = 8
+    # Or [least, most]: as many as there is room for, fewer when a machine is lost and more when one is added.  Steps,
+    # samples and losses are the same for any number.
+    num_workers: Positive | tuple[Positive, Positive] = 8
     use_gpu: bool = True  # One for each worker.
     cpus_per_worker: Positive = 4
-    max_failures: Count = 10  # Times that a worker may die before the job gives up.
+    # Times that a worker may die before the job gives up; machines that are taken away with notice do not count.
+    max_failures: Count = 10
+    # Seconds between looks for machines to add, where num_workers has a least and a most.
+    grow_every_s: PositiveFloat = 60.0
     # Seconds that a step may take until it is said where all workers stand, and until they are ended, to go on from the
     # last checkpoint.  A wait for a checkpoint is part of a step; a start with its first step has at least these.
     stall_warning_s: PositiveFloat = 180.0
     stall_timeout_s: PositiveFloat = 900.0
     # Seconds to wait, before the training begins, for CPUs and GPUs that others use or that an autoscaler may add.
     wait_for_resources: PositiveFloat = WAIT
+
+    def __post_init__(self) -> None:
+        if self.least_workers > self.most_workers:
+            raise ValueError(f"num_workers: {list(self.worker_range())}: the least is more than the most")
+
+    def worker_range(self) -> tuple[int, int]:
+        """How many workers there are at least and at most."""
+        return (self.num_workers, self.num_workers) if isinstance(self.num_workers, int) else self.num_workers
+
+    @property
+    def least_workers(self) -> int:
+        return self.worker_range()[0]
+
+    @property
+    def most_workers(self) -> int:
+        return self.worker_range()[1]
 
 
 @settings
@@ -72,12 +96,16 @@ class TrainJob(Recipe):
         Recipe.__post_init__(self)
         check_datasets("data.plan.stages", self.data.datasets())
         check_datasets("data.sample.augmentation.scales", self.data.sample.augmentation.scales)
-        shares = self.run.num_workers * self.training.accumulation
+        shares = self.run.most_workers * self.training.accumulation
         if self.training.global_batch < shares:
             raise ValueError(
                 f"training.global_batch {self.training.global_batch} is less than run.num_workers "
-                f"{self.run.num_workers} x training.accumulation {self.training.accumulation}: some would have nothing"
+                f"{self.run.most_workers} x training.accumulation {self.training.accumulation}: some would have nothing"
             )
+
+
+class WorkersDiedError(RuntimeError):
+    """The workers died more often than they may; what they raised."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +139,7 @@ def run(job: TrainJob) -> Training:
         start_from(SemanticSam(recipe.model.resolve()), recipe.model)  # For its errors: the workers do it again.
     if step < job.training.steps:
         with attempt_on(folder) as run_folder, connect(workers(job), dashboard=True):
-            _fit(job, run_folder)
+            _fit_to_the_end(job, run_folder)
     losses = [entry["loss"] for entry in read_log(folder)]
     return Training(
         checkpoint=checkpoint_folder(folder, job.training.steps).path,
@@ -126,7 +154,7 @@ def workers(job: TrainJob) -> Workers:
     """What the job needs of a cluster."""
     run = job.run
     return Workers(
-        count=run.num_workers,
+        count=run.least_workers,
         cpus=run.cpus_per_worker,
         gpus=int(run.use_gpu),
         count_setting="run.num_workers",
@@ -165,6 +193,23 @@ def _look_for_mlflow(tracking: TrackingSettings, folder: Folder, is_begun: bool)
         print(open_experiment(tracking), flush=True)
 
 
+def _fit_to_the_end(job: TrainJob, folder: RunFolder) -> None:
+    """Train until the last step; workers may die `max_failures` times in a row without a new checkpoint."""
+    while True:
+        before = checkpoint_steps(folder)[-1:]
+        try:
+            _fit(job, folder)
+        except WorkersDiedError:
+            if checkpoint_steps(folder)[-1:] <= before:
+                raise
+            print("workers died more often than run.max_failures, but not without a new checkpoint: on from there")
+            continue
+        found = checkpoint_steps(folder)[-1:]
+        if found != [job.training.steps]:
+            raise RuntimeError(f"{folder.path}: the workers ended after checkpoint {found}, not {job.training.steps}")
+        return
+
+
 def _fit(job: TrainJob, folder: RunFolder) -> None:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
@@ -177,6 +222,7 @@ def _fit(job: TrainJob, folder: RunFolder) -> None:
         train_loop_config={"job": config_values(job), "attempt": folder.attempt},
         scaling_config=ScalingConfig(
             num_workers=job.run.num_workers,
+            elastic_resize_monitor_interval_s=job.run.grow_every_s,
             use_gpu=job.run.use_gpu,
             resources_per_worker={"CPU": job.run.cpus_per_worker} | ({"GPU": 1} if job.run.use_gpu else {}),
         ),
@@ -196,7 +242,7 @@ def _fit(job: TrainJob, folder: RunFolder) -> None:
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise RuntimeError(_root_cause(error)) from None
+        raise WorkersDiedError(_root_cause(error)) from None
     except SystemExit:  # Of Ray's handler of Ctrl-C, when the workers are gone: with status 0.
         raise KeyboardInterrupt from None
     finally:
@@ -236,6 +282,7 @@ def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
     worker = Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     folder = RunFolder(f"{job.run.storage}/{job.run.name}", config["attempt"])
     tracking = job.tracking if job.tracking.enabled else None
+    notices = _Notices() if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0" else None
     try:
         with (
             Watchdog(worker, job.run.stall_warning_s, job.run.stall_timeout_s) as watchdog,
@@ -246,10 +293,46 @@ def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
                 watchdog(step)
                 gauges(step)
 
-            train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, on_step, gauges.record)
+            recipe, values = job.in_parts(), config_values(job)
+            train(recipe, values, folder, worker, job.run.name, tracking, on_step, notices, gauges.record)
     except TrainingFault as fault:
         return str(fault)
+    except Exception:
+        if notices is not None:
+            notices.wait_for_the_end()
+        raise
     return None
+
+
+class _Notices:
+    """What Ray knows of machines that will be taken away; calling it is a barrier."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._until = 0.0  # Seconds since 1970.
+
+    def __call__(self) -> str:
+        """The machines that it has not named before, in words."""
+        import ray.train
+
+        info = ray.train.get_preemption_info()
+        new = set() if info is None else set(info.preempted_node_ids) - self._known
+        if not new:
+            return ""
+        self._known |= new
+        left = _NOTICE if info.deadline_ms is None else max(info.deadline_ms / 1000 - time.time(), 0)
+        self._until = max(self._until, time.time() + left)
+        ranks = sorted(rank for node in new for rank in info.preempted_node_to_ranks[node])
+        return f"the machine of worker {', '.join(map(str, ranks))} will be taken away in {left:.0f} s"
+
+    def wait_for_the_end(self) -> None:
+        """Return some time after all machines that were named are gone; by then Ray has ended this worker.
+
+        One whose peer is taken away fails, and would be counted among the failures if it said so before Ray knows that
+        the peer's machine is gone.
+        """
+        while time.time() < self._until + _NOTICE_GRACE:
+            time.sleep(1)
 
 
 def _root_cause(error: Exception) -> str:

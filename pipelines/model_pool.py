@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from ray.data import ActorPoolStrategy
 
 from semsam.data.shards import Split
 from semsam.data.vocabularies import clean_name
@@ -15,10 +17,29 @@ from semsam.predictor import ImageSize, Predictor, PromptStyle
 
 @dataclass(frozen=True)
 class Pool:
-    """How much of the cluster to use; `num_gpus` may be a fraction."""
+    """How much of the cluster to use; `num_gpus`, of each actor, may be a fraction.
 
-    num_actors: int = 2
+    With `max_actors` the pool grows while parts wait and the cluster has room, which an autoscaler may add, and lets
+    go of actors that have nothing left to do.  Raises `ValueError`, beginning with the setting.
+    """
+
+    num_actors: int | None = None  # It begins with.  None: one where it may grow, else two.
     num_gpus: float = 0.0
+    max_actors: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_actors is not None and self.max_actors < (self.num_actors or 1):
+            raise ValueError(f"max_actors: {self.max_actors} is less than num_actors, {self.num_actors}")
+
+    def options(self, num_parts: int) -> dict[str, Any]:
+        """Those of `map_batches` for so many blocks of one row each."""
+        first = self.num_actors or (1 if self.max_actors else 2)
+        sizes = {"min_size": min(first, num_parts), "max_size": min(self.max_actors or first, num_parts)}
+        return {
+            "compute": ActorPoolStrategy(**sizes),
+            "num_gpus": self.num_gpus,
+            "batch_size": 1,  # A block has one row; Ray Data wants it said where there are GPUs.
+        }
 
 
 @dataclass(frozen=True)

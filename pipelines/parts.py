@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import orjson
 import pyarrow as pa
@@ -29,6 +29,7 @@ from semsam.data.sealed import seal, unseal, unseal_as
 from semsam.storage import Folder
 
 R = TypeVar("R")
+OnActors: TypeAlias = Callable[[int], None]
 
 # How often a worker may die of an item before that is left out: of an item alone, for those beside it may be to blame.
 MAX_DEATHS = 2
@@ -246,18 +247,19 @@ def answer(where: str, keys: Mapping[str, Any], make: Callable[[], tuple[Part[An
 
 
 def parts_of(
-    blocks: ray.data.Dataset, work: Any, kind: type[R], **options: Any
+    blocks: ray.data.Dataset, work: Any, kind: type[R], on_actors: OnActors = lambda count: None, /, **options: Any
 ) -> Iterator[tuple[dict[str, Any], Part[R], bool]]:
     """Run `work` (a function or a class of actors, giving `answer`s) on every block: one block, one task, one part.
 
-    Gives the keys, the part and whether it was found finished, as tasks end.  `options` are those of `map_batches`.
-    Raises `RuntimeError` with what a task raised.
+    Gives the keys, the part and whether it was found finished, as tasks end; before that `on_actors` is told how many
+    actors there are.  `options` are those of `map_batches`.  Raises `RuntimeError` with what a task raised.
     """
     with old_parameters():
         results = blocks.map_batches(work, batch_format="pyarrow", **{"batch_size": None} | options)
     made: TypeAdapter[Part[R]] = TypeAdapter(Part[kind])  # type: ignore[valid-type]
     try:
         for row in results.iter_rows():
+            on_actors(_num_actors(results))
             if row["error"]:
                 error = RuntimeError(row["error"])
                 error.add_note(row["trace"])
@@ -266,6 +268,12 @@ def parts_of(
             yield keys, made.validate_json(row["part"]), row["found"]
     except RayError as error:
         raise RuntimeError(f"a worker died again and again, or would not start: {first_line(error)}") from error
+
+
+def _num_actors(results: ray.data.Dataset) -> int:
+    """How many actors a dataset that is being made has at work."""
+    executor: Any = results._current_executor
+    return sum(step.get_actor_info().running for step in executor._topology) if executor else 0
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TextIO
 
 
 class Progress:
-    """Prints `<name>: 1200/5000 images, 85.2 images/s, 45 s left`.
+    """Prints `<name>: 1200/5000 images, 85.2 images/s, 45 s left, 3 actors`.
 
     On a terminal the line is rewritten in place; elsewhere there is one line per `interval` seconds, and one at the
     end.  What was found done already counts as done but not as speed.
@@ -18,6 +18,7 @@ class Progress:
         self, name: str, total: int, unit: str = "images", interval: float = 10.0, stream: TextIO | None = None
     ) -> None:
         self._name, self._total, self._unit, self._interval = name, total, unit, interval
+        self._actors = 0
         self._stream = stream or sys.stdout
         self._in_place = self._stream.isatty()
         self._done = self._found = 0
@@ -30,6 +31,10 @@ class Progress:
         now = time.monotonic()
         if now - self._printed >= (0.2 if self._in_place else self._interval):
             self._print(now)
+
+    def note_actors(self, count: int) -> None:
+        """Show from now on that so many actors are at work; 0: it is not actors that work."""
+        self._actors = count
 
     def close(self) -> None:
         """Print the last line."""
@@ -46,6 +51,8 @@ class Progress:
             text += f", {self._found} found done"
         if worked and self._done < self._total:
             text += f", {_duration((self._total - self._done) / rate)} left"
+        if self._actors:
+            text += f", {self._actors} actor{'s' if self._actors > 1 else ''}"
         return text
 
     def _print(self, now: float) -> None:

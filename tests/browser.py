@@ -6,6 +6,7 @@ import asyncio
 import base64
 import shutil
 import subprocess
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import aiohttp
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 _WITHIN = 60.0  # Seconds for a browser to start, or to answer.
+_KEYS = {"ArrowRight": 39}
 
 
 @dataclass
@@ -45,6 +47,23 @@ class Page:
         await self.ask("Page.navigate", url=url)
         while "Page.loadEventFired" not in self._events:
             await self._receive()
+
+    async def go(self, url: str) -> None:
+        """Go to another place of a page that loads nothing anew: what it shows there is to be waited for."""
+        await self.ask("Page.navigate", url=url)
+
+    async def wait_for(self, script: str) -> Any:
+        """The value of an expression, as soon as it is one that counts as true."""
+        deadline = time.monotonic() + _WITHIN
+        while not (value := await self.run(script)):
+            assert time.monotonic() < deadline, f"not within {_WITHIN:.0f} s: {script}"
+            await asyncio.sleep(0.1)
+        return value
+
+    async def press(self, key: str) -> None:
+        """A key, such as `ArrowRight`, for what has the focus."""
+        for kind in ("keyDown", "keyUp"):
+            await self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=_KEYS[key])
 
     async def run(self, script: str) -> Any:
         """The value of an expression in the page."""
@@ -80,12 +99,16 @@ class Page:
 
 @asynccontextmanager
 async def open_page(url: str, profile: Path) -> AsyncIterator[Page]:
-    """A page in a browser of its own, whose files go to `profile` and which knows no other machine's name."""
+    """A page in a browser of its own, whose files go to `profile` and which can reach no other machine."""
     assert CHROMIUM is not None
     arguments = [
         *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
         *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
-        *("--host-resolver-rules=MAP * ~NOTFOUND", "--remote-debugging-port=0", f"--user-data-dir={profile}"),
+        *(
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            "--remote-debugging-port=0",
+            f"--user-data-dir={profile}",
+        ),
     ]
     with subprocess.Popen([CHROMIUM, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as browser:
         try:

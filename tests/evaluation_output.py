@@ -13,10 +13,12 @@ from PIL import Image
 from semsam.storage import Folder
 from semsam.tracking.tracked_run import TrackedRun
 from semsam.tracking.tracker import TrackingSettings
+from semsam.training.train_log import LOG_FILE
 
 METRICS = {
     "one_click/coco_panoptic/miou_max": 0.25,
     "panoptic/coco_panoptic/pq": 0.125,
+    "panoptic/coco_panoptic/pq_things": 0.0625,  # No headline.
     "baseline/one_click/coco_panoptic/miou_max": 0.5,
 }
 DATASETS = [{"name": "coco_panoptic/val", "digest": "c" * 32, "root": "/data/coco"}]
@@ -41,6 +43,16 @@ def write_training(path: Path, tracking: TrackingSettings, name: str = "seven", 
     tracked = TrackedRun(tracking, name, settings | params, DATASETS, "training")
     tracked.store(Folder(path))
     return tracked
+
+
+def write_log(folder: Path, steps: int = 20) -> None:
+    """What a training of so many steps has noted."""
+    lines = [
+        {"step": step, "loss": 2.0 / (step + 1), "click/iou": 0.5, "lr": 1e-4, "time": 1.8e9 + step}
+        | {"samples_seen": {"coco_panoptic": 8 * (step + 1)}, "mean_of": 1}
+        for step in range(steps)
+    ]
+    (folder / LOG_FILE).write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
 
 
 def write_evaluation(

@@ -46,7 +46,7 @@ def _items(count: int, seed: int, resized: bool) -> tuple[ImageItem, ...]:
 
 
 def perturbed(item: ImageItem, seed: int) -> ImageItem:
-    """The item with answers made from its truth: moved about, partly misnamed, some more and some fewer."""
+    """The item with answers made from its truth: moved about, partly misnamed, some more and some fewer; many tie."""
     rng = np.random.default_rng(seed)
     size = item.height, item.width
     panoptic = [region for region in item.regions if region.kind is Kind.PANOPTIC]
@@ -55,6 +55,8 @@ def perturbed(item: ImageItem, seed: int) -> ImageItem:
     for region in item.regions:
         for _ in range(rng.choice([0, 1, 1, 2]) if region.kind is Kind.INSTANCE else 0):
             answers.append(_near(rng, _moved(rng, rle.decode(region.rle or b"", *size)), region))
+            if rng.random() < 0.3:  # What is not there, under a name that is.
+                answers.append(_near(rng, _shape(rng, *size), region))
     answers.sort(key=lambda answer: -answer.score)
     return dataclasses.replace(
         item,

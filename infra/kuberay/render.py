@@ -9,6 +9,7 @@ retry begins with a new head.  Those that read and write a few files run on the 
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -37,9 +38,10 @@ class Manifests:
     bucket: str = "s3://my-bucket"
     tracking: str = "http://mlflow:5000"
     run: PlainName = "seven-swin-tiny"
-    num_workers: Positive = 8  # Of the training.
+    # Of the training: a number, or [least, most], between which it goes with the spot machines that are to be had.
+    num_workers: Positive | tuple[Positive, Positive] = (8, 16)
     steps: Positive = 368_750
-    gpu_nodes: Positive = 8  # At most, as pods of one machine each.
+    gpu_nodes: Positive = 2  # At most, as pods of one machine each.
     gpus: Positive = 8  # Of a machine.
     gpu_node_cpus: Positive = 96
     gpu_node_memory: str = "768Gi"
@@ -54,10 +56,12 @@ class Manifests:
 
 def train_command(job: Manifests) -> str:
     """The training of the RayJob."""
+    count = job.num_workers if isinstance(job.num_workers, int) else "[{},{}]".format(*job.num_workers)
+    workers = shlex.quote(f"run.num_workers={count}")
     return (
         f"python -m jobs.train {CODE}/jobs/configs/seven_swin_tiny.yaml data.root={job.bucket}/shards "
         f"model.init={job.bucket}/models/swin_tiny run.storage={job.bucket}/runs run.name={job.run} "
-        f"run.num_workers={job.num_workers} run.wait_for_resources={DAY} training.steps={job.steps} "
+        f"{workers} run.wait_for_resources={DAY} training.steps={job.steps} "
         f"tracking.uri={job.tracking}"
     )
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy
 
 from pipelines.evaluate.item_files import (
     MANIFEST_NAME,
@@ -25,7 +24,7 @@ from pipelines.evaluate.item_files import (
     write_manifest,
 )
 from pipelines.model_pool import ModelReference, Pool, load_predictor, use_vocabulary
-from pipelines.parts import RAY_RETRIES, Part, answer, check_is_ours, find_part, parts_of, remove_strangers
+from pipelines.parts import RAY_RETRIES, OnActors, Part, answer, check_is_ours, find_part, parts_of, remove_strangers
 from pipelines.progress import Progress
 from semsam.data.shards import Split
 from semsam.evaluation.asking import ask
@@ -49,18 +48,13 @@ def ask_model(
 ) -> Manifests:
     """The items of every dataset, by its name: what the model answers.  Raises `RuntimeError` as `parts_of` does."""
     constructor = {"tasks": dict(tasks), "model": model, "image_size": image_size, "questions": questions}
-    options = {
-        "fn_constructor_kwargs": constructor,
-        "num_gpus": pool.num_gpus,
-        "batch_size": 1,  # A block has one row; Ray Data wants it said where there are GPUs.
-        "max_task_retries": RAY_RETRIES,
-    }
+    progress = Progress("evaluate", _num_rows(tasks), interval=progress_interval)
 
     def make(blocks: Sequence[pa.Table]) -> Iterator[tuple[str, int, Part[ItemReport]]]:
-        size = min(pool.num_actors, len(blocks))
-        return _parts(blocks, _Ask, compute=ActorPoolStrategy(size=size), **options)
+        options = {"fn_constructor_kwargs": constructor, "max_task_retries": RAY_RETRIES, **pool.options(len(blocks))}
+        return _parts(blocks, _Ask, progress.note_actors, **options)
 
-    return _make_parts(tasks, make, Progress("evaluate", _num_rows(tasks), interval=progress_interval))
+    return _make_parts(tasks, make, progress)
 
 
 def guess_blindly(
@@ -182,8 +176,10 @@ def _make_parts(
     return manifests
 
 
-def _parts(blocks: Sequence[pa.Table], work: Any, **options: Any) -> Iterator[tuple[str, int, Part[ItemReport]]]:
-    for keys, part, _ in parts_of(ray.data.from_arrow(list(blocks)), work, ItemReport, **options):
+def _parts(
+    blocks: Sequence[pa.Table], work: Any, on_actors: OnActors = lambda count: None, **options: Any
+) -> Iterator[tuple[str, int, Part[ItemReport]]]:
+    for keys, part, _ in parts_of(ray.data.from_arrow(list(blocks)), work, ItemReport, on_actors, **options):
         yield str(keys["dataset"]), keys["position"], part
 
 

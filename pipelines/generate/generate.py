@@ -16,7 +16,6 @@ from pathlib import PurePosixPath
 import orjson
 import pyarrow as pa
 import ray.data
-from ray.data import ActorPoolStrategy
 
 from pipelines.dropped import Dropped
 from pipelines.generate.coco_results import IMAGES_NAME, RESULTS_NAME, write_coco_results
@@ -24,6 +23,7 @@ from pipelines.generate.mask_files import MaskOptions, MaskReport, part_name, wr
 from pipelines.model_pool import Pool, load_predictor
 from pipelines.parts import (
     RAY_RETRIES,
+    OnActors,
     Part,
     PartFile,
     answer,
@@ -101,7 +101,7 @@ def generate(task: Task, pool: Pool, progress_interval: float) -> Generated:
     done = {} if task.redo else _find_finished(task, folder, groups)
     progress = Progress("generate", len(photos), interval=progress_interval)
     progress.add(sum(len(groups[position]) for position in done), found=True)
-    for position, part in _generate_missing(task, groups, done.keys(), pool):
+    for position, part in _generate_missing(task, groups, done.keys(), pool, progress.note_actors):
         done[position] = part
         progress.add(len(groups[position]))
     progress.close()
@@ -119,21 +119,15 @@ def _find_finished(task: Task, folder: Folder, groups: Sequence[Sequence[str]]) 
 
 
 def _generate_missing(
-    task: Task, groups: Sequence[Sequence[str]], done: Collection[int], pool: Pool
+    task: Task, groups: Sequence[Sequence[str]], done: Collection[int], pool: Pool, on_actors: OnActors
 ) -> Iterator[tuple[int, Part[MaskReport]]]:
     """The groups that are not done, with their new parts, as they are finished."""
     missing = sorted(set(range(len(groups))) - set(done))
     if not missing:
         return
     blocks = [pa.table({"position": [position], "images": [list(groups[position])]}) for position in missing]
-    options = {
-        "fn_constructor_kwargs": {"task": task},
-        "compute": ActorPoolStrategy(size=min(pool.num_actors, len(blocks))),
-        "num_gpus": pool.num_gpus,
-        "batch_size": 1,  # A block has one row; Ray Data wants it said where there are GPUs.
-        "max_task_retries": RAY_RETRIES,
-    }
-    for keys, part, _ in parts_of(ray.data.from_arrow(blocks), _Generate, MaskReport, **options):
+    options = {"fn_constructor_kwargs": {"task": task}, "max_task_retries": RAY_RETRIES, **pool.options(len(blocks))}
+    for keys, part, _ in parts_of(ray.data.from_arrow(blocks), _Generate, MaskReport, on_actors, **options):
         yield keys["position"], part
 
 

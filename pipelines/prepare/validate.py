@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipelines.prepare.many_masks import boxes_xyxy
+from pipelines.sources.regions import boxes_meet
 from pipelines.sources.source import BadSample, Read, Rejected
 from semsam.data import rle
 from semsam.data.images import jpeg_size
@@ -127,13 +128,20 @@ def _fault_of_geometry(region: Region, tight: Box | str | None, record: Record) 
     if tight is not None:
         if tight[0] == tight[2]:
             return Fault("empty mask", "no pixel inside")
-        if max(abs(a - b) for a, b in zip(tight, box, strict=True)) > BOX_TOLERANCE:
+        if not _fits(region, tight):
             return Fault("box does not fit the mask", f"box {box}, mask {tuple(tight)}")
     if x1 >= x2 or y1 >= y2:
         return Fault("empty box", f"box {box}")
     if x1 < 0 or y1 < 0 or x2 > record.width or y2 > record.height:
         return Fault("box outside the image", f"box {box} in {record.width} x {record.height}")
     return None
+
+
+def _fits(region: Region, tight: Box) -> bool:
+    """Whether the box is that of the mask; an instance may have one of its own, which meets it."""
+    if region.kind is Kind.INSTANCE:
+        return boxes_meet(region.box_xyxy, tight)
+    return max(abs(a - b) for a, b in zip(tight, region.box_xyxy, strict=True)) <= BOX_TOLERANCE
 
 
 def _fault_of_names(region: Region, vocabulary: Vocabulary) -> Fault | None:

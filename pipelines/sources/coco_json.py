@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import orjson
@@ -36,6 +37,7 @@ from semsam.data.schema import Kind
 NOT_LISTED = "annotation of an image that is not listed"
 
 Fields = Mapping[str, Callable[[Any], Any]]  # Names and readers.
+_NONE: Fields = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +101,7 @@ class Document:
                 continue
         return ids
 
-    def annotations(self, fields: Fields) -> dict[int, bytearray]:
+    def annotations(self, fields: Fields, optional: Fields = _NONE) -> dict[int, bytearray]:
         """The annotations of each image id as JSON rows separated by commas.
 
         JSON, because 27 million rows as dicts do not fit into many a machine's memory.
@@ -109,18 +111,18 @@ class Document:
             image = None
             try:
                 image = take(row, "image_id", as_int)
-                self.append_row(by_image.setdefault(image, bytearray()), row, fields)
+                self.append_row(by_image.setdefault(image, bytearray()), row, fields, optional)
             except OddValue as fault:
                 self.reject("annotations", f"annotations[{i}]", fault, image)
         return by_image
 
-    def append_row(self, rows: bytearray, row: object, fields: Fields) -> None:
+    def append_row(self, rows: bytearray, row: object, fields: Fields, optional: Fields = _NONE) -> None:
         """Append an annotation to the JSON rows of its image.  Raises `OddValue`."""
         native = take(row, "category_id", as_int)
         position = self._positions.get(native)
         category = {"category": position} if position is not None else {"category": None, "category_id": native}
         try:
-            data = orjson.dumps(annotation_values(row, fields) | category)
+            data = orjson.dumps(annotation_values(row, fields, optional) | category)
         except orjson.JSONEncodeError as error:  # It writes less deeply nested lists than it reads.
             raise OddValue("row", str(error)) from None
         rows += b"," + data if rows else data
@@ -156,8 +158,11 @@ class Document:
         return names
 
 
-def annotation_values(row: object, fields: Fields) -> Row:
-    """What is read of an annotation, in values of known type.  Raises `OddValue`."""
+def annotation_values(row: object, fields: Fields, optional: Fields = _NONE) -> Row:
+    """What is read of an annotation, in values of known type; `optional` fields may be missing or null: None.
+
+    Raises `OddValue`.
+    """
     values: Row = {
         "id": take(row, "id", as_int),
         "area": take(row, "area", as_area, None),
@@ -165,6 +170,8 @@ def annotation_values(row: object, fields: Fields) -> Row:
     }
     for key, read in fields.items():
         values[key] = take(row, key, read)
+    for key, read in optional.items():
+        values[key] = None if as_row(row).get(key) is None else take(row, key, read)
     return values
 
 
@@ -256,12 +263,22 @@ def add_segmentation(
     category: Category | None = None,
     parent: int | None = None,
 ) -> int | None:
-    """Add a row's `segmentation` with its native area and crowd flag; drops and raises as `read_segmentation` does."""
+    """Add a row's `segmentation` with its native area and crowd flag, and its box if the source has read one.
+
+    Drops and raises as `read_segmentation` does.
+    """
     counts = read_segmentation(row["segmentation"], annotation_id, regions)
     if not counts:
         return None
     return regions.add_rle(
-        counts, annotation_id, kind, category, area=row["area"], parent=parent, is_crowd=row["iscrowd"]
+        counts,
+        annotation_id,
+        kind,
+        category,
+        area=row["area"],
+        box_xywh=row.get("bbox"),
+        parent=parent,
+        is_crowd=row["iscrowd"],
     )
 
 

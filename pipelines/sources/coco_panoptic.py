@@ -3,8 +3,9 @@
     annotations/panoptic_{train,val}2017.json    annotations/instances_{train,val}2017.json
     panoptic_{train,val}2017/*.png               {train,val}2017/*.jpg
 
-A record holds the panoptic segments, which are trained on, and the instances, on which AP is measured.  A copy without
-the instances' json is read all the same, and its index says that it lacks them.
+A record holds the panoptic segments, which are trained on, and the instances, on which AP is measured: with their own
+areas and boxes, which are not quite those of their masks.  A copy without the instances' json is read all the same, and
+its index says that it lacks them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from pipelines.sources.coco_json import (
 from pipelines.sources.regions import Regions, masks_of
 from pipelines.sources.source import Entry, Files, Index, Read, Rejected, Source
 from pipelines.sources.stored_image import check_size, read_image, read_map
-from pipelines.sources.values import OddValue, as_int, as_is, as_list, as_path, take
+from pipelines.sources.values import OddValue, as_box, as_int, as_is, as_list, as_path, take
 from semsam.data.images import decode_rgb_map
 from semsam.data.schema import Kind
 
@@ -42,6 +43,7 @@ class CocoPanoptic(Source):
     """Segments with the exact pixels of the PNGs, and instances from polygons or run lengths."""
 
     dataset: str = "coco_panoptic"
+    version: int = 2
     image_ids: str = "coco"
 
     def index(self, files: Files, split: str) -> Index:
@@ -106,7 +108,7 @@ class CocoPanoptic(Source):
         if not files.exists(path):
             return {}
         document = Document(files, [path], load_categories(self.dataset))
-        instances, listed = document.annotations({"segmentation": as_is}), document.image_ids()
+        instances, listed = document.annotations({"segmentation": as_is}, {"bbox": as_box}), document.image_ids()
         for image in images:
             if image.id not in listed:
                 document.rejected_regions.append(

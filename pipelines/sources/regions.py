@@ -13,12 +13,15 @@ from pipelines.sources.stored_image import StoredImage
 from semsam.data import rle
 from semsam.data.schema import Kind, Record, Region
 
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+
 
 class Regions:
     """The regions of one image in the order in which they are added.
 
     Every `add_` returns the new region's index, or None when the region is unusable and was dropped.  Boxes of masks
-    are always recomputed from the mask: tight, in pixel edges (largest index + 1).
+    are recomputed from the mask: tight, in pixel edges (largest index + 1); annotated ones are kept only where a
+    source gives them, for average precision to be measured on.
     """
 
     def __init__(self, sample_id: str, image: StoredImage) -> None:
@@ -40,10 +43,14 @@ class Regions:
         category: Category | None = None,
         *,
         area: float | None = None,
+        box_xywh: Sequence[float] | None = None,
         parent: int | None = None,
         is_crowd: bool = False,
     ) -> int | None:
-        """Add a mask given as COCO counts, which are stored as they are; drops "broken RLE" and "empty mask"."""
+        """Add a mask given as COCO counts, which are stored as they are; drops "broken RLE" and "empty mask".
+
+        `box_xywh` is the annotated box.  Drops "box off its mask", and takes the mask's, where the two do not meet.
+        """
         try:
             box = rle.box_xyxy(counts, self.image.height, self.image.width)
         except ValueError as error:
@@ -52,6 +59,12 @@ class Regions:
         if box[2] == 0:
             self.drop("empty mask", f"annotation {annotation_id}")
             return None
+        if box_xywh is not None:
+            annotated = self._in_image(box_xywh)
+            if boxes_meet(annotated, box):
+                box = annotated
+            else:
+                self.drop("box off its mask", f"annotation {annotation_id}: {box_xywh!r}")
         return self._add(
             Region(
                 annotation_id=annotation_id,
@@ -92,10 +105,7 @@ class Regions:
         is_crowd: bool,
     ) -> int | None:
         """Add a box without a mask, clipped to the image; drops "empty box" (or wholly outside)."""
-        x, y, w, h = xywh
-        # Rounded as the record stores them, so that a sliver cannot become empty later.
-        corners = np.array([max(x, 0), max(y, 0), min(x + w, self.image.width), min(y + h, self.image.height)], "f4")
-        x1, y1, x2, y2 = corners.tolist()
+        x1, y1, x2, y2 = box = self._in_image(xywh)
         if x2 <= x1 or y2 <= y1:
             self.drop("empty box", f"annotation {annotation_id}: {xywh!r}")
             return None
@@ -103,8 +113,8 @@ class Regions:
             Region(
                 annotation_id=annotation_id,
                 rle=None,
-                box_xyxy=(x1, y1, x2, y2),
-                area=w * h if area is None else area,
+                box_xyxy=box,
+                area=xywh[2] * xywh[3] if area is None else area,
                 kind=kind,
                 object_category=category.object,
                 part_category=category.part,
@@ -130,9 +140,21 @@ class Regions:
         )
         return Read(record, tuple(self.dropped))
 
+    def _in_image(self, xywh: Sequence[float]) -> Box:
+        """The box cut at the image's border, rounded as the record stores it: a sliver cannot become empty later."""
+        x, y, w, h = xywh
+        corners = [max(x, 0), max(y, 0), min(x + w, self.image.width), min(y + h, self.image.height)]
+        x1, y1, x2, y2 = np.array(corners, "f4").tolist()
+        return x1, y1, x2, y2
+
     def _add(self, region: Region) -> int:
         self.regions.append(region)
         return len(self.regions) - 1
+
+
+def boxes_meet(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two boxes, as x1, y1, x2, y2, have an area in common."""
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
 
 
 def masks_of(ids: Integer[np.ndarray, "h w"]) -> Iterator[tuple[int, Bool[np.ndarray, "h w"]]]:

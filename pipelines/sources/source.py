@@ -70,6 +70,7 @@ REASONS_BY_DESIGN = frozenset(
         "no instance PNG",
         "part without its object",
         "polygon of two points or fewer",
+        "box off its mask",
         "listed name outside the vocabulary",
         "image without instance annotations",
         "instance of an image without segments",

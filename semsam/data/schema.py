@@ -37,7 +37,8 @@ REGION = pa.struct(
         pa.field("annotation_id", pa.string(), nullable=False),
         # COCO compressed RLE `counts` in the stored image's own height and width; null where there are boxes only.
         pa.field("rle", pa.large_binary()),
-        # Pixel edges in the stored image: x1 = max column + 1.  Tight around the mask where there is one.
+        # Pixel edges in the stored image: x1 = max column + 1.  Tight around the mask where there is one, but for
+        # COCO's instances: theirs is the annotated one, on which AP of boxes is measured.
         pa.field("box_xyxy", pa.list_(pa.float32(), 4), nullable=False),
         # Native area in *original* pixels: COCO's size classes are defined on it.
         pa.field("area", pa.float32(), nullable=False),

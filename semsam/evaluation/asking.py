@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float, Float32
+from torch import Tensor
 
 from semsam.data.images import decode_jpeg
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Record
-from semsam.encoded_image import MAP_BYTES, EncodedImage
+from semsam.encoded_image import EncodedImage
 from semsam.evaluation.items import Ask, ImageItem, Prompted, join_prompted
-from semsam.evaluation.overlaps import Overlaps
+from semsam.evaluation.overlaps import Overlaps, as_bits
 from semsam.evaluation.questions import AskedRegions, Questions, RegionPrompts, item_of
 from semsam.everything import find_everything
-from semsam.predictor import Predictor
+from semsam.predictor import Decoded, Predictor, PromptStyle
+
+# Of the soft masks that are measured at once: more would not stay in a processor's cache.
+LOGIT_BYTES = 2**23
 
 
 def ask(predictor: Predictor, record: Record, questions: Questions, vocabulary: Vocabulary | None = None) -> ImageItem:
@@ -48,7 +51,7 @@ def ask(predictor: Predictor, record: Record, questions: Questions, vocabulary: 
 def _features(predictor: Predictor) -> EncodedImage:
     image = predictor.image
     assert image is not None
-    if not image.features.mask_features.isfinite().all():
+    if not all(extreme.isfinite() for extreme in image.features.mask_features.aminmax()):
         raise ValueError("the model's features are not finite")
     return image
 
@@ -56,44 +59,59 @@ def _features(predictor: Predictor) -> EncodedImage:
 def _answers(predictor: Predictor, image: EncodedImage, asked: AskedRegions, prompts: RegionPrompts) -> Prompted:
     rows, columns = image.enlarging()
     overlaps = Overlaps(asked.atoms, rows.numpy(), columns.numpy())
-    parts = [_answer(predictor, image, asked, overlaps, some) for some in _chunks(predictor, image, prompts)]
+    parts, num_clicks = [], int((prompts.ask != Ask.BOX).sum())
+    for start, named in (
+        (0, {"points_xy": prompts.click_xy[:num_clicks] + 0.5}),
+        (num_clicks, {"boxes_xyxy": prompts.box_xyxy[num_clicks:]}),
+    ):
+        for decoded in predictor.decode(**named):
+            some = prompts.take(slice(start, start + len(decoded.iou_predictions)))
+            parts.append(_answer(predictor.prompt_style, image, asked, overlaps, some, decoded))
+            start += len(some)
     return join_prompted(parts, predictor.model.settings.num_levels)
 
 
-def _chunks(predictor: Predictor, image: EncodedImage, prompts: RegionPrompts) -> Iterator[RegionPrompts]:
-    """Clicks, then boxes, in groups whose logits take no more than `MAP_BYTES`."""
-    height, width = image.features.mask_features.shape[2:]
-    step = max(MAP_BYTES // (4 * height * width * predictor.model.settings.num_levels), 1)
-    num_clicks = int((prompts.ask != Ask.BOX).sum())
-    for begin, end in ((0, num_clicks), (num_clicks, len(prompts))):
-        for start in range(begin, end, step):
-            yield prompts.take(slice(start, min(start + step, end)))
-
-
 def _answer(
-    predictor: Predictor, image: EncodedImage, asked: AskedRegions, overlaps: Overlaps, prompts: RegionPrompts
+    style: PromptStyle,
+    image: EncodedImage,
+    asked: AskedRegions,
+    overlaps: Overlaps,
+    prompts: RegionPrompts,
+    decoded: Decoded,
 ) -> Prompted:
-    is_box = prompts.ask[0] == Ask.BOX
-    [decoded] = predictor.decode(
-        **{"boxes_xyxy": prompts.box_xyxy} if is_box else {"points_xy": prompts.click_xy + 0.5}
-    )
-    predicted = decoded.iou_predictions.cpu().numpy()
-    objects, parts = decoded.object_scores.cpu().numpy(), decoded.part_scores.cpu().numpy()
+    """What is kept of the answers to prompts of one kind."""
     if not all(values.isfinite().all() for values in vars(decoded).values()):
         raise ValueError("the model's answers are not finite")
-    logits = image.small_mask_logits(decoded.mask_embeddings.flatten(0, 1)).cpu().numpy()
-    measured = overlaps.measure(logits)
-    ious = overlaps.ious(measured.counts).reshape(*predicted.shape, len(asked.regions))
-    boxes = measured.boxes_xyxy().reshape(*predicted.shape, 4)
-    chosen = predictor.prompt_style.choose(predicted, boxes, prompts.box_xyxy if is_box else None)
-    shown = logits[:, : -(-image.input_size[0] // 4), : -(-image.input_size[1] // 4)]  # Less what pads the input.
-    levels = (shown > 0).reshape(*predicted.shape, *shown.shape[1:])
-    return asked.answered(prompts, chosen, predicted, ious, level_ious(levels), objects, parts)
+    predicted = decoded.iou_predictions.cpu().numpy()
+    objects, parts = decoded.object_scores.cpu().numpy(), decoded.part_scores.cpu().numpy()
+    height, width = image.features.mask_features.shape[2:]
+    step = max(LOGIT_BYTES // (4 * height * width * predicted.shape[1]), 1)
+    pieces = [_measured(image, overlaps, some) for some in decoded.mask_embeddings.split(step)]
+    ious, boxes, of_levels = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
+    is_click = not len(prompts) or prompts.ask[0] != Ask.BOX
+    chosen = style.choose(predicted, boxes, None if is_click else prompts.box_xyxy)
+    return asked.answered(prompts, chosen, predicted, ious, of_levels, objects, parts)
+
+
+def _measured(
+    image: EncodedImage, overlaps: Overlaps, embeddings: Float[Tensor, "p k c"]
+) -> tuple[Float[np.ndarray, "p k r"], Float[np.ndarray, "p k 4"], Float32[np.ndarray, "p k k"]]:
+    """IoUs of prompts' masks with the regions, their tight boxes, and their IoUs with each other."""
+    shape = embeddings.shape[:2]
+    logits = image.small_mask_logits(embeddings.flatten(0, 1)).cpu().numpy()
+    inside = logits > 0
+    measured = overlaps.measure(logits, inside)
+    shown = inside[:, : -(-image.input_size[0] // 4), : -(-image.input_size[1] // 4)]  # Less what pads the input.
+    return (
+        overlaps.ious(measured.counts).reshape(*shape, overlaps.num_regions),
+        measured.boxes_xyxy().reshape(*shape, 4),
+        level_ious(shown.reshape(*shape, *shown.shape[1:])),
+    )
 
 
 def level_ious(masks: Bool[np.ndarray, "p k y x"]) -> Float32[np.ndarray, "p k k"]:
     """IoU of each prompt's masks with each other; two empty ones are the same."""
-    packed = np.packbits(masks.reshape(*masks.shape[:2], -1), axis=2)  # Eight pixels to a byte.
+    packed = as_bits(masks.reshape(*masks.shape[:2], masks.shape[2] * masks.shape[3]))
     areas = np.bitwise_count(packed).sum(axis=2, dtype=np.int64)
     found = np.ones((*areas.shape, areas.shape[1]), np.float32)
     for one, other in combinations(range(areas.shape[1]), 2):

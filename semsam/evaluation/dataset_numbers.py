@@ -9,6 +9,7 @@ from semsam.data.manifest import Vocabulary
 from semsam.evaluation.average_precision import average_precision
 from semsam.evaluation.boundary_ap import boundary_average_precision
 from semsam.evaluation.federated_ap import federated_average_precision
+from semsam.evaluation.headlines import HEADLINES
 from semsam.evaluation.intervals import Interval, intervals
 from semsam.evaluation.items import ImageItem
 from semsam.evaluation.named_regions import Names, Overlap
@@ -33,23 +34,6 @@ FEDERATED = {
     "masks_federated": (Names.THINGS, Overlap.MASKS),
     "parts_of_objects_federated": (Names.OBJECT_PARTS, Overlap.MASKS),
     "parts_by_name_federated": (Names.PARTS, Overlap.MASKS),
-}
-# The numbers that stand in a table's cells; all others are there to look closer.
-HEADLINES = {
-    "one_click": ("miou_max", "miou_oracle"),
-    "random_click": ("miou_max", "miou_oracle"),
-    "granularity": ("miou_all",),
-    "box_prompt": ("miou", "object_top1"),
-    "classes": ("object_top1", "part_top1"),
-    "open_vocabulary": (
-        *("object_top1_new", "object_top1_shuffled", "part_top1_new", "part_top1_shuffled"),
-        *("pair_top1_new", "pair_top1_trained"),
-    ),
-    "iou_calibration": ("ece", "rank_correlation"),
-    "panoptic": ("pq", "sq", "rq"),
-    "semantic": ("miou",),
-    **dict.fromkeys(("boxes", "masks", *FEDERATED), ("ap",)),
-    **dict.fromkeys(("boundary", "parts_of_objects", "parts_by_name"), ("ap",)),
 }
 
 

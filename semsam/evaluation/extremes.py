@@ -7,7 +7,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from semsam.evaluation.dataset_numbers import HEADLINES, DatasetNumbers
+from semsam.evaluation.dataset_numbers import DatasetNumbers
+from semsam.evaluation.headlines import HEADLINES
 
 SHOWN = 5  # Images at either end.
 LOWER_IS_BETTER = frozenset({"ece"})

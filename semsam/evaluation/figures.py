@@ -16,9 +16,13 @@ from semsam.evaluation.dataset_numbers import DatasetNumbers
 from semsam.evaluation.matches import RECALLS, Matches
 
 MOST_NAMES = 24  # In a confusion; of more names those that are confused most.
+Curves = Mapping[str, Sequence[tuple[int, float]]]  # Steps and values, by the line's name.
 _IOUS = (0.5, 0.75)
 _DOTS_PER_INCH = 120
 _LONGEST = 24  # Letters of a name.
+_PANELS = 3  # In a row.
+_MOST_POINTS = 400  # Of a line; of more the means.
+_DOTS = 40  # A line of fewer points shows where they are.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")  # Told apart by everybody.
 
 
@@ -44,6 +48,43 @@ def figures_of(numbers: DatasetNumbers) -> dict[str, bytes]:
             if counts.any():
                 figures[what] = _png(_confusion(counts, names, what))
     return figures
+
+
+def curves(panels: Mapping[str, Curves], marked: int | None = None) -> bytes:
+    """Lines over steps, a panel for each group of them, and a line down at the step that is `marked`.
+
+    A name has one colour in all panels.
+    """
+    names = list(dict.fromkeys(name for lines in panels.values() for name in lines))
+    colours = {name: _COLOURS[place % len(_COLOURS)] for place, name in enumerate(names)}
+    with mpl.rc_context(mpl.rcParamsDefault):
+        rows = -(-len(panels) // _PANELS)
+        figure = Figure((4.2 * _PANELS, 2.9 * rows), layout="constrained")
+        places = figure.subplots(rows, _PANELS, squeeze=False).ravel()
+        for axes, (title, lines) in zip(places, panels.items(), strict=False):
+            _lines(axes, title, lines, colours)
+            if marked is not None:
+                axes.axvline(marked, color="0.5", linewidth=1, linestyle="--")
+        for axes in places[len(panels) :]:
+            axes.set_axis_off()
+        return _png(figure)
+
+
+def _lines(axes: Axes, title: str, lines: Curves, colours: Mapping[str, str]) -> None:
+    for name, points in lines.items():
+        pieces = np.array_split(np.array(points, np.float64), min(len(points), _MOST_POINTS))
+        steps, values = (np.array([piece[:, place].mean() for piece in pieces]) for place in (0, 1))
+        # A name may begin with an underscore, which the library would leave out.
+        line = axes.plot(
+            steps, values, color=colours[name], linewidth=1.4, marker="o" if len(pieces) < _DOTS else "", markersize=3
+        )
+        line[0].set_label(name.lstrip("_"))
+    axes.grid(color="0.9")
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(labelsize=8)
+    if len(lines) > 1:
+        axes.legend(fontsize=7)
 
 
 def most_confused(counts: Int64[np.ndarray, "t n"], most: int) -> Int64[np.ndarray, " kept"]:

@@ -179,7 +179,7 @@ def named_regions(
 def has_masks(items: Sequence[ImageItem], names: Names) -> bool:
     """Whether all that is to be found has a mask, not a box only."""
     is_wanted = _is_whole_object if names is Names.THINGS else _is_part
-    return all(region.rle is not None for item in items for region in item.regions if is_wanted(region))
+    return not any(region.rle is None and is_wanted(region) for item in items for region in item.regions)
 
 
 def _is_whole_object(region: Region) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from semsam.evaluation.dataset_numbers import FOUND, HEADLINES, DatasetNumbers
+from semsam.evaluation.dataset_numbers import FOUND, DatasetNumbers
+from semsam.evaluation.headlines import HEADLINES, is_headline
 from semsam.evaluation.protocols import BASELINE, means_of, metric_name
 
 
@@ -55,8 +56,7 @@ def table(
         f"{'metric':<{width}}{'before' if before else '':>8}{'model':>8}{'95%' if intervals else '':>16}{'blind':>8}"
     ]
     for name, value in metrics.items():
-        protocol, _, rest = name.partition("/")
-        if rest.rpartition("/")[2] in HEADLINES.get(protocol, ()):
+        if is_headline(name):
             blind, earlier = metrics.get(f"{BASELINE}/{name}"), (before or {}).get(name)
             low, high = (intervals or {}).get(name, (None, None))
             between = "" if low is None else f"{low:.3f} to {high:.3f}"

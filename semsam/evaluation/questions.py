@@ -155,14 +155,16 @@ def innermost_pixel(mask: Bool[np.ndarray, "h w"]) -> tuple[int, int]:
 
     Raises `ValueError` for an empty mask.
     """
-    if not mask.any():
+    padded = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), np.uint8)
+    padded[1:-1, 1:-1] = mask
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE).reshape(-1)
+    farthest = distance.max()
+    if not farthest:
         raise ValueError("an empty mask has no innermost pixel")
-    padded = np.pad(mask, 1).astype(np.uint8)
-    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     # Squares are whole numbers; their roots may differ in the last bits between pixels that are equally far inside.
-    squared = np.rint(distance.astype(np.float64) ** 2)
-    y, x = np.unravel_index(np.argmax(squared), squared.shape)
-    return int(x), int(y)
+    near = np.flatnonzero(distance > farthest * (1 - 1e-5))
+    y, x = divmod(int(near[np.rint(distance[near].astype(np.float64) ** 2).argmax()]), padded.shape[1])
+    return x - 1, y - 1
 
 
 def best_names(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from semsam.evaluation.baselines import FILLINGS
-from semsam.evaluation.dataset_numbers import FEDERATED, HEADLINES
+from semsam.evaluation.dataset_numbers import FEDERATED
 from semsam.evaluation.dataset_report import DatasetReport
 from semsam.evaluation.dataset_section import Room, dataset_section, interval_below, words
+from semsam.evaluation.headlines import HEADLINES
 from semsam.evaluation.markup import Markup, element
-from semsam.evaluation.report_style import SCRIPT, STYLE
+from semsam.evaluation.report_frame import framed
 
-GENERATOR = "semsam report"  # By which a page that may be written over is known.
 _READ = (
     "Each cell: the number, its 95% bootstrap interval over images, and below it what a guess that has not seen the "
     "image gets. A number that is lower than such a guess is marked. Where there is a dash, the note says why."
@@ -43,42 +41,15 @@ def report_page(
     room = Room(picture_bytes, picture_bytes)
     sections = [dataset_section(_id(number), one, room) for number, one in enumerate(datasets)]
     links = [element("a", one.dataset, href=f"#{_id(number)}") for number, one in enumerate(datasets)]
-    body = element(
-        "body",
-        element("h1", title),
-        _facts(facts),
+    return framed(
+        title,
+        facts,
         element("nav", *links, element("a", "config", href="#config")),
         element("h2", "Numbers"),
         *(_headlines(datasets) if datasets else [element("p", "No dataset was evaluated.")]),
         *sections,
         *_left_out_pictures(room),
-        element("h2", "Config", id="config"),
-        element("pre", config),
-        element("script", Markup(SCRIPT)),
-    )
-    return f"<!DOCTYPE html>\n{element('html', _head(title), body, lang='en')}\n"
-
-
-def _head(title: str) -> Markup:
-    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    # Whatever may have come into the page: a browser fetches nothing for it, and runs no script but the one above.
-    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    return element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", name_="generator", content=GENERATOR),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name_="viewport", content="width=device-width, initial-scale=1"),
-        element("title", title),
-        element("style", Markup(STYLE)),
-    )
-
-
-def _facts(facts: Mapping[str, str]) -> Markup:
-    return element(
-        "dl",
-        *(element(tag, text) for pair in facts.items() for tag, text in zip(("dt", "dd"), pair, strict=True)),
-        class_="facts",
+        config=config,
     )
 
 

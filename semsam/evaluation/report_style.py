@@ -34,6 +34,7 @@ sup { line-height: 0; }
 .images :is(th, td) { text-align: left; } .wide:has(.images) { max-height: none; }
 .below { color: var(--low); } strong.below::after { content: " \\25be"; }
 .absent { color: var(--soft); }
+.best { background: var(--shade); font-weight: 600; }
 th button { all: unset; cursor: pointer; color: var(--accent); }
 th button:focus-visible { outline: 2px solid var(--accent); }
 th[aria-sort=ascending] button::after { content: " \\2191"; }

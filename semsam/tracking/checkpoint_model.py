@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from semsam.tracking.tracker import Tie, Tracker
+from semsam.tracking.tracker import NOTE_TAG, Tie, Tracker
 
 WEIGHTS_TAG = "semsam.weights"  # By which a model is found again: the digest of its weights, or else where they lie.
 EXTERNAL_TAG = "mlflow.model.isExternal"  # MLflow's own, for a model whose files it does not keep.
@@ -46,7 +46,7 @@ def find_or_make_model(tracker: Tracker, checkpoint: Checkpoint, name: str, made
             tracker.experiment_id,
             name=_model_name(name, checkpoint.step),
             source_run_id=made_by,
-            tags={WEIGHTS_TAG: quoted, EXTERNAL_TAG: "true"},
+            tags={WEIGHTS_TAG: quoted, EXTERNAL_TAG: "true", NOTE_TAG: _words(checkpoint)},
             params=_params(checkpoint),
         )
         client.finalize_logged_model(model.model_id, "READY")
@@ -69,6 +69,13 @@ def _model_name(name: str, step: int | None) -> str:
     """Without what MLflow refuses in a model's name."""
     plain = re.sub(r"[/:.%\"']", "-", name)
     return plain if step is None else f"{plain}-step-{step}"
+
+
+def _words(checkpoint: Checkpoint) -> str:
+    """Which weights these are, in Markdown."""
+    made = f" after step {checkpoint.step}" if checkpoint.step is not None else ""
+    made += f" of the training `{checkpoint.run}`" if checkpoint.run else ""
+    return f"Weights{made}. They stay where they are: `{checkpoint.path}`."
 
 
 def _params(checkpoint: Checkpoint) -> dict[str, str]:

@@ -16,13 +16,14 @@ from semsam.data.manifest import Manifest
 from semsam.data.sealed import seal, unseal_as
 from semsam.storage import Folder
 from semsam.tracking.server import RefusedError
-from semsam.tracking.tracker import RUN_ID_FILE, Tracker, TrackingSettings, identity, tracking_uri
-from semsam.tracking.visible_params import DATASETS, EVALUATION, TRAINING, visible_params
+from semsam.tracking.tracker import NOTE_TAG, RUN_ID_FILE, Tracker, TrackingSettings, identity, tracking_uri
+from semsam.tracking.visible_params import DATASETS, DESCRIBED, EVALUATION, TRAINING, visible_params
 
 TRACKING_FILE = "tracking.json"
 CONFIG_FILE = "config.yaml"  # The artifact with all settings.
 _CONFIG_TAG = "semsam.config"  # Which of them the artifact holds, as the beginning of its digest.
-_NOTE_TAG = "mlflow.note.content"  # What MLflow shows as a run's description, in Markdown.
+# What has made a run, as MLflow's list shows it.
+_SOURCES = {"training": "jobs.train", "evaluation": "jobs.evaluate"}
 
 
 @dataclass(frozen=True)
@@ -81,15 +82,18 @@ class TrackedRun:
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         if tracker.tags.get(_CONFIG_TAG) != digest:
             tracker.log_text(text, CONFIG_FILE)
-        note = {} if tracker.tags.get(_NOTE_TAG) else {_NOTE_TAG: words}
-        tracker.set_tags({_CONFIG_TAG: digest} | note)
+        note = {} if tracker.tags.get(NOTE_TAG) else {NOTE_TAG: words}
+        source = {"mlflow.source.name": _SOURCES[self.context], "mlflow.source.type": "LOCAL"}
+        tracker.set_tags({_CONFIG_TAG: digest} | source | note)
 
     def training_words(self) -> str:
         """What a training is, in Markdown."""
-        shown = visible_params(TRAINING, self.params, self.datasets)
+        shown = visible_params(DESCRIBED, self.params, self.datasets)
         lines = [f"Training of `{self.name}` on {shown.get(DATASETS, 'no dataset')}.", ""]
         lines += [f"- {name}: `{value}`" for name, value in shown.items() if name != DATASETS]
-        return "\n".join([*lines, "", f"All settings: artifact {CONFIG_FILE}."])
+        # MLflow's slider stands at 0 first, and shows an empty frame there.
+        where = "Pictures of evaluations: Model metrics, section `pictures`; move the slider to a checkpoint's step."
+        return "\n".join([*lines, "", f"All settings: artifact {CONFIG_FILE}. {where}"])
 
 
 def read_run_id(folder: Folder) -> str | None:

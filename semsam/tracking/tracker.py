@@ -35,6 +35,7 @@ MAX_METRICS = 1000
 # Which MLflow run a run's folder belongs to; in MLflow, whose it is, and the metric that every point of a training has.
 RUN_ID_FILE = "mlflow_run_id"
 NAME_TAG = "semsam.run"
+NOTE_TAG = "mlflow.note.content"  # What MLflow shows as the description of a run or a model, in Markdown.
 LOSS = "train/loss"
 
 
@@ -75,20 +76,28 @@ class Tracker:
     Leaving it ends the run as FINISHED, or FAILED when an exception passes.  `run_id` goes on with an earlier run, so
     that a restarted training keeps one history.  Every method raises `TrackingError` where MLflow fails, after a
     minute at most, and `RefusedError` for what would fail again.  Of a training it knows the last step that MLflow has.
-    A new run is shown under its name, or another.
+    A new run is shown under its name, or another, and as one of now, or of the Unix time `at` in seconds.
     """
 
     def __init__(
-        self, tracking: TrackingSettings, run_name: str, run_id: str | None = None, shown_as: str | None = None
+        self,
+        tracking: TrackingSettings,
+        run_name: str,
+        run_id: str | None = None,
+        shown_as: str | None = None,
+        at: float | None = None,
     ) -> None:
         self.uri = tracking_uri(tracking)
+        self._at = None if at is None else round(at * 1000)
         check_address(self.uri)
         with self._named():
             probe(self.uri)
             self._client = client_for(self.uri)
             if run_id is None:
                 experiment = _experiment(self._client, tracking)
-                run = self._client.create_run(experiment, run_name=shown_as or run_name, tags={NAME_TAG: run_name})
+                run = self._client.create_run(
+                    experiment, self._at, tags={NAME_TAG: run_name}, run_name=shown_as or run_name
+                )
             else:
                 run = self._known(run_id)
         self._check(run, run_name)
@@ -134,7 +143,7 @@ class Tracker:
             if status == "RUNNING":
                 self._client.update_run(self.run_id, status=status)
             else:
-                self._client.set_terminated(self.run_id, status)
+                self._client.set_terminated(self.run_id, status, self._at)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set those that are not so yet."""

@@ -19,6 +19,7 @@ from semsam.losses.targets import NORMALIZERS
 from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Engine, Worker
 from semsam.training.faults import TrainingFault, noting, tell
+from semsam.training.notices import Notices
 from semsam.training.optimizer import set_lr
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder, peak_memory_gb
@@ -38,6 +39,7 @@ class Loop:
     writer: CheckpointWriter
     recorder: Recorder | None
     on_step: Callable[[int], None] = lambda step: None
+    notices: Notices = field(default_factory=Notices)
     skipped_steps: list[int] = field(default_factory=list)  # Of the run so far.
     faults: list[str] = field(default_factory=list)  # Of this worker, until all workers are told.
 
@@ -59,6 +61,9 @@ class Loop:
         with reader:
             for index in range(first, training.steps):
                 self.on_step(index)
+                notice = self.notices.look()
+                if notice and self.worker.rank == 0:
+                    print(f"{notice}; a checkpoint is written after step {index + 1}", flush=True)
                 started = time.perf_counter()
                 batches, normalizers, left_out = self._next(reader)
                 lr = set_lr(self.engine.optimizer, index, training.steps, self.recipe.optimizer)
@@ -77,7 +82,7 @@ class Loop:
                     }
                     with noting(self.faults):
                         self.recorder.add(index, terms | values)
-                if self._is_kept(index + 1):
+                if notice or self._is_kept(index + 1):
                     self.save(index + 1)
 
     def save(self, step: int) -> None:
@@ -113,7 +118,7 @@ class Loop:
         """This worker's batches of the next step; the normalisers and the masks left out of all workers' together."""
         batches: list[Batch] = []
         unreadable = ""
-        counts = np.zeros(len(NORMALIZERS) + 2)
+        counts = np.zeros(len(NORMALIZERS) + 3)
         with noting(self.faults):
             self.writer.check()
             try:
@@ -121,13 +126,15 @@ class Loop:
             except SampleError as error:
                 unreadable = error.key
                 raise
-            counts[:-2] = sum(self.step.count_targets(batch) for batch in batches)
-            counts[-2] = sum(sample.masks_left_out for batch in batches for sample in batch.samples)
+            counts[:-3] = sum(self.step.count_targets(batch) for batch in batches)
+            counts[-3] = sum(sample.masks_left_out for batch in batches for sample in batch.samples)
+        counts[-2] = self.worker.rank == 0 and self.notices.is_due()
         counts[-1] = len(self.faults)
         summed = self.worker.sum(torch.from_numpy(counts).to(self.worker.device))
         if summed[-1].item():
             tell(self.worker, self.faults, self._how_to_skip([unreadable] if unreadable else []))
-        return batches, summed[:-2].float(), summed[-2].item()
+        self.notices.agree(bool(summed[-2].item()))
+        return batches, summed[:-3].float(), summed[-3].item()
 
     def _update(self, batches: list[Batch], normalizers: Tensor) -> tuple[dict[str, float], float]:
         """One update; returns the global batch's loss and terms, and its gradient's norm.

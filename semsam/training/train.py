@@ -20,6 +20,7 @@ from semsam.training.engine import Engine, Worker, make_engine
 from semsam.training.faults import TrainingFault, together
 from semsam.training.initial_weights import start_from
 from semsam.training.loop import Loop
+from semsam.training.notices import Notices
 from semsam.training.partition_files import Wanted, load_partitions
 from semsam.training.partitions import WEIGHT, quantities
 from semsam.training.recipe import Recipe
@@ -50,15 +51,18 @@ def train(
     run_name: str,
     tracking: TrackingSettings | None,
     on_step: Callable[[int], None] = lambda step: None,
+    ask_for_notice: Callable[[], str] | None = None,
     on_record: Callable[[Mapping[str, float]], None] = lambda values: None,
 ) -> None:
     """Train until the recipe's last step; all workers call this with the same arguments.
 
     `job` has the settings beside the recipe that are stored with every checkpoint; the first worker reports to
-    `tracking`; `on_step` is called at the beginning of every step, and `on_record`, by the first worker, with what it
-    came to.  Raises `TrainingFault` on all workers for whatever trying again would not mend: a sample that cannot be
-    read, a loss or gradient that is not finite, a checkpoint that is damaged, a disk that is full, a run that is
-    another's by now.
+    `tracking`; `on_step` is called at the beginning of every step, and `ask_for_notice` now and then, by all workers
+    together: it says which machines will be taken away (see `Notices`); `on_record`, by the first worker, with what
+    each step came to.
+
+    Raises `TrainingFault` on all workers for whatever trying again would not mend: a sample that cannot be read, a loss
+    or gradient that is not finite, a checkpoint that is damaged, a disk that is full, a run that is another's by now.
     """
     with together(worker):
         training_data = TrainingData.of(recipe)
@@ -116,7 +120,7 @@ def train(
         run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
     )
     try:
-        loop = Loop(recipe, training_data, worker, step, engine, writer, recorder, on_step)
+        loop = Loop(recipe, training_data, worker, step, engine, writer, recorder, on_step, Notices(ask_for_notice))
         if checkpoint is not None:
             loop.skipped_steps.extend(load_state(checkpoint).skipped_steps)
         _to_the_end(loop, first)

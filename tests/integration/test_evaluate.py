@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,74 @@ def test_any_division_of_the_work_gives_the_same_numbers(shards: Path, tmp_path:
         # Fewer images: what earlier parts hold of the others goes.
         evaluate(shards, tmp_path / "two", rows_per_task=1, max_images=2)
         assert len(list(tmp_path.glob("two/items/pascal_part/*.arrow"))) == 2
+
+
+def written(output: Path) -> dict[str, bytes]:
+    """All that was answered, by the name of its file."""
+    folder = output / "items"
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def wait_for_actors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Makes actors answer nothing before so many of them are there."""
+    folder = tmp_path / "actors"
+
+    def wait_for(count: int) -> None:
+        started = folder / str(time.monotonic_ns())
+        started.mkdir(parents=True)
+
+        class Together(ModelReference):
+            def load(self, device: str) -> SemanticSam:
+                model = super().load(device)
+                encode = model.encode_image
+
+                def encode_together(*arguments: Any) -> Any:
+                    deadline = time.monotonic() + 120
+                    while len(list(started.iterdir())) < count:
+                        assert time.monotonic() < deadline, f"{len(list(started.iterdir()))} of {count} actors"
+                        time.sleep(0.05)
+                    return encode(*arguments)
+
+                if os.environ["DRIVER"] != str(os.getpid()):
+                    (started / str(os.getpid())).touch()
+                    model.encode_image = encode_together
+                return model
+
+        monkeypatch.setattr("jobs.evaluate.ModelReference", Together)
+
+    monkeypatch.setenv("DRIVER", str(os.getpid()))
+    return wait_for
+
+
+def test_any_number_of_actors_writes_the_same_bytes(
+    shards: Path, tmp_path: Path, wait_for_actors: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"rows_per_task": 1, "blind": str(tmp_path / "blind"), "progress_interval": 1e-3}
+    with connect(num_cpus=4):
+        for actors in (1, 3, 4):
+            wait_for_actors(actors)
+            evaluate(shards, tmp_path / str(actors), num_actors=actors, **settings)
+            assert f", {actors} actor" in capsys.readouterr().out
+    first = written(tmp_path / "1")
+    assert len(first) == 2 * (2 * 7 + 1)
+    for actors in ("3", "4"):
+        assert written(tmp_path / actors) == first
+        assert numbers(tmp_path / actors) == numbers(tmp_path / "1")
+
+
+def test_a_pool_grows_as_far_as_the_cluster_goes_and_writes_the_same_bytes(
+    shards: Path, tmp_path: Path, wait_for_actors: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"rows_per_task": 1, "blind": str(tmp_path / "blind"), "progress_interval": 1e-3}
+    with connect(num_cpus=3):
+        evaluate(shards, tmp_path / "fixed", **settings)
+        assert ", 2 actors" not in capsys.readouterr().out
+        wait_for_actors(3)
+        evaluate(shards, tmp_path / "growing", num_actors=1, max_actors=64, **settings)
+        assert ", 3 actors" in capsys.readouterr().out
+    assert written(tmp_path / "growing") == written(tmp_path / "fixed")
+    assert numbers(tmp_path / "growing") == numbers(tmp_path / "fixed")
 
 
 def test_an_image_that_ends_every_actor_is_left_out_and_named(

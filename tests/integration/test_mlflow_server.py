@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +24,7 @@ from semsam.training.train_log import read_log
 from semsam.training.training_data import TrainingData
 from tests.evaluation_output import write_evaluation
 from tests.integration.training_worker import recipe_for
+from tests.mlflow_server import start_server, wait_until
 from tests.painted_shards import write_painted_shards
 
 STEPS = 40
@@ -106,32 +103,6 @@ def evaluated_over_http(client: Any, uri: str, training: Folder, output: Path) -
         assert len(files) == 4  # Two pictures, each with a small copy.
 
 
-def start_server(database: str, folder: Path) -> tuple[subprocess.Popen[bytes], str]:
-    """A server in a process group of its own, once it answers."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with (folder / "server.log").open("wb") as log:
-        server = subprocess.Popen(
-            [*command, "--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts")],
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-        )
-
-    def answers() -> bool:
-        assert server.poll() is None, (folder / "server.log").read_text()
-        try:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2).close()
-        except OSError:
-            return False
-        return True
-
-    wait_until(answers, 120)
-    return server, f"http://127.0.0.1:{port}"
-
-
 def add(recorder: Recorder, first: int, last: int) -> float:
     """Record steps; the seconds that it took."""
     started = time.monotonic()
@@ -144,10 +115,3 @@ def steps_of(client: object, run: Folder) -> list[int]:
     """The steps that MLflow has of a run, each as often as it has it."""
     history = client.get_metric_history(run.read(RUN_ID_FILE).decode(), LOSS)  # type: ignore[attr-defined]
     return sorted(one.step for one in history)
-
-
-def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)

@@ -14,10 +14,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.scripts.scripts import start
 
 from jobs.cluster import ROOT
 from tests.infra_files import INFRA, files, name_of
@@ -84,6 +86,13 @@ def test_the_head_has_no_cpus_for_work_and_its_dashboard_is_on_loopback(config: 
     words = start_commands(config, "head")
     assert {"--head", "--num-cpus=0", "--dashboard-host=127.0.0.1"} <= set(words)
     assert config["available_node_types"]["head"]["resources"] == {"CPU": 0}
+
+
+@pytest.mark.parametrize("kind", ["head", "worker"])
+def test_ray_start_knows_what_it_is_given(config: dict[str, Any], kind: str) -> None:
+    start.make_context("start", start_commands(config, kind)[4:])
+    with pytest.raises(click.UsageError):
+        start.make_context("start", [*start_commands(config, kind)[4:], "--no-such-option"])
 
 
 def test_a_worker_drains_within_the_notice_of_its_cloud(cloud: str, config: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from ray.scripts.scripts import start
 
 from infra.kuberay import render
 from jobs.cluster import ROOT
@@ -108,6 +109,7 @@ def test_the_files_are_those_that_the_script_makes() -> None:
 
 def test_what_is_yours_is_in_all_of_it() -> None:
     yours = ["registry=registry.mine/x", "bucket=s3://mine", "tracking=http://there:1", "gpus=4", "drain=20"]
+    yours.append("num_workers=[2,8]")
     made = render.rendered(load_config(render.Manifests, None, yours))
     by_hand = render.by_hand(load_config(render.Manifests, None, yours))
     text = "".join([*map(render.text_of, made.values()), *by_hand.values()])
@@ -116,6 +118,7 @@ def test_what_is_yours_is_in_all_of_it() -> None:
     assert not re.search(r"registry\.example|my-bucket|//mlflow:", text)
     assert text.count("registry.mine/x:gpu-") == 5
     assert "nvidia.com/gpu: '4'" in text
+    assert "'run.num_workers=[2,8]'" in made["jobs/train.yaml"]["spec"]["entrypoint"]
     assert {pod["terminationGracePeriodSeconds"] for pod in pods(made) if "terminationGracePeriodSeconds" in pod} == {
         50
     }
@@ -149,6 +152,13 @@ def test_a_cluster_has_a_token_an_autoscaler_and_a_head_without_work(manifest: d
         assert group["minReplicas"] == group["replicas"] == 0 < group["maxReplicas"]
     # With version 2 KubeRay allows no restarts in place.
     assert all(pod.get("restartPolicy", "Never") == "Never" for pod in pods(spec))
+
+
+@named(WITH_CLUSTER)
+def test_ray_start_knows_what_it_is_given(manifest: dict[str, Any]) -> None:
+    spec = manifest["spec"].get("rayClusterSpec", manifest["spec"])
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        start.make_context("start", [f"--{name}={value}" for name, value in group["rayStartParams"].items()])
 
 
 @named(WITH_CLUSTER)

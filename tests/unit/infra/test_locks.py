@@ -15,7 +15,7 @@ from jobs.cluster import ROOT
 from tests.infra_files import INFRA, files, name_of
 
 CPU, CUDA = INFRA / "constraints.txt", INFRA / "constraints-cuda.txt"
-OF_CUDA = re.compile(r"cuda-.+|nvidia-.+")
+OF_CUDA = re.compile(r"cuda-.+|nvidia-(?!ml-py$).+")  # nvidia-ml-py asks the driver, and needs nothing of CUDA.
 
 
 def pins(path: Path) -> dict[str, str]:

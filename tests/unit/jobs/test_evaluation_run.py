@@ -17,7 +17,8 @@ from tests.evaluation_output import DATASETS, METRICS, png, write_evaluation, wr
 from tests.mlflow_stand_in import MlflowStandIn
 
 MIOU = "one_click/coco_panoptic/miou_max"
-HEADLINES = {name: value for name, value in METRICS.items() if not name.startswith("baseline/")}
+OF_MODEL = {name: value for name, value in METRICS.items() if not name.startswith("baseline/")}
+HEADLINES = {name: OF_MODEL[name] for name in (MIOU, "panoptic/coco_panoptic/pq")}
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_an_evaluations_run_holds_all_its_numbers_and_files_once(
         assert one.data.metrics == METRICS | ends
         assert all(len(client.get_metric_history(one.info.run_id, name)) == 1 for name in one.data.metrics)
         assert one.info.status == "FINISHED"
-        assert one.info.run_name == f"evaluation at step {step}"
+        assert one.info.run_name == f"step {step}: evaluation"
         assert one.data.tags["mlflow.note.content"] == "What *ran*."
         listed = {path.path for path in client.list_artifacts(one.info.run_id)}
         assert listed == {"config.yaml", "figures", "images", "metrics.json", "pictures", "tables"}
@@ -110,9 +111,11 @@ def test_a_checkpoint_is_one_model_whose_numbers_name_their_data(
         assert model.tags["mlflow.model.isExternal"] == "true"
         assert model.source_run_id == parent.run_id
         assert set(model.params) == {"path", "run", "step", "sha256"}
+        step = model.params["step"]
+        assert model.tags["mlflow.note.content"].startswith(f"Weights after step {step} of the training `")
         numbers = {row.key: row for row in model.metrics}
-        assert {name: row.value for name, row in numbers.items()} == HEADLINES
-        assert len(model.metrics) == len(HEADLINES)
+        assert {name: row.value for name, row in numbers.items()} == OF_MODEL
+        assert len(model.metrics) == len(OF_MODEL)
         assert {(row.dataset_name, row.dataset_digest) for row in model.metrics} == {("coco_panoptic/val", "c" * 32)}
         assert [entry.model_id for entry in one.inputs.model_inputs] == [model.model_id]
     made = client.get_run(parent.run_id).outputs.model_outputs
@@ -121,7 +124,7 @@ def test_a_checkpoint_is_one_model_whose_numbers_name_their_data(
 
 def test_the_same_pictures_move_along_a_slider(sent_twice: tuple[Tracker, list[Any]], client: Any) -> None:
     parent, evaluations = sent_twice
-    keys = ("coco_panoptic", "pr_coco_panoptic")
+    keys = ("pictures~coco_panoptic", "pr_coco_panoptic")
     assert images(client, parent.run_id) == [(key, step) for key in keys for step in ("10", "20")]
     assert images(client, evaluations[1].info.run_id) == [(key, "20") for key in keys]
     assert client.get_run(parent.run_id).data.tags["mlflow.loggedImages"] == "True"
@@ -133,25 +136,20 @@ def test_the_list_of_runs_has_at_most_ten_columns_of_settings(
     parent, evaluations = sent_twice
     assert client.get_run(parent.run_id).data.params == {
         "model.preset": "swin_tiny",
-        "model.overrides": "{num_levels: 4}",
         "datasets": "coco_panoptic",
         "training.steps": "20",
         "training.global_batch": "8",
-        "training.precision": "bf16",
         "training.seed": "3",
         "optimizer.lr": "0.0001",
-        "run.num_workers": "2",
     }
     shown = evaluations[0].data.params
-    assert shown.pop("checkpoint").endswith("/run/checkpoint-10")
     assert shown == {
         "checkpoint.step": "10",
-        "checkpoint.weights": "0" * 12,
         "split": "val",
         "datasets": "coco_panoptic",
         "image_size": "{short_side: 800, max_long_side: 1333}",
-        "seed": "0",
     }
+    assert [one.data.tags["mlflow.source.name"] for one in evaluations] == ["jobs.evaluate"] * 2
 
 
 def test_the_same_weights_elsewhere_are_the_same_model(tracking: TrackingSettings, client: Any, tmp_path: Path) -> None:

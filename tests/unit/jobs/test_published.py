@@ -38,12 +38,15 @@ def test_published_numbers_are_runs_once(
     assert said[-1].startswith(f"sent {len(models)} published models: MLflow run ")
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("mine").experiment_id
-    found = {one.info.run_name: one for one in client.search_runs([experiment])}
-    assert sorted(found) == sorted(f"published: {name}" for name in models)
-    one = found["published: Semantic-SAM-L"]
+    found = {one.info.run_name: one for one in client.search_runs([experiment])}  # The latest first, as in the UI.
+    assert list(found) == [f"{name} (published)" for name in models]
+    one = found["Semantic-SAM-L (published)"]
     assert one.data.metrics["one_click/coco_panoptic/miou_max"] == 0.57
     assert len(client.get_metric_history(one.info.run_id, "one_click/coco_panoptic/miou_max")) == 1
-    assert one.data.params == {"model": "Semantic-SAM-L", "source": "Semantic-SAM, arXiv 2307.04767v1"}
+    assert one.data.params == {}  # Each would be a column beside one's own runs,
+    day = 1_688_947_200_000
+    assert day - 60_000 < one.info.start_time == one.info.end_time <= day  # which come first.
+    assert one.data.tags["mlflow.source.name"] == "Semantic-SAM, arXiv 2307.04767v1"
     assert "COCO val2017; one click" in one.data.tags["mlflow.note.content"]
     assert one.info.status == "FINISHED"
     (tmp_path / "other.yaml").write_text(published.FILE.read_text().replace("0.570", "0.571"))

@@ -20,7 +20,6 @@ from semsam.data.shards import Split
 from semsam.evaluation.extremes import picture_name
 from semsam.evaluation.items import ImageItem
 from semsam.evaluation.questions import item_of
-from semsam.training.train_log import LOG_FILE
 from tests.browser import CHROMIUM, Page, open_page
 from tests.made_evaluation import ODD, VOCABULARIES, make_evaluation, write_answers
 
@@ -134,14 +133,13 @@ def test_without_blind_guesses_there_are_numbers_all_the_same(tmp_path: Path) ->
     assert f"no blind baseline: the guesses in {made}/blind/sa1b are of other images" in report(made)
 
 
-def test_what_is_no_evaluation_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"^evaluation: {tmp_path}/none: no such folder"):
+def test_what_is_neither_evaluation_nor_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^folder: {tmp_path}/none: no such folder"):
         main([f"{tmp_path}/none"])
-    with pytest.raises(ValueError, match=f"^evaluation: {tmp_path} has no evaluation.yaml; give the output folder of"):
+    with pytest.raises(ValueError, match=f"^folder: {tmp_path} has neither evaluation.yaml, .* folder of a run$"):
         main([str(tmp_path)])
     made = make_evaluation(tmp_path, {"sa1b": VOCABULARIES["sa1b"]})
-    (tmp_path / LOG_FILE).touch()
-    with pytest.raises(ValueError, match=f"{tmp_path} is the folder of a training; give .* such as evaluation in it"):
+    with pytest.raises(ValueError, match=f"^folder: {tmp_path} has neither .* a run; there are evaluation in it$"):
         main([str(tmp_path)])
     (made / "items" / "sa1b" / "manifest.json").unlink()
     with pytest.raises(ValueError, match=f"^{made}/items/sa1b/manifest.json: no such file: no evaluation has come to"):
@@ -158,7 +156,7 @@ def test_what_is_no_evaluation_is_named(tmp_path: Path) -> None:
 def test_answers_of_two_models_are_not_one_evaluation(tmp_path: Path) -> None:
     made = make_evaluation(tmp_path, {name: VOCABULARIES[name] for name in ("sa1b", "objects365")}, blind=False)
     write_answers(Split(f"{tmp_path}/shards/sa1b/train"), made / "items" / "sa1b", model="other")
-    with pytest.raises(ValueError, match=f"^evaluation: {made}/items has answers of several models .*sa1b: other"):
+    with pytest.raises(ValueError, match=f"^folder: {made}/items has answers of several models .*sa1b: other"):
         main([str(made)])
 
 

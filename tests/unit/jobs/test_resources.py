@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -152,3 +153,15 @@ def test_what_answers_but_is_no_cluster_is_refused_too(monkeypatch: pytest.Monke
     monkeypatch.setenv("RAY_ADDRESS", address)
     with pytest.raises(ValueError, match=f"no Ray cluster answers at {address}"), connect():
         raise AssertionError("connected")
+
+
+@pytest.mark.parametrize("kind", [EvaluateJob, GenerateJob])
+def test_a_pool_that_grows_needs_room_for_where_it_begins(kind: Any) -> None:
+    needed = {"images": "x"} if kind is GenerateJob else {}
+    module: Any = jobs.generate if kind is GenerateJob else jobs.evaluate
+    assert module.workers(kind(**needed, max_actors=500)).count == 1
+    assert module.workers(kind(**needed, num_actors=3, max_actors=500)).count == 3
+    with pytest.raises(ValueError, match=r"max_actors: 2 is less than num_actors, 3"):
+        kind(**needed, num_actors=3, max_actors=2)
+    with pytest.raises(ValueError, match=r"^max_actors: "):
+        kind(**needed, max_actors=0)

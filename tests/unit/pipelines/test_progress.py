@@ -57,6 +57,13 @@ def test_what_was_found_done_says_nothing_of_the_speed(clock: list[float], secon
     assert progress.line(clock[0]) == (f"prepare: 820/1000 images, {20 / seconds:.1f} images/s, 800 found done, {left}")
 
 
+@pytest.mark.parametrize(("actors", "end"), [(0, "images/s"), (1, "images/s, 1 actor"), (3, "images/s, 3 actors")])
+def test_actors_are_counted_where_there_are_any(clock: list[float], actors: int, end: str) -> None:
+    progress = Progress("evaluate", 4, stream=io.StringIO())
+    progress.note_actors(actors)
+    assert progress.line(clock[0]).endswith(f" {end}")
+
+
 def test_nothing_to_do_divides_by_nothing(clock: list[float]) -> None:
     progress = Progress("prepare", 0, stream=io.StringIO())
     assert progress.line(clock[0]) == "prepare: 0/0 images, 0.0 images/s"

@@ -85,6 +85,19 @@ def test_boxes_scale_to_within_a_pixel(box: tuple[int, int, int, int]) -> None:
         assert x2 - x1 == 1
 
 
+@pytest.mark.parametrize("kind", Kind)
+def test_only_an_instance_keeps_a_box_that_is_not_its_mask_s(kind: Kind) -> None:
+    region = record(np.zeros((60, 100, 3), np.uint8), [ellipse(60, 100)]).regions[0]
+    x1, y1, x2, y2 = region.box_xyxy
+    own = region._replace(kind=kind, box_xyxy=(x1 - 0.5, y1 + 0.25, x2 + 0.5, y2))
+    original = record(np.zeros((60, 100, 3), np.uint8), [])
+    tight, small = resize(Read(replace(original, regions=(region._replace(kind=kind), own))), 50, 92).record.regions
+    assert tight.box_xyxy == rle.box_xyxy(tight.rle or b"", 30, 50)
+    assert small.rle == tight.rle
+    scaled = tuple(value / 2 for value in own.box_xyxy)
+    assert small.box_xyxy == (scaled if kind is Kind.INSTANCE else tight.box_xyxy)
+
+
 def test_original_size_and_native_area_stay() -> None:
     small = resize(Read(record(np.zeros((60, 100, 3), np.uint8), [ellipse(60, 100)])), 50, 92).record
     assert (small.original_height, small.original_width) == (60, 100)

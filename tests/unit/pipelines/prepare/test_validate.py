@@ -51,6 +51,7 @@ PART = masked(1, 1, 2, 3, kind=Kind.PART, object_category=0, part_category=0, pa
         (PART._replace(parent=None),),
         (boxed((0.0, 0.0, 12.0, 8.0)), boxed((11.5, 7.5, 12.0, 8.0))),
         (masked(0, 0, 2, 2, kind=Kind.CLASS_AGNOSTIC, object_category=None),),
+        (masked(0, 0, 2, 2, box_xyxy=(0.0, 0.25, 1.5, 3.75)),),
     ],
 )
 def test_a_sound_record_comes_back_as_it_is(regions: tuple[Region, ...]) -> None:
@@ -63,7 +64,9 @@ def test_a_sound_record_comes_back_as_it_is(regions: tuple[Region, ...]) -> None
         (masked(0, 0, 2, 2, rle=rle.encode(np.ones((9, WIDTH), bool))), "broken RLE"),
         (masked(0, 0, 2, 2, rle=b"04j"), "broken RLE"),
         (masked(0, 0, 2, 2, rle=rle.encode(np.zeros((HEIGHT, WIDTH), bool))), "empty mask"),
-        (masked(0, 0, 2, 2, box_xyxy=(0.0, 0.0, 1.0, 1.0)), "box does not fit the mask"),
+        (masked(0, 0, 2, 2, box_xyxy=(2.0, 0.0, 4.0, 2.0)), "box does not fit the mask"),
+        (masked(0, 0, 2, 2, box_xyxy=(0.0, 0.0, 1.0, 1.0), kind=Kind.DERIVED), "box does not fit the mask"),
+        (masked(0, 0, 2, 2, box_xyxy=(0.0, 0.0, 1.5, 2.0), kind=Kind.PANOPTIC), "box does not fit the mask"),
         (masked(0, 0, 2, 2, area=float("nan")), "box or area is no number"),
         (masked(0, 0, 2, 2, area=-1.0), "box or area is no number"),
         (masked(0, 0, 2, 2, object_category=2), "unknown category"),

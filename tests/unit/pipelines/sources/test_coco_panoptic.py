@@ -72,6 +72,42 @@ def test_real_instances_are_those_of_pycocotools(samples_dir: Path, image_id: in
             expected = coco_mask.decode(row["segmentation"]).astype(bool)
         assert np.array_equal(rle.decode(region.rle or b"", *shape), expected)
         assert region.area == row["area"]
+        x, y, w, h = row["bbox"]
+        assert region.box_xyxy == pytest.approx((x, y, x + w, y + h), rel=1e-6)
+
+
+def boxes_of(read: Read) -> list[tuple[float, ...]]:
+    return [region.box_xyxy for region in read.record.regions if region.kind is Kind.INSTANCE]
+
+
+@pytest.mark.parametrize(
+    ("box", "expected", "dropped"),
+    [
+        ([2.25, 3.5, 9.5, 5.75], (2.25, 3.5, 11.75, 9.25), []),
+        ([-1.0, -2.0, 40.0, 30.0], (0, 0, 32, 24), []),
+        (["2", " 3.5 ", 9, 5], (2, 3.5, 11, 8.5), []),
+        (None, (2, 3, 12, 9), []),
+        ([2, 3, 0, 6], (2, 3, 12, 9), ["box off its mask"]),
+        ([20, 3, 4, 4], (2, 3, 12, 9), ["box off its mask"]),
+    ],
+)
+def test_an_instance_has_its_annotated_box(
+    write_native: Any, box: Any, expected: tuple[float, ...], dropped: list[str]
+) -> None:
+    native = write_native("coco_panoptic")
+    native.edit(INSTANCES, lambda document: document["annotations"][0].update(bbox=box))
+    read = native.read()
+    assert boxes_of(read) == [expected]
+    assert [one.reason for one in read.dropped] == dropped
+
+
+def test_an_instance_without_a_box_has_its_mask_s_and_one_with_an_odd_box_is_counted(write_native: Any) -> None:
+    native = write_native("coco_panoptic")
+    native.edit(INSTANCES, lambda document: document["annotations"][0].pop("bbox"))
+    assert boxes_of(native.read()) == [(2, 3, 12, 9)]
+    native.edit(INSTANCES, lambda document: document["annotations"][0].update(bbox=[1, 2, 3]))
+    assert boxes_of(native.read()) == []
+    assert [one.reason for one in native.index().rejected_regions] == ["annotations: unusable bbox"]
 
 
 def test_images_without_their_png_are_rejected_before_anything_is_read(write_native: Any) -> None:

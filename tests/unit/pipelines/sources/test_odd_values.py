@@ -45,6 +45,8 @@ VALUES: dict[str, Any] = {
 RULES = {
     ("area", "missing"): "it is that of the mask or box",
     ("area", "null"): "as if it were missing",
+    ("bbox", "missing"): "it is that of the mask",
+    ("bbox", "null"): "as if it were missing",
     ("iscrowd", "missing"): "no crowd: PACO and SA-1B have no such field",
     ("neg_category_ids", "missing"): "no name was looked for in vain",
     ("not_exhaustive_category_ids", "missing"): "all names are marked everywhere",

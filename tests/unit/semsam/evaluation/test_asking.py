@@ -88,7 +88,7 @@ def test_answers_are_those_of_the_full_masks(predictor: Predictor) -> None:
 def test_prompts_a_few_at_a_time_are_answered_alike(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     some = record(CAR, WHEEL, BOXED)
     at_once = prompted(ask(predictor, some, Questions()))
-    monkeypatch.setattr(asking, "MAP_BYTES", 1)
+    monkeypatch.setattr(asking, "LOGIT_BYTES", 1)
     apart = prompted(ask(predictor, some, Questions()))
     for field in dataclasses.fields(Prompted):
         np.testing.assert_allclose(getattr(apart, field.name), getattr(at_once, field.name), atol=1e-5)

@@ -186,7 +186,7 @@ def test_a_training_has_few_settings_in_the_list_and_all_in_a_file_that_is_sent_
     begin().close(failed=True)
     run = only_run(server, tmp_path)
     assert len(run["params"]) <= 10
-    assert run["params"]["run.num_workers"] == "1"
+    assert run["params"]["model.preset"] == "debug"
     [name] = server.artifacts
     assert b"weight_decay:" in server.artifacts.pop(name)
     assert "global_batch: `3`" in run["tags"]["mlflow.note.content"]
