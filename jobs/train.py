@@ -325,7 +325,8 @@ def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
                 watchdog(step)
                 gauges(step)
 
-            train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, on_step, notices)
+            recipe, values = job.in_parts(), config_values(job)
+            train(recipe, values, folder, worker, job.run.name, tracking, on_step, notices, gauges.record)
     except TrainingFault as fault:
         return str(fault)
     except Exception:
