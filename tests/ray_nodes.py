@@ -12,7 +12,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import yaml
+
+from tests.free_ports import free_ports
 
 ROOT = Path(__file__).parents[1]
 _WITHIN = 120.0  # Seconds for a node to be there, on a machine that is busy.
@@ -43,7 +44,7 @@ class RayNodes:
     def __init__(self, kinds: Mapping[str, Mapping[str, float]] | None = None, drain: float = 10.0) -> None:
         # Short: the paths of sockets in it may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
-        self._gcs, self._port = free_port(), free_port()
+        self._gcs, self._port, self._client, self._agent, self._metrics = free_ports(5)
         self.address, self.dashboard = f"127.0.0.1:{self._gcs}", f"http://127.0.0.1:{self._port}"
         self._kinds = kinds or {}
         self.token = secrets.token_hex(32)
@@ -117,6 +118,8 @@ class RayNodes:
     def _start_head(self) -> None:
         arguments = ["--head", "--port", str(self._gcs), "--num-cpus", "0", "--node-ip-address", "127.0.0.1"]
         arguments += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(self._port)]
+        # Its own, for other heads may be on this machine.
+        arguments += ["--ray-client-server-port", str(self._client), "--dashboard-agent-listen-port", str(self._agent)]
         environment = {}
         if self._kinds:
             config = self.folder / "autoscaling.yaml"
@@ -127,7 +130,7 @@ class RayNodes:
                 "RAY_CLOUD_INSTANCE_ID": "head",  # Without one nothing ever scales.
                 "RAY_NODE_TYPE_NAME": "head",
                 "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-                "AUTOSCALER_METRIC_PORT": str(free_port()),
+                "AUTOSCALER_METRIC_PORT": str(self._metrics),
             }
         self._start(arguments, environment)
 
@@ -174,15 +177,6 @@ class RayNodes:
     def _said(self) -> str:
         """The ends of what all nodes have said."""
         return "\n".join(f"{path}: {path.read_text(errors='replace')[-1500:]}" for path in self.folder.glob("*/said"))
-
-
-def free_port() -> int:
-    """A port that nobody listens on; below those that Ray's own workers take."""
-    for port in range(7000 + secrets.randbelow(2000), 10000):
-        with socket.socket() as tried:
-            if tried.connect_ex(("127.0.0.1", port)) != 0:
-                return port
-    raise RuntimeError("no free port")
 
 
 def _kill_session(session: int) -> None:
