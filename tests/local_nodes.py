@@ -1,7 +1,7 @@
 """A node provider for Ray's autoscaler whose machines are `ray start --block` processes on this one.
 
 The autoscaler runs in the head's monitor, so this is made there; what a test needs to know of the machines lies in
-files, `<root>/<machine>/pid` and `.../said`.
+files: `<root>/<machine>/pid`, `.../kind`, `.../said`.
 """
 
 from __future__ import annotations
@@ -100,5 +100,6 @@ class LocalNodes(NodeProvider):  # type: ignore[misc]
                 stderr=said,
                 start_new_session=True,
             )
+        (folder / "kind").write_text(kind)
         (folder / "pid").write_text(str(process.pid))
         return process

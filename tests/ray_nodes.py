@@ -97,6 +97,15 @@ class RayNodes:
         found = {path.parent.name: int(path.read_text() or 0) for path in self.folder.glob("n*/pid")}
         return {name: pid for name, pid in found.items() if pid and _session_lives(pid)}
 
+    def processes(self, name: str) -> list[int]:
+        """The living processes of all nodes that Ray calls by a name, `RayTrainWorker`."""
+        sessions = [node.pid for node in self._nodes] + list(self.added().values())
+        return [pid for session in sessions for pid in _of_session(session) if _command(pid).startswith(f"ray::{name}")]
+
+    def kind_of(self, node: str) -> str:
+        """The kind of a node that the autoscaler has started."""
+        return (self.folder / node / "kind").read_text()
+
     def alive(self) -> int:
         """How many nodes the head counts as alive, itself included; none before it listens."""
         request = urllib.request.Request(f"{self.dashboard}/nodes?view=summary")
@@ -198,3 +207,10 @@ def _of_session(session: int) -> list[int]:
             if int(fields[3]) == session and fields[0] != "Z":
                 found.append(int(entry.name))
     return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:  # It has ended meanwhile.
+        return ""
