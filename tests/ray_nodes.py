@@ -63,6 +63,7 @@ class RayNodes:
         }
         self.environment = self._shared | {"RAY_ADDRESS": self.address}
         self._nodes: list[subprocess.Popen[bytes]] = []
+        self._ended: set[int] = set()  # Nodes that were ended, or that are started anew.
 
     def __enter__(self) -> Self:
         try:
@@ -90,7 +91,13 @@ class RayNodes:
 
     def kill(self, pid: int) -> None:
         """End all processes of a node at once, as when a machine loses power."""
+        self._ended.add(pid)
         _kill_session(pid)
+
+    def tell(self, node: subprocess.Popen[bytes]) -> None:
+        """Tell a node that it will be taken away."""
+        self._ended.add(node.pid)
+        node.terminate()
 
     def added(self) -> dict[str, int]:
         """The nodes that the autoscaler has started and that live, with their processes."""
@@ -118,10 +125,17 @@ class RayNodes:
         return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def wait_for(self, count: int, within: float = _WITHIN) -> None:
-        """Return when that many nodes are alive, the head included."""
+        """Return when that many nodes are alive, the head included.
+
+        On a machine that is very busy a node may end before it has joined; it is started again, as a cloud's would be.
+        """
         deadline = time.monotonic() + within
         while (found := self.alive()) != count:
             assert time.monotonic() < deadline, f"{found} nodes, not {count}; {self._said()}"
+            for node in [one for one in self._nodes[1:] if found < count and one.poll() not in (None, 0)]:
+                if node.pid not in self._ended:
+                    self._ended.add(node.pid)
+                    self._start(node.args[node.args.index("--address") :], {})  # type: ignore[union-attr, index]
             time.sleep(0.3)
 
     def _start_head(self) -> None:

@@ -107,7 +107,7 @@ def test_a_training_goes_on_with_fewer_workers_and_with_more_as_if_nothing_had_h
         with training(tmp_path, nodes, "hit", workers="[1, 3]") as hit:
             hit.wait_until(lambda: len(hit.log()) > 4)
             told_after = len(hit.log())
-            taken_away.send_signal(signal.SIGTERM)
+            nodes.tell(taken_away)
             hit.wait_until(lambda: len(hit.checkpoints()) > 0)
             assert hit.checkpoints()[0] > told_after + 1  # Its last step began after the notice.
             pause(nodes)  # Else a fast machine would be done before anything happens.
@@ -115,6 +115,7 @@ def test_a_training_goes_on_with_fewer_workers_and_with_more_as_if_nothing_had_h
             pause(nodes)
             for _ in range(2):
                 nodes.add()
+            nodes.wait_for(4, within=400)
             hit.wait_until(lambda: "3 workers from now on, after a checkpoint" in hit.said)
             go_on(nodes)
             assert hit.process.wait(timeout=600) == 0, hit.said
