@@ -30,7 +30,7 @@ import ray.data
 
 from jobs.address import join
 from jobs.resources import Workers, cpus_here, refuse_here, refuse_there, wait_for
-from semsam.storage import S3, Folder, existing_folder, normal_path
+from semsam.storage import S3, Folder, check_answers, existing_folder, normal_path
 
 ROOT = Path(__file__).parents[1]
 # Set by `ray job submit` for the command it starts: the runtime environment of the job is already chosen then.
@@ -131,9 +131,11 @@ def stable_path(path: str, setting: str) -> str:
     if _is_submitted() and not path.startswith((S3, "/", "~")):
         raise ValueError(f"{setting}: {path!r} is relative; a submitted job needs an absolute path or s3://")
     try:
-        return normal_path(path)
+        place = normal_path(path)
+        check_answers(place)
     except ValueError as error:
         raise ValueError(f"{setting}: {error}") from None
+    return place
 
 
 def readable_folder(path: str, setting: str, neighbours: Sequence[str] = ()) -> Folder:

@@ -1,9 +1,8 @@
 """The one way to files: local folders and `s3://bucket/prefix`, through the same few operations.
 
 Files appear whole or not at all.  Storage that fails is asked again for half a minute; what it raises after that, and
-at once what no second try would mend (no space, no permission, no such file), begins with the path.  S3's credentials
-come from the environment, a profile or the machine's role, its endpoint and region from `AWS_ENDPOINT_URL_S3` /
-`AWS_ENDPOINT_URL` and `AWS_REGION` / `AWS_DEFAULT_REGION`, as with boto3.
+at once what no second try would mend (no space, no permission, no such file), begins with the path.  How S3 is reached
+stands in `semsam.s3_objects`.
 """
 
 from __future__ import annotations
@@ -17,26 +16,33 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
-import fsspec
 import pyarrow as pa
 import pyarrow.fs
 
+from semsam import s3_objects
+from semsam.s3_objects import S3, NoSuchBucketError
+
 T = TypeVar("T")
 
-S3 = "s3://"
 CHUNK = 8 * 1024 * 1024
 # Seconds between attempts at something that storage refuses, on top of what the S3 client itself tries again.
 BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 # What stays as it is however often one asks.
-_LASTING = (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError)
+_LASTING = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    NoSuchBucketError,
+)
 _LASTING_NUMBERS = (errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP, errno.EINVAL)
-_LASTING_WORDS = ("ACCESS_DENIED", "NO_SUCH_BUCKET", "INVALID_ACCESS_KEY", "SIGNATURE_DOES_NOT_MATCH", "is a directory")
 
 
 class NoSuchFileError(FileNotFoundError, ValueError):
@@ -55,6 +61,10 @@ def normal_path(path: str | os.PathLike[str]) -> str:
         bucket, _, key = text.removeprefix(S3).partition("/")
         if not bucket:
             raise ValueError(f"{text}: no bucket")
+        if "@" in bucket:  # Not repeated: what stands before it may be a password.
+            raise ValueError(
+                f"{S3}...@{bucket.rpartition('@')[2]}: keys for S3 belong in the environment, not in a path"
+            )
         return f"{S3}{bucket}/{key}".rstrip("/")
     if "://" in text:
         raise ValueError(f"{text}: expected a local path or s3://")
@@ -89,22 +99,20 @@ def with_retries(attempt: Callable[[], T], path: str) -> T:
 
 def is_lasting(error: OSError) -> bool:
     """Whether this stays as it is however often one asks: no space, no permission, no such file."""
-    words = str(error)
-    return isinstance(error, _LASTING) or error.errno in _LASTING_NUMBERS or any(one in words for one in _LASTING_WORDS)
+    return isinstance(error, _LASTING) or error.errno in _LASTING_NUMBERS or "is a directory" in str(error)
 
 
 class RangeFile:
-    """An open file, read at any place.  Safe from several threads: no position is shared."""
+    """A file of known size, read at any place.  Safe from several threads: no position is shared."""
 
-    def __init__(self, file: pa.NativeFile, path: str) -> None:
+    def __init__(self, path: str, size: int, read_at: Callable[[int, int], bytes]) -> None:
         self.path = path
-        self.size: int = file.size()
-        self._file = file
+        self.size = size
+        self._read_at = read_at
 
     def read_at(self, size: int, offset: int) -> bytes:
         """Up to `size` bytes from `offset` on: fewer where the file ends."""
-        data: bytes = with_retries(lambda: self._file.read_at(size, offset), self.path)
-        return data
+        return with_retries(lambda: self._read_at(size, offset), self.path)
 
 
 class Folder:
@@ -139,6 +147,8 @@ class Folder:
         path = self._full(name)
 
         def attempt() -> bytes:
+            if path.startswith(S3):
+                return s3_objects.get(path)
             filesystem, place = open_filesystem(path)
             with filesystem.open_input_file(place) as file:
                 data: bytes = file.read()
@@ -153,19 +163,32 @@ class Folder:
         except NoSuchFileError:
             return None
 
-    def open(self, name: str) -> RangeFile:
-        """A file for reading at any place; `NoSuchFileError` where there is none."""
+    def open(self, name: str, size: int | None = None) -> RangeFile:
+        """A file for reading at any place; `NoSuchFileError` where there is none.
+
+        Whoever knows its `size` spares S3 the question: then it is looked for when it is read.
+        """
         path = self._full(name)
-        filesystem, place = open_filesystem(path)
-        return with_retries(lambda: RangeFile(filesystem.open_input_file(place), path), path)
+        if not path.startswith(S3):
+            filesystem, place = open_filesystem(path)
+            file = with_retries(lambda: filesystem.open_input_file(place), path)
+            return RangeFile(path, file.size(), file.read_at)
+        found = self.size(name) if size is None else size
+        if found is None:
+            raise NoSuchFileError(f"{path}: no such file")
+        return RangeFile(path, found, lambda length, offset: s3_objects.get(path, offset, length))
 
     def exists(self, name: str) -> bool:
         """Whether there is a file of that name."""
-        return self._info(name).type == pa.fs.FileType.File
+        return self.size(name) is not None
 
     def size(self, name: str) -> int | None:
         """The size of a file in bytes; None where there is none."""
-        size: int | None = self._info(name).size
+        path = self._full(name)
+        if path.startswith(S3):
+            return with_retries(lambda: s3_objects.size(path), path)
+        filesystem, place = open_filesystem(path)
+        size: int | None = with_retries(lambda: filesystem.get_file_info(place), path).size
         return size
 
     def sha256(self, name: str) -> str | None:
@@ -183,12 +206,13 @@ class Folder:
 
     def is_there(self) -> bool:
         """Whether the folder exists, or on S3 holds anything."""
-        return self._info("").type == pa.fs.FileType.Directory
+        if self.is_local:
+            return os.path.isdir(self.path)
+        return with_retries(lambda: s3_objects.has_any(self.path), self.path)
 
     def sizes(self) -> dict[str, int]:
         """The files right in this folder and their sizes, sorted by name; hidden ones (drafts) are left out."""
-        found = [info for info in self._list() if info.type == pa.fs.FileType.File]
-        return {info.base_name: info.size for info in found if not info.base_name.startswith(".")}
+        return {name: size for name, size in sorted(self._list()[0].items()) if not name.startswith(".")}
 
     def names(self) -> list[str]:
         """The names of the files right in this folder, sorted; hidden ones (drafts) are left out."""
@@ -196,7 +220,7 @@ class Folder:
 
     def folders(self) -> list[str]:
         """The names of the folders right in this one, sorted; none where it does not exist."""
-        return [info.base_name for info in self._list() if info.type == pa.fs.FileType.Directory]
+        return sorted(self._list()[1])
 
     def glob(self, pattern: str) -> list[str]:
         """Sorted names of the files that fit `<folder>/<name with wildcards>`.
@@ -206,21 +230,26 @@ class Folder:
         place, recursive, name = pattern.partition("**/")
         if not recursive:
             place, name = posixpath.split(pattern)
-        place = place.strip("/")
         fits = re.compile(fnmatch.translate(name)).match
-        found = self._local_names(place, bool(recursive)) if self.is_local else self._s3_names(place, bool(recursive))
+        found = self.walk(place.strip("/"), recursive=bool(recursive))
         return sorted(one for one in found if fits(one.rpartition("/")[2]))
+
+    def walk(self, place: str = "", *, recursive: bool = True) -> Iterator[str]:
+        """The names of all files in a folder, and below it, as they are found: in no order, and none is kept."""
+        return self._local_names(place, recursive) if self.is_local else self._s3_names(place, recursive)
 
     # Writing
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file, so that nobody ever sees a part of it."""
+    def write(self, name: str, data: bytes | Sequence[memoryview]) -> None:
+        """Write a file, so that nobody ever sees a part of it; of many pieces of memory no copy is made."""
+        pieces = [memoryview(data)] if isinstance(data, bytes) else data
         if not self.is_local:
             path = self._full(name)
-            with_retries(lambda: _upload(path, iter([data])), path)
+            with_retries(lambda: s3_objects.put(path, pieces), path)
             return
-        with self.publishing(name) as draft:
-            draft.write_bytes(data)
+        with self.publishing(name) as draft, draft.open("wb") as file:
+            for piece in pieces:
+                file.write(piece)
 
     @contextmanager
     def publishing(self, name: str) -> Iterator[Path]:
@@ -230,16 +259,18 @@ class Folder:
             with _named_errors(path), _local_draft(Path(path)) as draft:
                 yield draft
             return
-        # An object appears when its upload is complete, but a writer that fails half way would complete it.
         with tempfile.TemporaryDirectory() as temporary:
             draft = Path(temporary) / posixpath.basename(name)
             yield draft
-            with_retries(lambda: _upload(path, _chunks(draft)), path)
+            with_retries(lambda: s3_objects.put_file(path, draft), path)
 
-    def append(self, name: str, data: bytes) -> None:
-        """Add to what `read_appended` gives; on S3, where nothing can be appended to, as an object of its own."""
+    def append(self, name: str, data: bytes, number: int | None = None) -> None:
+        """Add to what `read_appended` gives; on S3, where nothing can be appended to, as an object of its own.
+
+        Whoever knows the `number` of additions before spares S3 the listing of them.
+        """
         if not self.is_local:
-            number = len((self / f"{name}.parts").sizes())
+            number = len((self / f"{name}.parts").sizes()) if number is None else number
             self.write(f"{name}.parts/{number:08d}", data)
             return
         path = self._full(name)
@@ -268,18 +299,21 @@ class Folder:
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
         path = self._full(name)
-        filesystem, place = open_filesystem(path)
-        if self.exists(name):
-            with_retries(lambda: filesystem.delete_file(place), path)
+        if not self.is_local:
+            with_retries(lambda: s3_objects.delete(path), path)
+        else:
+            with _named_errors(path), suppress(FileNotFoundError, NotADirectoryError):
+                os.unlink(path)
 
     def delete(self, first: str | None = None) -> None:
         """Remove this folder, if it is there, with what is in it; before anything else the file `first`."""
-        if not self.is_there():
-            return
         if first is not None:
             self.remove(first)
-        filesystem, place = open_filesystem(self.path)
-        with_retries(lambda: filesystem.delete_dir(place), self.path)
+        if not self.is_local:
+            with_retries(lambda: s3_objects.delete_all(self.path), self.path)
+        elif self.is_there():
+            filesystem, place = open_filesystem(self.path)
+            with_retries(lambda: filesystem.delete_dir(place), self.path)
 
     # Inside
 
@@ -296,45 +330,49 @@ class Folder:
                 return full
         raise ValueError(f"{self.path}: {name!r} leads out of this folder")
 
-    def _info(self, name: str) -> Any:
-        path = self._full(name) if name else self.path
-        filesystem, place = open_filesystem(path)
-        return with_retries(lambda: filesystem.get_file_info(place), path)
-
-    def _list(self) -> list[Any]:
-        filesystem, place = open_filesystem(self.path)
-        selector = pa.fs.FileSelector(place, allow_not_found=True)
-        found = with_retries(lambda: filesystem.get_file_info(selector), self.path)
-        return sorted(found, key=lambda info: info.base_name)
-
-    def _local_names(self, place: str, recursive: bool) -> Iterator[str]:
-        # `glob` tries to open every file as a folder, which is slow for SA-1B's 22 million files.
-        seen: set[tuple[int, int]] = set()
-        for top, folders, names in os.walk(self._full(place), followlinks=True):
-            status = os.stat(top)
-            if (status.st_dev, status.st_ino) in seen:
-                folders.clear()
-                continue
-            seen.add((status.st_dev, status.st_ino))
-            # A folder's own name comes before that of a link to it.
-            folders.sort(key=lambda one: (os.path.islink(os.path.join(top, one)), one))
-            relative = os.path.relpath(top, self.path)
-            yield from (name if relative == "." else f"{relative.replace(os.sep, '/')}/{name}" for name in names)
-            if not recursive:
-                return
+    def _list(self) -> tuple[dict[str, int], list[str]]:
+        """The files right in this folder, with their sizes, and the folders."""
+        if self.is_local:
+            selector = pa.fs.FileSelector(self.path, allow_not_found=True)
+            filesystem, _ = open_filesystem(self.path)
+            found = with_retries(lambda: filesystem.get_file_info(selector), self.path)
+            files = {info.base_name: info.size for info in found if info.type == pa.fs.FileType.File}
+            return files, [info.base_name for info in found if info.type == pa.fs.FileType.Directory]
+        files, folders = {}, []
+        for keys, prefixes in _pages(self.path, recursive=False):
+            files.update({key: size for key, size in keys.items() if key})
+            folders += prefixes
+        return files, folders
 
     def _s3_names(self, place: str, recursive: bool) -> Iterator[str]:
-        root = f"{self.path}/".removeprefix(S3)
-        bucket, _, top = root.partition("/")
-        request: dict[str, str] = {"Bucket": bucket, "Prefix": f"{top}{place}/" if place else top}
-        if not recursive:
-            request["Delimiter"] = "/"
-        while True:
-            page = with_retries(lambda: _list_page(request), self.path)
-            yield from (row["Key"].removeprefix(top) for row in page.get("Contents", ()))
-            if not page.get("IsTruncated"):
-                return
-            request["ContinuationToken"] = page["NextContinuationToken"]
+        below = f"{place}/" if place else ""
+        for keys, _ in _pages(self._full(place), recursive=recursive):
+            # A key that ends with a slash is what some tools leave for an empty folder.
+            yield from (f"{below}{key}" for key in keys if key and not key.endswith("/"))
+
+    def _local_names(self, place: str, recursive: bool) -> Iterator[str]:
+        """File by file: a folder may have the 22 million of SA-1B, of which no list is made."""
+        seen: set[tuple[int, int]] = set()
+        waiting = [place]
+        while waiting:
+            below = waiting.pop()
+            top = self._full(below)
+            if not os.path.isdir(top):  # A link that leads nowhere, or no folder at all.
+                continue
+            status = os.stat(top)
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            folders: list[tuple[bool, str]] = []
+            with _named_errors(top), os.scandir(top) as found:
+                for entry in found:
+                    name = f"{below}/{entry.name}" if below else entry.name
+                    if entry.is_dir():
+                        folders.append((entry.is_symlink(), name))
+                    else:
+                        yield name
+            if recursive:  # A folder's own name comes before that of a link to it.
+                waiting += [name for _, name in sorted(folders, reverse=True)]
 
 
 def existing_folder(path: str | os.PathLike[str], neighbours: Sequence[str] = ()) -> Folder:
@@ -349,6 +387,15 @@ def existing_folder(path: str | os.PathLike[str], neighbours: Sequence[str] = ()
         if not place.startswith(S3) and not os.path.isdir(place):
             raise ValueError(f"{place}: no such folder")
     return Folder(folder.path, near)
+
+
+def check_answers(path: str) -> None:
+    """Raise `ValueError` where S3 refuses a path or nobody answers, at once: for what a job is told before it begins."""
+    if path.startswith(S3):
+        try:
+            s3_objects.has_any(path)
+        except OSError as error:
+            raise ValueError(f"{path}: {error}") from None
 
 
 def open_filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
@@ -377,31 +424,14 @@ def _s3_address() -> tuple[str | None, str | None]:
     return endpoint or None, os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
 
 
-def _list_page(request: dict[str, str]) -> Any:
-    """One page of keys, through s3fs: pyarrow gives none of them before it has all, and SA-1B has 22 million."""
-    from botocore.exceptions import BotoCoreError
-
-    endpoint, region = _s3_address()
-    client = fsspec.filesystem(
-        "s3", use_listings_cache=False, client_kwargs={"endpoint_url": endpoint, "region_name": region}
-    )
-    try:
-        return client.call_s3("list_objects_v2", **request)
-    except BotoCoreError as error:
-        raise ConnectionError(str(error)) from error
-
-
-def _upload(path: str, chunks: Iterator[bytes]) -> None:
-    filesystem, place = open_filesystem(path)
-    with filesystem.open_output_stream(place) as stream:
-        for chunk in chunks:
-            stream.write(chunk)
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            yield chunk
+def _pages(path: str, *, recursive: bool) -> Iterator[tuple[dict[str, int], list[str]]]:
+    """Pages of keys, each of which is asked for again where storage fails, from where the last one ended."""
+    after: str | None = None
+    while True:
+        keys, folders, after = with_retries(lambda: s3_objects.page(path, recursive, after), path)
+        yield keys, folders
+        if after is None:
+            return
 
 
 @contextmanager
@@ -434,7 +464,7 @@ def _named(error: OSError, path: str) -> OSError:
         return error
     if isinstance(error, IsADirectoryError) or "is a directory" in str(error):
         return NoSuchFileError(f"{path}: a folder, not a file")
-    kind = type(error) if type(error).__module__ == "builtins" else OSError
+    kind = type(error) if type(error).__module__ == "builtins" or isinstance(error, NoSuchBucketError) else OSError
     reason = error.strerror if error.errno is not None and error.strerror else str(error)
     named = kind(f"{path}: {reason}")
     named.errno = error.errno

@@ -10,6 +10,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from tests.s3_server import S3Server, s3_server
+
 ROOT = Path(__file__).parents[1]
 
 # The same examples in every run, and no limits to their time: a machine that is busy elsewhere is no fault.
@@ -42,19 +44,13 @@ def reference_dir(samples_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """The URI of an empty bucket on a server in this process, which every S3 client finds by the environment."""
-    import boto3
-    from moto.server import ThreadedMotoServer
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server of the module's own, with an empty bucket, which every S3 client finds by the environment."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as started:
+        yield started
 
-    server = ThreadedMotoServer(port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        patch.setenv("AWS_ACCESS_KEY_ID", "test")
-        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket"
-    server.stop()
+
+@pytest.fixture(scope="module")
+def bucket(s3: S3Server) -> str:
+    """The URI of an empty bucket on such a server."""
+    return s3.uri

@@ -31,7 +31,13 @@ class _OpenShard:
     def read(self, row: int) -> Record:
         """The record of one row.  Safe from several threads."""
         place = self.rows[row]
-        data = self.file.read_at(int(place["size"]), int(place["offset"]))
+        size, offset = int(place["size"]), int(place["offset"])
+        try:
+            data = self.file.read_at(size, offset)
+        except NoSuchFileError as error:
+            raise ValueError(f"{error}, though the manifest lists it") from None
+        if len(data) < size:
+            raise ValueError(f"{self.file.path}: row {row} cannot be read: the file was cut short")
         try:
             return decode_row(data, int(place["crc32"]))
         except ValueError as error:
@@ -104,6 +110,7 @@ class Split:
         """Read every byte: raise `ValueError` naming the first file whose size, digest or row count is not right."""
         for position, shard in enumerate(self.manifest.shards):
             file = self._shard(position).file
+            self._check_size(shard, self._folder.size(shard.path))
             digest = hashlib.sha256()
             for start in range(0, shard.bytes, CHUNK):
                 digest.update(file.read_at(min(CHUNK, shard.bytes - start), start))
@@ -140,16 +147,22 @@ class Split:
         return opened
 
     def _open_shard(self, shard: Shard) -> _OpenShard:
+        """Of S3 this asks for the rows' file alone; what is wrong with the shard is found where a row is read."""
         try:
-            file = self._folder.open(shard.path)
+            file = self._folder.open(shard.path, shard.bytes)
         except NoSuchFileError as error:
             raise ValueError(f"{error}, though the manifest lists it") from None
-        if file.size != shard.bytes:
-            what = "cut short" if file.size < shard.bytes else "too long"
-            raise ValueError(f"{file.path}: {what}: {file.size} bytes, the manifest says {shard.bytes}")
+        self._check_size(shard, file.size)
         name = index_name(shard.path)
         rows = read_index(self._vouched(name, shard.index_sha256), shard.rows, shard.bytes, f"{self.root}/{name}")
         return _OpenShard(file, rows)
+
+    def _check_size(self, shard: Shard, size: int | None) -> None:
+        if size is None:
+            raise ValueError(f"{self.root}/{shard.path}: no such file, though the manifest lists it")
+        if size != shard.bytes:
+            what = "cut short" if size < shard.bytes else "too long"
+            raise ValueError(f"{self.root}/{shard.path}: {what}: {size} bytes, the manifest says {shard.bytes}")
 
 
 def open_split(data: str, dataset: str, split: str) -> Split:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import orjson
 import safetensors
@@ -24,6 +25,20 @@ from semsam.storage import CHUNK, Folder
 STATE_FILE, FILES_FILE = "state.json", "files.json"  # The first of them that is there counts.
 # What the safetensors library and torch raise for a broken file.
 _BROKEN = (safetensors.SafetensorError, LookupError, TypeError, ValueError, OverflowError, RuntimeError)
+# In the order in which the library puts them into a file, from the last on.
+_DTYPE_NAMES = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
+}
+_DTYPES = list(_DTYPE_NAMES)
 
 
 @dataclass(frozen=True)
@@ -34,9 +49,12 @@ class Fingerprint:
     crc32: int
 
     @staticmethod
-    def of(data: bytes) -> Fingerprint:
-        """That of these bytes."""
-        return Fingerprint(len(data), zlib.crc32(data))
+    def of(data: bytes | Sequence[memoryview]) -> Fingerprint:
+        """That of these bytes, one behind the other."""
+        size = crc = 0
+        for one in [data] if isinstance(data, bytes) else data:
+            size, crc = size + len(one), zlib.crc32(one, crc)
+        return Fingerprint(size, crc)
 
     def check(self, found: Fingerprint, path: str) -> None:
         """Raise `ValueError`, which names the file, where another was found."""
@@ -101,6 +119,31 @@ def read_own_tensors(folder: Folder, name: str, expected: Fingerprint | None) ->
         if str(error).startswith(path):
             raise
         raise ValueError(f"{path}: cannot be read: {error}") from None
+
+
+def safetensors_buffers(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> list[memoryview]:
+    """A safetensors file as the memory that it is to be written from: a header, then the tensors' own.
+
+    The library copies everything into one row of bytes, twice, while no other thread of Python can run.
+    """
+    names = sorted(tensors, key=lambda name: (-_DTYPES.index(tensors[name].dtype), name))
+    header: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
+    buffers, end = [], 0
+    for name in names:
+        tensor = tensors[name].detach().contiguous()
+        buffers.append(bytes_of(tensor))
+        start, end = end, end + len(buffers[-1])
+        dtype = _DTYPE_NAMES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = orjson.dumps(header)
+    text += b" " * (-len(text) % 8)
+    return [memoryview(len(text).to_bytes(8, "little") + text), *buffers]
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the host."""
+    array: Any = tensor.view(-1).view(torch.uint8).numpy()
+    return memoryview(array)
 
 
 def _fingerprint(folder: Folder, name: str) -> Fingerprint:

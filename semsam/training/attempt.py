@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -97,14 +97,15 @@ class RunFolder(Folder):
             yield draft
             self.check()  # Not before: a large file takes its time.
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | Sequence[memoryview]) -> None:
         if not self.is_local:
             self.check()
         super().write(name, data)
 
-    def append(self, name: str, data: bytes) -> None:
-        self.check()
-        super().append(name, data)
+    def append(self, name: str, data: bytes, number: int | None = None) -> None:
+        if self.is_local:  # Else it is a `write`.
+            self.check()
+        super().append(name, data, number)
 
     def remove(self, name: str) -> None:
         self.check()

@@ -16,6 +16,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor
@@ -25,7 +27,9 @@ from semsam.model.semantic_sam import CONFIG_FILE, WEIGHTS_FILE
 from semsam.model.weight_files import STATE_FILE, Fingerprint, read_checked, read_fingerprints, read_own_tensors
 from semsam.storage import Folder
 from semsam.training.followed import read_followed
-from semsam.training.partition_files import partition_fingerprint, verify_partitions
+from semsam.training.partition_files import Header, read_headers, verify_piece
+
+_WHOLE_FILES = (CONFIG_FILE, WEIGHTS_FILE)  # All others are pieces.
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ def checkpoint_folder(run: Folder, step: int) -> Folder:
 
 def latest_checkpoint(run: Folder) -> Folder | None:
     """The complete checkpoint with the most steps; None in a run that has none."""
-    steps = checkpoint_steps(run)
-    return checkpoint_folder(run, steps[-1]) if steps else None
+    newest_first = (checkpoint_folder(run, step) for step in sorted(set(_all_steps(run)), reverse=True))
+    return next((folder for folder in newest_first if folder.exists(STATE_FILE)), None)
 
 
 def load_state(folder: Folder) -> RunState:
@@ -77,33 +81,31 @@ def load_state(folder: Folder) -> RunState:
     return state
 
 
-def check_files(folder: Folder, state: RunState) -> None:
-    """Raise `ValueError`, naming the file, where one of a checkpoint is missing, cut or not as it was written.
+def check_files(folder: Folder, state: RunState) -> dict[str, Header]:
+    """The headers of a checkpoint's pieces by name.
 
-    Of the pieces this reads the headers, of the weights nothing: whoever reads the rest checks it (`load_partitions`,
-    `load_weights`).
+    Raises `ValueError`, naming the file, where one of its files is missing, cut or not as it was written.  Of the
+    weights this reads nothing: whoever reads the rest of what is here checks it (`partition_reading`, `load_weights`).
     """
+    sizes = folder.sizes()
     for name, expected in state.files.items():
         path = f"{folder.path}/{name}"
-        size = folder.size(name)
-        if size is None:
+        if name not in sizes:
             raise ValueError(f"{path}: no such file")
         if name == CONFIG_FILE:
             read_checked(folder, name, expected)
         elif name == WEIGHTS_FILE:
-            expected.check(replace(expected, size=size), path)
-        else:
-            expected.check(partition_fingerprint(folder, name), path)
+            expected.check(replace(expected, size=sizes[name]), path)
+    return read_headers(folder, [name for name in state.files if name not in _WHOLE_FILES], state.files, sizes)
 
 
 def verify_checkpoint(folder: Folder) -> str:
     """Read all bytes of a checkpoint and say what it is; `ValueError` names the first file that is not as written."""
     state = load_state(folder)
-    check_files(folder, state)
+    headers = check_files(folder, state)
     load_weights(folder)
-    for name in state.files:
-        if name not in (CONFIG_FILE, WEIGHTS_FILE):
-            verify_partitions(folder, name)
+    for header in headers.values():
+        verify_piece(folder, header)
     return f"step {state.step} of {state.num_steps}, {len(state.files) + 1} files of {state.num_writers} workers"
 
 
@@ -112,17 +114,18 @@ def load_weights(folder: Folder) -> dict[str, Tensor]:
     return read_own_tensors(folder, WEIGHTS_FILE, read_fingerprints(folder).get(WEIGHTS_FILE))
 
 
-def keep_last(run: Folder, count: int, every: int | None = None) -> None:
+def keep_last(run: Folder, count: int, every: int | None = None, written: int | None = None) -> None:
     """Delete all complete checkpoints but the last `count` sound ones and those whose step is a multiple of `every`.
 
-    Those stay, too, that an evaluation beside the training has marked or has still to see.
+    Those stay, too, that an evaluation beside the training has marked or has still to see.  That of the step `written`
+    has just been read and need not be looked at.
     """
     sound, steps = 0, checkpoint_steps(run)
     kept = _kept_for_evaluation(run, steps)
     for step in reversed(steps):
         folder = checkpoint_folder(run, step)
         if sound < count:
-            sound += _is_sound(folder)
+            sound += step == written or _is_sound(folder)
         elif step not in kept and (every is None or step % every):
             folder.delete(first=STATE_FILE)
 
@@ -134,6 +137,15 @@ def _kept_for_evaluation(run: Folder, steps: list[int]) -> set[int]:
         print(f"warning: {error}; all checkpoints are kept until it is removed", flush=True)
         return set(steps)
     return set() if followed is None else followed.kept(steps)
+
+
+@contextmanager
+def damaged(folder: Folder) -> Iterator[None]:
+    """Add to a `ValueError` what can be done where this checkpoint is damaged."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error}; {the_one_before(folder)}") from None
 
 
 def the_one_before(folder: Folder) -> str:

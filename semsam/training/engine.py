@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,8 @@ from semsam.training.optimizer import (
     update_average,
 )
 from semsam.training.partitions import Partition, flat_partitions, split_partitions, whole_partitions
+
+T = TypeVar("T")
 
 _BUCKET = 2**24  # Elements to a message, about.
 _NO_CLIPPING = 1e30  # DeepSpeed computes the norm only where it clips.
@@ -58,6 +60,36 @@ class Worker:
             summed = self.sum(torch.cat([tensor.flatten() for tensor in some]))
             for tensor, part in zip(some, summed.split([tensor.numel() for tensor in some]), strict=True):
                 tensor.copy_(part.view_as(tensor))
+
+    def broadcast(self, values: Tensor, source: int = 0) -> Tensor:
+        """The values that the worker `source` has, in place."""
+        if self.world_size > 1:
+            dist.broadcast(values, source)
+        return values
+
+    @torch.no_grad()
+    def broadcast_each(self, tensors: Sequence[Tensor]) -> None:
+        """The first worker's values of each of the tensors, in place; many at a time, as in `sum_each`."""
+        if self.world_size == 1:
+            return
+        by_type = sorted(tensors, key=lambda tensor: str(tensor.dtype))
+        ends = itertools.accumulate(tensor.numel() for tensor in by_type)
+        buckets = itertools.groupby(zip(ends, by_type, strict=True), lambda one: (str(one[1].dtype), one[0] // _BUCKET))
+        for _, bucket in buckets:
+            some = [tensor for _, tensor in bucket]
+            # As bytes: not every backend sends every type.
+            sent = torch.cat([tensor.flatten() for tensor in some])
+            self.broadcast(sent.view(torch.uint8))
+            for tensor, part in zip(some, sent.split([tensor.numel() for tensor in some]), strict=True):
+                tensor.copy_(part.view_as(tensor))
+
+    def share(self, value: T) -> T:
+        """The first worker's value, on all workers; it must pickle."""
+        if self.world_size == 1:
+            return value
+        shared: list[Any] = [value]
+        dist.broadcast_object_list(shared, 0)
+        return cast(T, shared[0])
 
     def gather(self, value: str) -> list[str]:
         """The texts of all workers, by rank."""

@@ -10,34 +10,68 @@ tensor has checked it, and whoever reads a header knows whose it is, without rea
 from __future__ import annotations
 
 import zlib
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from semsam.model.weight_files import Fingerprint
-from semsam.storage import Folder
+from semsam.model.weight_files import Fingerprint, bytes_of, safetensors_buffers
+from semsam.storage import Folder, NoSuchFileError
 from semsam.training.partitions import Partition
 
-_ITEM = 4  # Bytes of an fp32.
+T = TypeVar("T")
+R = TypeVar("R")
+
+ITEM = 4  # Bytes of an fp32.
 _SUMS = "crc32"  # Of the tensors by name: JSON among the metadata of a file.
+_MOST = 2**60  # Elements, far beyond any parameter's.
 _MAX_HEADER = 100 * 2**20  # As in the safetensors library.
+_FIRST_READ = 2**16  # Bytes: more than most headers have, so that one request is enough.
+_THREADS = 16  # That read from storage at once: most of the time each waits for an answer.
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Elements from `start` on of a flattened parameter, to be written to `into`."""
+class Range:
+    """Elements `start` to `stop` of a flattened parameter, in a file from byte `offset` on."""
 
     name: str
     start: int
-    into: Tensor
+    stop: int
+    offset: int
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The beginning of a piece."""
+
+    path: str  # Of the whole file.
+    fingerprint: Fingerprint  # The file's size, and the CRC-32 of these bytes.
+    raw: bytes
+
+    def ranges(self) -> list[Range]:
+        """What the file holds.  Raises `ValueError`, which names it, where it is no piece of a checkpoint."""
+        try:
+            entries = orjson.loads(self.raw[8:])
+            sums: dict[str, int] = orjson.loads(entries.pop("__metadata__")[_SUMS])
+            return [self._range(key, entry, sums) for key, entry in entries.items()]
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
+            raise _no_piece(self.path, error) from None
+
+    def _range(self, key: str, entry: dict[str, Any], sums: Mapping[str, int]) -> Range:
+        name, _, start = key.rpartition(":")
+        (size,), (begin, end) = entry["shape"], entry["data_offsets"]
+        is_row = entry["dtype"] == "F32" and 0 <= begin <= end and end - begin == size * ITEM and begin % ITEM == 0
+        if not is_row or not 0 <= sums[key] < 2**32 or abs(int(start)) > _MOST:
+            raise ValueError(f"{key} is not a row of fp32 with a sum")
+        if len(self.raw) + end > self.fingerprint.size:
+            raise ValueError("it was cut short")
+        return Range(name, int(start), int(start) + size, len(self.raw) + begin, sums[key])
 
 
 def partition_file(quantity: str, worker: int) -> str:
@@ -45,164 +79,107 @@ def partition_file(quantity: str, worker: int) -> str:
     return f"{quantity}-{worker:05d}.safetensors"
 
 
-def snapshot(partitions: Iterable[Partition], quantity: str) -> dict[str, Tensor]:
+def host_tensor(values: Tensor) -> Tensor:
+    """Memory of the host for a copy of these values."""
+    return torch.empty(values.shape, dtype=torch.float32, pin_memory=values.is_cuda)
+
+
+def own_keys(partitions: Iterable[Partition]) -> Iterator[tuple[str, Partition]]:
+    """The partitions that this worker answers for, under the keys <parameter>:<start> that they have in its files."""
+    return ((f"{one.name}:{one.start}", one) for one in partitions if not one.is_copy)
+
+
+def snapshot(
+    partitions: Iterable[Partition], quantity: str, memory: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """Host copies of a quantity, {<parameter>:<start>: values}, of all partitions that this worker answers for.
 
-    From CUDA they are complete once the device has been waited for.
+    They are made in `memory`, by the same keys, where it is given.  From CUDA they are complete once the device has
+    been waited for.
     """
     copies = {}
-    for partition in partitions:
-        if not partition.is_copy:
-            values = partition.values[quantity]
-            host = torch.empty(values.shape, dtype=torch.float32, pin_memory=values.is_cuda)
-            copies[f"{partition.name}:{partition.start}"] = host.copy_(values, non_blocking=True)
+    for key, partition in own_keys(partitions):
+        values = partition.values[quantity]
+        host = host_tensor(values) if memory is None else memory[key]
+        copies[key] = host.copy_(values, non_blocking=True)
     return copies
 
 
 def write_partitions(folder: Folder, quantity: str, worker: int, values: Mapping[str, Tensor]) -> None:
     """Write one file of `snapshot`; `ValueError` for values that are not finite: nobody could go on from them."""
-    odd = [key for key, tensor in values.items() if not tensor.isfinite().all()]
+    odd = [key for key, tensor in values.items() if not is_finite(tensor)]
     if odd:
         raise ValueError(f"{folder.path}: not written: {quantity} of {', '.join(odd[:3])} is not finite")
-    sums = {key: _crc32(key, tensor.numpy().tobytes()) for key, tensor in values.items()}
-    data = safetensors.torch.save(dict(values), {_SUMS: orjson.dumps(sums).decode()})
+    sums = {key: crc32_of(key, bytes_of(tensor)) for key, tensor in values.items()}
+    data = safetensors_buffers(values, {_SUMS: orjson.dumps(sums).decode()})
     folder.write(partition_file(quantity, worker), data)
 
 
-def partition_fingerprint(folder: Folder, name: str) -> Fingerprint:
-    """What a checkpoint's state says of a piece: its size, and the CRC-32 of its header."""
-    return _PartitionFile(folder, name, None).fingerprint
+def read_headers(
+    folder: Folder, names: Iterable[str], files: Mapping[str, Fingerprint], sizes: Mapping[str, int] | None = None
+) -> dict[str, Header]:
+    """The headers of pieces by name, one request each and many at once; `sizes` are the folder's, if known.
 
-
-def load_partitions(
-    folder: Folder,
-    quantity: str,
-    num_writers: int,
-    sizes: Mapping[str, int],
-    wanted: Iterable[Wanted],
-    files: Mapping[str, Fingerprint] = MappingProxyType({}),
-) -> None:
-    """Fill `wanted` from the files of a quantity, reading of each file only where something in it is wanted.
-
-    `sizes` has the number of elements of every parameter, `files` what is noted of the files.  Raises `ValueError`
-    naming a file that is another or damaged, and every parameter that is missing, unexpected, not there once from end
-    to end or not finite.
+    `files` is what is noted of them.  Raises `ValueError`, which names it, for one that is not there, is another or no
+    piece of a checkpoint.
     """
-    names = [partition_file(quantity, worker) for worker in range(num_writers)]
-    pieces = [_PartitionFile(folder, name, files.get(name)) for name in names]
-    _check_cover(f"{folder.path}: {quantity}", pieces, sizes)
-    wanted = list(wanted)
-    for piece in pieces:
-        piece.fill(wanted)
+    sizes = folder.sizes() if sizes is None else sizes
+    names = list(names)
+    for name in names:
+        if name not in sizes:
+            raise NoSuchFileError(f"{folder.path}/{name}: no such file")
+    headers = side_by_side(lambda name: _read_header(folder, name, sizes[name], files.get(name)), names)
+    return dict(zip(names, headers, strict=True))
 
 
-def verify_partitions(folder: Folder, name: str) -> None:
+def verify_piece(folder: Folder, header: Header) -> None:
     """Read a whole file; `ValueError` names it where its numbers are not those that were written."""
-    piece = _PartitionFile(folder, name, None)
-    for parameter, ranges in piece.ranges.items():
-        for here in ranges:
-            piece.fill([Wanted(parameter, here.start, torch.empty(here.stop - here.start))])
+    file = folder.open(header.path.rpartition("/")[2], header.fingerprint.size)
+    for one in header.ranges():
+        key, data = f"{one.name}:{one.start}", file.read_at((one.stop - one.start) * ITEM, one.offset)
+        if crc32_of(key, data) != one.crc32:
+            raise ValueError(f"{header.path}: damaged: {key} is not what was written")
+        if not np.isfinite(np.frombuffer(data, "<f4")).all():
+            raise ValueError(f"{header.path}: {key} is not finite")
 
 
-@dataclass(frozen=True)
-class _Range:
-    key: str
-    start: int
-    stop: int
-    offset: int  # Of the first byte in the file.
-
-
-class _PartitionFile:
-    """The header of a piece, whose values are read when they are asked for."""
-
-    def __init__(self, folder: Folder, name: str, expected: Fingerprint | None) -> None:
-        self.where = f"{folder.path}/{name}"
-        self._file = folder.open(name)
-        self.ranges: dict[str, list[_Range]] = defaultdict(list)
+def side_by_side(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """What `work` returns for each item, in order, of which several are in work at once."""
+    if len(items) < 2:
+        return list(map(work, items))
+    with ThreadPoolExecutor(min(_THREADS, len(items)), "reading") as pool:
+        futures = [pool.submit(work, item) for item in items]
         try:
-            raw = self._raw_header()
-            self.fingerprint = Fingerprint(self._file.size, zlib.crc32(raw))
-            if expected is not None:
-                expected.check(self.fingerprint, self.where)
-            header = orjson.loads(raw[8:])
-            self._sums: dict[str, int] = orjson.loads(header.pop("__metadata__")[_SUMS])
-            for key, entry in header.items():
-                self._add(key, entry)
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
-            if str(error).startswith(self.where):
-                raise
-            raise ValueError(f"{self.where}: not a piece of a checkpoint: {error!r}") from None
-
-    def fill(self, wanted: Iterable[Wanted]) -> None:
-        """Write what is here of `wanted` to where it is wanted."""
-        pairs = [(here, one) for one in wanted for here in self.ranges.get(one.name, ()) if _overlap(here, one)]
-        needed = {here.key: here for here, _ in pairs}
-        if not needed:
-            return
-        first = min(here.offset for here in needed.values())
-        last = max(here.offset + (here.stop - here.start) * _ITEM for here in needed.values())
-        data = memoryview(self._read(last - first, first))
-        values = {key: self._checked(here, data[here.offset - first :]) for key, here in needed.items()}
-        for here, one in pairs:
-            both = _overlap(here, one)
-            part = values[here.key][both.start - here.start : both.stop - here.start]
-            one.into[both.start - one.start : both.stop - one.start].copy_(part)
-
-    def _checked(self, here: _Range, data: memoryview) -> Tensor:
-        data = data[: (here.stop - here.start) * _ITEM]
-        if _crc32(here.key, data) != self._sums[here.key]:
-            raise ValueError(f"{self.where}: damaged: {here.key} is not what was written")
-        tensor = torch.from_numpy(np.frombuffer(data, "<f4").copy())
-        if not tensor.isfinite().all():
-            raise ValueError(f"{self.where}: {here.key} is not finite")
-        return tensor
-
-    def _raw_header(self) -> bytes:
-        length = int.from_bytes(self._read(8, 0), "little")
-        if length > _MAX_HEADER:
-            raise ValueError("its header is too long")
-        self._data_start = 8 + length
-        return self._read(self._data_start, 0)
-
-    def _add(self, key: str, entry: dict[str, Any]) -> None:
-        name, _, start = key.rpartition(":")
-        (size,), (begin, end) = entry["shape"], entry["data_offsets"]
-        offset = self._data_start + begin
-        if key not in self._sums or entry["dtype"] != "F32" or end - begin != size * _ITEM or not 0 <= begin <= end:
-            raise ValueError(f"{key} is not a row of fp32 with a sum")
-        if self._data_start + end > self._file.size:
-            raise ValueError("it was cut short")
-        self.ranges[name].append(_Range(key, int(start), int(start) + size, offset))
-
-    def _read(self, size: int, offset: int) -> bytes:
-        data = self._file.read_at(size, offset)
-        if len(data) < size:
-            raise ValueError(f"{self.where}: it was cut short")
-        return data
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
-def _overlap(here: _Range, one: Wanted) -> range:
-    return range(max(here.start, one.start), min(here.stop, one.start + len(one.into)))
+def is_finite(values: Tensor) -> bool:
+    """Whether all values are: in one pass and without memory of its own, as neither extreme hides a NaN."""
+    return not len(values) or bool(torch.stack(values.aminmax()).isfinite().all())
 
 
-def _crc32(key: str, data: bytes | memoryview) -> int:
+def crc32_of(key: str, data: bytes | memoryview) -> int:
+    """The sum of a tensor's bytes under its key."""
     return zlib.crc32(data, zlib.crc32(key.encode()))
 
 
-def _check_cover(where: str, files: Iterable[_PartitionFile], sizes: Mapping[str, int]) -> None:
-    found: dict[str, list[_Range]] = defaultdict(list)
-    for file in files:
-        for name, ranges in file.ranges.items():
-            found[name] += ranges
-    faults = [f"unexpected: {name}" for name in sorted(set(found) - set(sizes))]
-    faults += [f"missing: {name}" for name in sizes if name not in found]
-    for name, ranges in found.items():
-        end = 0
-        for one in sorted(ranges, key=lambda one: (one.start, one.stop)):
-            if one.start != end:
-                break
-            end = one.stop
-        if name in sizes and (end != sizes[name] or sum(one.stop - one.start for one in ranges) != end):
-            faults.append(f"{name}: its ranges are not {sizes[name]} numbers from end to end")
-    if faults:
-        raise ValueError("\n  ".join([f"{where}: {len(faults)} parameter(s) do not fit this model", *faults]))
+def _read_header(folder: Folder, name: str, size: int, expected: Fingerprint | None) -> Header:
+    path, file = f"{folder.path}/{name}", folder.open(name, size)
+    raw = file.read_at(min(size, _FIRST_READ), 0)
+    length = 8 + int.from_bytes(raw[:8], "little")
+    # Else its length is as good as any other reason: the size is noted, and the length part of what is summed.
+    if length <= min(size, _MAX_HEADER):
+        raw = raw[:length] if len(raw) >= length else raw + file.read_at(length - len(raw), len(raw))
+    header = Header(path, Fingerprint(size, zlib.crc32(raw)), raw)
+    if expected is not None:
+        expected.check(header.fingerprint, path)
+    if len(raw) != length:
+        raise _no_piece(path, ValueError("its header is too long, or cut short"))
+    return header
+
+
+def _no_piece(path: str, error: Exception) -> ValueError:
+    return ValueError(f"{path}: not a piece of a checkpoint: {error!r}")

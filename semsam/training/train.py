@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,21 +14,21 @@ from semsam.model.semantic_sam import SemanticSam
 from semsam.storage import Folder
 from semsam.tracking.tracker import TrackingSettings
 from semsam.training.attempt import RunFolder
-from semsam.training.checkpoint import checkpoint_folder, load_state, load_weights, remove_incomplete, the_one_before
+from semsam.training.checkpoint import load_state, remove_incomplete
+from semsam.training.checkpoint_reader import load_moments, load_saved_weights
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
-from semsam.training.engine import Engine, Worker, make_engine
+from semsam.training.engine import Worker, make_engine
 from semsam.training.faults import TrainingFault, together
 from semsam.training.initial_weights import start_from
 from semsam.training.loop import Loop
 from semsam.training.notices import Notices
-from semsam.training.partition_files import Wanted, load_partitions
-from semsam.training.partitions import WEIGHT, quantities
+from semsam.training.partition_files import Header
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder
-from semsam.training.resume import checkpoint_config, resumed
+from semsam.training.resume import checkpoint_config
 from semsam.training.step import TrainingStep, model_partitions
 from semsam.training.train_log import read_known_log
-from semsam.training.training_data import TrainingData, find_checkpoint
+from semsam.training.training_data import Saved, TrainingData, look_at_checkpoint
 
 
 def make_step(recipe: Recipe, vocabulary: JointVocabulary) -> TrainingStep:
@@ -64,31 +64,31 @@ def train(
     Raises `TrainingFault` on all workers for whatever trying again would not mend: a sample that cannot be read, a loss
     or gradient that is not finite, a checkpoint that is damaged, a disk that is full, a run that is another's by now.
     """
+    headers: dict[str, Header] = {}
+    saved: Saved | None = None
     with together(worker):
         training_data = TrainingData.of(recipe)
-        # Whoever loads a file checks it: here one worker looks at all of them, for at 512 each would ask 1,536 files.
-        _, found = find_checkpoint(run, recipe, training_data, with_files=worker.rank == 0)
-        if worker.rank == 0:
-            run.check_holds_published(found)
-    first = int(worker.gather(str(found))[0])
-    checkpoint = checkpoint_folder(run, first) if first else None
-    with together(worker):
-        if worker.rank == 0:
+        if worker.rank == 0:  # What 512 workers would each ask storage for is asked once, and handed to the others.
+            saved, headers = look_at_checkpoint(run, recipe, training_data)
+            run.check_holds_published(saved.state.step if saved else 0)
             remove_incomplete(run)
-        if checkpoint is not None:
-            recipe = resumed(recipe, checkpoint)
+    saved = worker.share(saved)
+    first = saved.state.step if saved else 0
+    recipe = saved.recipe if saved else recipe
+    origin, index, whole = "", None, None
+    with together(worker):
         step = make_step(recipe, training_data.vocabulary)
         shapes = {name: p.shape for name, p in step.model.named_parameters() if p.requires_grad}
-        if checkpoint is not None:
-            _load_weights(step.model, checkpoint, shapes)
-            origin = f"going on after step {first} from {checkpoint.path}"
-        else:
-            origin = start_from(step.model, recipe.model)
-    whole = None
-    if worker.rank == 0:
-        rest = {name: tensor.clone() for name, tensor in step.model.state_dict().items() if name not in shapes}
-        whole = Whole(checkpoint_config(recipe, job, training_data.names()), shapes, rest)
+        if worker.rank == 0:
+            if saved is None:
+                origin = start_from(step.model, recipe.model)
+            else:
+                origin = f"going on after step {first} from {saved.folder.path}"
+                index = load_saved_weights(step.model, saved, headers)
+            rest = {name: tensor.clone() for name, tensor in step.model.state_dict().items() if name not in shapes}
+            whole = Whole(checkpoint_config(recipe, job, training_data.names()), shapes, rest)
     step.to(worker.device)
+    worker.broadcast_each(list(step.model.state_dict().values()))
     step.embed_frozen_names()
     training = recipe.training
     with_average = training.ema_decay is not None
@@ -102,16 +102,14 @@ def train(
         training.accumulation,
         training.ema_decay,
     )
+    if saved is not None:
+        load_moments(engine, saved, worker.share(index), worker)
     recorder = None
     with together(worker):
-        if checkpoint is not None:
-            _load_moments(engine, checkpoint, shapes, with_average)
         if worker.rank == 0:
-            known_log = None
-            if checkpoint is not None:
-                check_log(run, checkpoint)
-                known_log = load_state(checkpoint).log
-            num_workers = worker.world_size
+            if saved is not None:
+                check_log(run, saved.folder)
+            known_log, num_workers = saved.state.log if saved else None, worker.world_size
             recorder = Recorder(
                 recipe, training_data, run, first, run_name, tracking, known_log, num_workers, on_record
             )
@@ -119,20 +117,12 @@ def train(
     writer = CheckpointWriter(
         run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
     )
+    writer.prepare(model_partitions(engine))
     try:
-        loop = Loop(
-            recipe,
-            training_data,
-            worker,
-            step,
-            engine,
-            writer,
-            recorder,
-            on_step,
-            Notices(ask_for_notice, run.is_asked_to_save),
-        )
-        if checkpoint is not None:
-            loop.skipped_steps.extend(load_state(checkpoint).skipped_steps)
+        notices = Notices(ask_for_notice, run.is_asked_to_save)
+        loop = Loop(recipe, training_data, worker, step, engine, writer, recorder, on_step, notices)
+        if saved is not None:
+            loop.skipped_steps.extend(saved.state.skipped_steps)
         _to_the_end(loop, first)
     except BaseException:
         if recorder is not None:
@@ -162,38 +152,3 @@ def _to_the_end(loop: Loop, first: int) -> None:
     except BaseException:
         loop.writer.abandon()
         raise
-
-
-@contextmanager
-def _damaged(checkpoint: Folder) -> Iterator[None]:
-    """Add to a `ValueError` what can be done where a checkpoint is damaged."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{error}; {the_one_before(checkpoint)}") from None
-
-
-def _load_weights(model: SemanticSam, checkpoint: Folder, shapes: Mapping[str, torch.Size]) -> None:
-    """Give a model the weights that a checkpoint's training goes on from."""
-    with _damaged(checkpoint):
-        model.load_weights(load_weights(checkpoint), checkpoint.path)  # Those to use: all names, but maybe averages.
-        trained = {name: parameter for name, parameter in model.named_parameters() if name in shapes}
-        wanted = [Wanted(name, 0, parameter.data.view(-1)) for name, parameter in trained.items()]
-        state = load_state(checkpoint)
-        load_partitions(checkpoint, WEIGHT, state.num_writers, _sizes(shapes), wanted, state.files)
-
-
-def _load_moments(engine: Engine, checkpoint: Folder, shapes: Mapping[str, torch.Size], with_average: bool) -> None:
-    """Fill an optimizer's state, for a module that has the weights."""
-    state, partitions = load_state(checkpoint), model_partitions(engine)
-    for quantity in quantities(with_average):
-        if quantity == WEIGHT:
-            continue
-        wanted = [Wanted(one.name, one.start, one.values[quantity]) for one in partitions]
-        with _damaged(checkpoint):
-            load_partitions(checkpoint, quantity, state.num_writers, _sizes(shapes), wanted, state.files)
-    engine.set_num_updates(state.num_updates)
-
-
-def _sizes(shapes: Mapping[str, torch.Size]) -> dict[str, int]:
-    return {name: shape.numel() for name, shape in shapes.items()}

@@ -28,6 +28,7 @@ class TrainLog:
         else:
             kept = b"".join(_line(entry) for entry in read_log(run) if entry["step"] < next_step)
         run.write_appended(LOG_FILE, kept)
+        self._additions = 0
         self._stored = Fingerprint.of(kept)
         self._lines: list[bytes] = []
 
@@ -41,7 +42,8 @@ class TrainLog:
         """Make sure that everything added so far is stored; what the log is known by then."""
         if self._lines:
             data = b"".join(self._lines)
-            self._run.append(LOG_FILE, data)
+            self._run.append(LOG_FILE, data, self._additions)
+            self._additions += 1
             self._stored = Fingerprint(self._stored.size + len(data), zlib.crc32(data, self._stored.crc32))
             self._lines = []
         return self._stored

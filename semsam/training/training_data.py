@@ -13,9 +13,10 @@ from semsam.data.schema import SCHEMA_VERSION
 from semsam.data.shards import Split
 from semsam.data.vocabularies import JointVocabulary
 from semsam.storage import Folder
-from semsam.training.checkpoint import RunState, check_files, latest_checkpoint, load_state, the_one_before
+from semsam.training.checkpoint import RunState, check_files, damaged, latest_checkpoint, load_state
+from semsam.training.partition_files import Header
 from semsam.training.recipe import Recipe
-from semsam.training.resume import check_same_run
+from semsam.training.resume import check_same_run, resumed
 
 
 @dataclass(frozen=True)
@@ -73,24 +74,33 @@ class TrainingData:
         )
 
 
-def find_checkpoint(
-    run: Folder, recipe: Recipe, training_data: TrainingData, with_files: bool = True
-) -> tuple[Folder | None, int]:
-    """The checkpoint to go on from and its step; `ValueError` if it is damaged or belongs to another training.
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that a training goes on from, as whoever has looked at it hands it to others."""
 
-    `with_files` looks at the headers of all its files, too.
-    """
+    folder: Folder
+    state: RunState
+    recipe: Recipe  # What it goes on with.
+
+
+def find_checkpoint(run: Folder, recipe: Recipe, training_data: TrainingData) -> tuple[Folder | None, int]:
+    """The checkpoint to go on from and its step; `ValueError` if it is damaged or belongs to another training."""
+    saved, _ = look_at_checkpoint(run, recipe, training_data)
+    return (None, 0) if saved is None else (saved.folder, saved.state.step)
+
+
+def look_at_checkpoint(
+    run: Folder, recipe: Recipe, training_data: TrainingData
+) -> tuple[Saved | None, dict[str, Header]]:
+    """The same, and the headers of its pieces by name, which it takes a request each to read."""
     folder = latest_checkpoint(run)
     if folder is None:
-        return None, 0
-    try:
+        return None, {}
+    with damaged(folder):
         state = load_state(folder)
-        if with_files:
-            check_files(folder, state)
-    except ValueError as error:
-        raise ValueError(f"{error}; {the_one_before(folder)}") from None
+        headers = check_files(folder, state)
     check_same_run(folder, state, training_data.run_state(recipe, state.step, state.num_writers), recipe)
-    return folder, state.step
+    return Saved(folder, state, resumed(recipe, folder)), headers
 
 
 def _categories(splits: dict[str, Split], plan: PlanSettings) -> dict[str, pa.Table]:

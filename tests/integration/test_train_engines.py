@@ -22,7 +22,7 @@ from semsam.training.checkpoint import RunState, checkpoint_folder, load_weights
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Engine, Worker, make_engine
 from semsam.training.optimizer import OptimizerSettings, set_lr
-from semsam.training.partition_files import Wanted, load_partitions
+from semsam.training.partition_reading import Wanted, load_partitions
 from semsam.training.partitions import EMA, MOMENTS, WEIGHT
 from tests.integration.workers import end_worker, run_workers
 

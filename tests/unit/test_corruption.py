@@ -34,7 +34,7 @@ from semsam.storage import Folder, existing_folder
 from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import load_state
 from semsam.training.engine import Worker
-from semsam.training.partition_files import Wanted, load_partitions
+from semsam.training.partition_reading import Wanted, load_partitions
 from semsam.training.partitions import MOMENTS, WEIGHT
 from semsam.training.recipe import Recipe
 from semsam.training.train import check_log, train

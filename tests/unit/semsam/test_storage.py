@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from semsam import storage
+from semsam import s3_objects, storage
+from semsam.s3_objects import NoSuchBucketError
 from semsam.storage import (
     Folder,
     NoSuchFileError,
@@ -230,7 +231,7 @@ def test_an_outage_of_twenty_seconds_is_ridden_out(monkeypatch: pytest.MonkeyPat
         PermissionError(errno.EACCES, "Permission denied"),
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EROFS, "Read-only file system"),
-        OSError("AWS Error ACCESS_DENIED during PutObject operation"),
+        NoSuchBucketError("no such bucket at http://127.0.0.1:9000"),
     ],
 )
 def test_what_waiting_does_not_mend_is_raised_at_once_with_the_path(
@@ -247,7 +248,7 @@ def test_a_full_disk_leaves_no_half_file(folder: Folder, monkeypatch: pytest.Mon
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    monkeypatch.setattr(storage, "_upload", full)
+    monkeypatch.setattr(s3_objects, "put", full)
     with pytest.raises(OSError, match=f"^{folder.path}/a.json: No space left on device"):
         folder.write("a.json", b"x")
     assert folder.sizes() == {}

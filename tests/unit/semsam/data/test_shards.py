@@ -20,7 +20,7 @@ import semsam.storage as storage_module
 from semsam.data.schema import Kind, Record, Region, from_row, to_row
 from semsam.data.shard_file import read_index
 from semsam.data.shards import Split, open_split
-from semsam.storage import open_filesystem
+from semsam.storage import Folder, open_filesystem
 from tests.prepared_split import edit_manifest
 
 
@@ -315,5 +315,11 @@ def test_a_split_on_s3_reads_as_a_local_one(folder: Path, bucket: str) -> None:
         Split(f"{bucket}/paco/val")
     shard = f"{path}/train/shard-00000.arrow"
     pa.fs.copy_files(str(folder / "manifest.json"), shard, destination_filesystem=filesystem)
-    with pytest.raises(ValueError, match=rf"{bucket}/paco/train/shard-00000.arrow: cut short"):
+    with pytest.raises(ValueError, match=rf"{bucket}/paco/train/shard-00000.arrow: row 0 cannot be read: "):
         Split(f"{bucket}/paco/train").record(0)
+    with pytest.raises(ValueError, match=rf"{bucket}/paco/train/shard-00000.arrow: too long|cut short"):
+        Split(f"{bucket}/paco/train").verify()
+    Folder(f"{bucket}/paco/train").remove("shard-00000.arrow")
+    for read in (Split.verify, lambda split: split.record(0)):
+        with pytest.raises(ValueError, match=r"shard-00000.arrow: no such file, though the manifest lists it"):
+            read(Split(f"{bucket}/paco/train"))

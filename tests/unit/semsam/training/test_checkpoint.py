@@ -15,7 +15,8 @@ from semsam.storage import Folder
 from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import checkpoint_steps, latest_checkpoint, load_weights
 from semsam.training.engine import Worker
-from semsam.training.partition_files import Wanted, load_partitions, partition_file, snapshot, write_partitions
+from semsam.training.partition_files import partition_file, snapshot, write_partitions
+from semsam.training.partition_reading import Wanted, load_partitions
 from semsam.training.partitions import Partition
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder

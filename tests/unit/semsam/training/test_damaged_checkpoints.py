@@ -21,7 +21,8 @@ from semsam.training.attempt import RunFolder
 from semsam.training.checkpoint import checkpoint_steps, keep_last, load_state
 from semsam.training.engine import Worker
 from semsam.training.faults import TrainingFault
-from semsam.training.partition_files import Wanted, load_partitions, partition_file, write_partitions
+from semsam.training.partition_files import partition_file, write_partitions
+from semsam.training.partition_reading import Wanted, load_partitions
 from semsam.training.recipe import Recipe
 from semsam.training.train import train
 from semsam.training.train_log import LOG_FILE, read_log
