@@ -1,6 +1,6 @@
 """Memory and time of listing SA-1B's 11 million images, whose names a made source gives page by page.
 
-    python tests/benchmarks/bench_listing.py [--images 11000000]
+python tests/benchmarks/bench_listing.py [--images 11000000]
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ def main() -> None:
     counts = []
     for index in Sa1b().indexes(MadeNames(images), ("train", "val")):
         counts.append(len(index.entries))
-        print(f"  {len(index.entries)} entries, {len(index.rejected)} rejected after {time.monotonic() - started:.0f} s")
+        print(
+            f"  {len(index.entries)} entries, {len(index.rejected)} rejected after {time.monotonic() - started:.0f} s"
+        )
         for start in range(0, len(index.entries), 512):
             index.entries[start : start + 512]
     assert sum(counts) == images
