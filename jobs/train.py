@@ -41,7 +41,9 @@ from semsam.training.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
+    from ray.train.v2.api.callback import RayTrainCallback
 
+_SAVE_WITHIN = 180.0  # Seconds for a checkpoint before workers are added.
 _NOTICE = 120.0  # Seconds of a notice that does not say when; Ray's own.
 _NOTICE_GRACE = 30.0  # Seconds within which Ray has noticed that a machine is gone.
 
@@ -214,6 +216,9 @@ def _fit(job: TrainJob, folder: RunFolder) -> None:
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
+    if job.run.least_workers < job.run.most_workers:
+        # How long it is tried to start as many workers as before a machine was lost, of which Ray hears after a while.
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     filesystem, path = open_filesystem(folder.path)
     # Not in the config, which Ray shows in its dashboard.
     environment = environment_for(tracking_uri(job.tracking)) if job.tracking.enabled else {}
@@ -235,7 +240,7 @@ def _fit(job: TrainJob, folder: RunFolder) -> None:
             failure_config=FailureConfig(max_failures=job.run.max_failures),
             # Its warnings are of a busy machine, with stacks; what matters of them is said by `_deaths`.
             logging_config=LoggingConfig(log_level="ERROR"),
-            callbacks=[_deaths()],
+            callbacks=[_deaths(), _saving_before_resizes(folder)],
         ),
     )
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -265,11 +270,40 @@ def _deaths() -> UserCallback:
     return Deaths()
 
 
+def _saving_before_resizes(folder: RunFolder) -> RayTrainCallback:
+    """Has a checkpoint written before workers are changed for more of them, who go on from there."""
+    from ray.train.v2._internal.execution.callback import ControllerCallback
+    from ray.train.v2._internal.execution.controller.state import ResizingState
+
+    class SavingBeforeResizes(ControllerCallback):
+        is_resize = False  # Rather than a start.
+
+        def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+            self.is_resize = self.is_resize or isinstance(current_state, ResizingState)
+
+        def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
+            if not self.is_resize:
+                return
+            self.is_resize = False
+            print(f"{resize_decision.num_workers} workers from now on, after a checkpoint", flush=True)
+            before, deadline = checkpoint_steps(folder)[-1:], time.monotonic() + _SAVE_WITHIN
+            try:
+                folder.ask_to_save()
+                while checkpoint_steps(folder)[-1:] == before and time.monotonic() < deadline:
+                    time.sleep(0.5)
+            except (OSError, ValueError) as error:  # Then they go on from the checkpoint that there is.
+                print(f"warning: {error}", flush=True)
+
+    return SavingBeforeResizes()
+
+
 def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
     """What each worker does; returns why the training cannot go on, if so: raised, it would be tried again."""
     import ray.train
     import ray.train.torch
     import torch
+
+    from jobs.gauges import Gauges
 
     os.environ.update(environment)
     job = parse_config(TrainJob, config["job"], "the job")
@@ -282,8 +316,17 @@ def _work(config: dict[str, Any], environment: Mapping[str, str]) -> str | None:
     tracking = job.tracking if job.tracking.enabled else None
     notices = _Notices() if os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "1") != "0" else None
     try:
-        with Watchdog(worker, job.run.stall_warning_s, job.run.stall_timeout_s) as watchdog:
-            train(job.in_parts(), config_values(job), folder, worker, job.run.name, tracking, watchdog, notices)
+        with (
+            Watchdog(worker, job.run.stall_warning_s, job.run.stall_timeout_s) as watchdog,
+            Gauges(folder, job.run.name, job.training.global_batch, worker.rank) as gauges,
+        ):
+
+            def on_step(step: int) -> None:
+                watchdog(step)
+                gauges(step)
+
+            recipe, values = job.in_parts(), config_values(job)
+            train(recipe, values, folder, worker, job.run.name, tracking, on_step, notices, gauges.record)
     except TrainingFault as fault:
         return str(fault)
     except Exception:

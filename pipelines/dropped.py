@@ -22,14 +22,13 @@ class Dropped:
     @staticmethod
     def of(rejected: Iterable[Rejected]) -> Dropped:
         """The tally of these, reasons in alphabetical order."""
-        found: dict[str, list[Example]] = {}
+        counts: Counter[str] = Counter()
+        examples: dict[str, list[Example]] = {}
         for one in rejected:
-            found.setdefault(one.reason, []).append(Example(one.sample_id, one.detail))
-        found = dict(sorted(found.items()))
-        return Dropped(
-            {reason: len(some) for reason, some in found.items()},
-            {reason: tuple(some[:EXAMPLES_PER_REASON]) for reason, some in found.items()},
-        )
+            counts[one.reason] += 1
+            if counts[one.reason] <= EXAMPLES_PER_REASON:
+                examples.setdefault(one.reason, []).append(Example(one.sample_id, one.detail))
+        return Dropped(dict(sorted(counts.items())), {reason: tuple(examples[reason]) for reason in sorted(examples)})
 
     @staticmethod
     def merge(tallies: Sequence[Dropped]) -> Dropped:

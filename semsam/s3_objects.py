@@ -37,7 +37,7 @@ class NoSuchBucketError(OSError, ValueError):
 
 
 def get(path: str, start: int = 0, size: int | None = None) -> bytes:
-    """An object's bytes, `size` of them from `start` on or all; fewer where it ends, `FileNotFoundError` without one."""
+    """An object's bytes, `size` of them from `start` on or all; fewer where it ends."""
     if size == 0:
         return b""
     span = {} if size is None else {"Range": f"bytes={start}-{start + size - 1}"}
@@ -105,16 +105,16 @@ def has_any(path: str) -> bool:
 
 
 def page(
-    path: str, recursive: bool, after: str | None = None, at_once: int = _KEYS_AT_ONCE
+    path: str, recursive: bool, after: str = "", at_once: int = _KEYS_AT_ONCE
 ) -> tuple[dict[str, int], list[str], str | None]:
     """Some of the objects below a path with their sizes, unless `recursive` the folders right in it, and what follows.
 
-    That is what to give as `after` for the next page; None where this was the last one.
+    That is what to give as `after` for the next page, with its faults for the caller to try again; None at the end.
     """
     top = _folder_key(path)
     request: dict[str, Any] = {"Bucket": _place(path)["Bucket"], "Prefix": top, "MaxKeys": at_once}
     request |= {} if recursive else {"Delimiter": "/"}
-    request |= {} if after is None else {"ContinuationToken": after}
+    request |= {"ContinuationToken": after} if after else {}
     with _translated():
         found = _client().list_objects_v2(**request)
     keys = {row["Key"].removeprefix(top): row["Size"] for row in found.get("Contents", ())}

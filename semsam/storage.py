@@ -17,19 +17,21 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.fs
 
 from semsam import s3_objects
-from semsam.s3_objects import S3, NoSuchBucketError
+from semsam.s3_filesystem import S3Files
+from semsam.s3_objects import NoSuchBucketError
 
 T = TypeVar("T")
 
+S3 = s3_objects.S3
 CHUNK = 8 * 1024 * 1024
 # Seconds between attempts at something that storage refuses, on top of what the S3 client itself tries again.
 BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
@@ -390,7 +392,7 @@ def existing_folder(path: str | os.PathLike[str], neighbours: Sequence[str] = ()
 
 
 def check_answers(path: str) -> None:
-    """Raise `ValueError` where S3 refuses a path or nobody answers, at once: for what a job is told before it begins."""
+    """Raise `ValueError` where S3 refuses a path or nobody answers, at once: for a job to ask before it begins."""
     if path.startswith(S3):
         try:
             s3_objects.has_any(path)
@@ -402,36 +404,16 @@ def open_filesystem(path: str) -> tuple[pa.fs.FileSystem, str]:
     """The filesystem of a path in its normal form, and the path in it: for libraries that want these."""
     if not path.startswith(S3):
         return pa.fs.LocalFileSystem(), path
-    place = path.removeprefix(S3)
-    endpoint, region = _s3_address()
-    if not region and not endpoint:
-        region = pa.fs.resolve_s3_region(place.partition("/")[0])
-    return _s3_filesystem(endpoint, region), place
-
-
-@cache
-def _s3_filesystem(endpoint: str | None, region: str | None) -> pa.fs.S3FileSystem:
-    options: dict[str, Any] = {"region": region} if region else {}
-    if endpoint:
-        scheme, _, host = endpoint.partition("://")
-        options |= {"endpoint_override": host.rstrip("/"), "scheme": scheme}
-    return pa.fs.S3FileSystem(retry_strategy=pa.fs.AwsStandardS3RetryStrategy(max_attempts=10), **options)
-
-
-def _s3_address() -> tuple[str | None, str | None]:
-    """Endpoint and region, where the environment names them."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return endpoint or None, os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or None
+    return pa.fs.PyFileSystem(S3Files(with_retries)), path.removeprefix(S3)
 
 
 def _pages(path: str, *, recursive: bool) -> Iterator[tuple[dict[str, int], list[str]]]:
     """Pages of keys, each of which is asked for again where storage fails, from where the last one ended."""
-    after: str | None = None
-    while True:
-        keys, folders, after = with_retries(lambda: s3_objects.page(path, recursive, after), path)
+    after: str | None = ""
+    while after is not None:
+        ask = partial(s3_objects.page, path, recursive, after)
+        keys, folders, after = with_retries(ask, path)
         yield keys, folders
-        if after is None:
-            return
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """An S3 server for tests: `rclone serve s3`, which checks signatures and keeps objects as files in a folder.
 
-It answers on a loopback port, to keys made up at random.  Through `CountingProxy` each request can be seen, and refused.
+It answers on a loopback port, to keys made up at random.  `CountingProxy` sees each request, and may refuse it.
 """
 
 from __future__ import annotations

@@ -7,15 +7,17 @@ Ray Data turns each block into a shard; a split whose shards are all there gets 
 from __future__ import annotations
 
 import base64
+import bisect
 import dataclasses
 import hashlib
 import itertools
 import posixpath
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import ray
@@ -26,7 +28,7 @@ from pipelines.dropped import Dropped
 from pipelines.parts import RAY_RETRIES, Part, answer, check_all_there, check_is_ours, parts_of, remove_strangers
 from pipelines.prepare.shard_writer import ShardReport, SplitTask, write_shard
 from pipelines.progress import Progress
-from pipelines.sources.source import EXCLUDED, REASONS_BY_DESIGN, Entry, Rejected
+from pipelines.sources.source import EXCLUDED, REASONS_BY_DESIGN, Entry, Index, Rejected, Source
 from semsam.data.manifest import MANIFEST_NAME, IndexFile, Manifest
 from semsam.data.row_categories import ROW_CATEGORIES_NAME, from_bytes, to_bytes
 from semsam.data.shard_file import shard_name
@@ -98,35 +100,49 @@ def prepare(tasks: Sequence[SplitTask], progress_interval: float) -> list[Manife
 
 def _index(tasks: Sequence[SplitTask]) -> tuple[list[IndexSummary], list[ray.ObjectRef]]:
     """A summary of each split, and the blocks of entries of all of them; the entries never come to this process."""
-    read = ray.remote(num_returns="streaming", max_retries=1)(_read_index)
-    results = [read.remote(position, task) for position, task in enumerate(tasks)]
-    summaries: list[IndexSummary] = []
-    blocks: list[ray.ObjectRef] = []
-    for result in results:
-        summaries.append(_get(next(result)))
-        blocks.extend(result)
-    return summaries, blocks
+    datasets: dict[tuple[Source, str], list[int]] = defaultdict(list)  # The splits of each are listed together.
+    for position, task in enumerate(tasks):
+        datasets[task.source, task.files.path].append(position)
+    read = ray.remote(num_returns="streaming", max_retries=1)(_read_indexes)
+    results = [read.remote({position: tasks[position] for position in group}) for group in datasets.values()]
+    summaries: dict[int, IndexSummary] = {}
+    blocks: dict[int, list[ray.ObjectRef]] = {}
+    for result, group in zip(results, datasets.values(), strict=True):
+        for position in group:
+            summaries[position] = _get(next(result))
+            blocks[position] = list(itertools.islice(result, summaries[position].num_shards))
+    ordered = range(len(tasks))
+    return [summaries[one] for one in ordered], [block for one in ordered for block in blocks[one]]
 
 
-def _read_index(position: int, task: SplitTask) -> Iterator[IndexSummary | pa.Table]:
-    """First the summary of a split, then one table of entries per shard."""
-    index = task.source.index(task.files, task.split)
-    excluded = frozenset(task.options.exclude) & {entry.sample_id for entry in index.entries}
-    kept = [entry for entry in index.entries if entry.sample_id not in excluded]
+def _read_indexes(tasks: Mapping[int, SplitTask]) -> Iterator[IndexSummary | pa.Table]:
+    """For each split of a dataset, by its position in the job: a summary, then one table of entries per shard."""
+    first = next(iter(tasks.values()))
+    indexes = first.source.indexes(first.files, [task.split for task in tasks.values()])
+    for (position, task), index in zip(tasks.items(), indexes, strict=True):
+        yield from _summary_and_blocks(position, task, index)
+
+
+def _summary_and_blocks(position: int, task: SplitTask, index: Index) -> Iterator[IndexSummary | pa.Table]:
+    excluded = {one: at for one in task.options.exclude if (at := _place(index.entries, one)) is not None}
+    kept = np.delete(np.arange(len(index.entries)), list(excluded.values()))
     rows = task.options.rows_per_shard
     starts = range(0, len(kept), rows)
-    rejected = [*index.rejected, *(Rejected(EXCLUDED, one, "named in exclude") for one in sorted(excluded))]
+    left_out = (Rejected(EXCLUDED, one, "named in exclude") for one in sorted(excluded))
     yield IndexSummary(
         num_entries=len(kept),
         num_shards=len(starts),
-        dropped=Dropped.of(rejected),
+        dropped=Dropped.of(itertools.chain(index.rejected, left_out)),
         dropped_regions=Dropped.of(index.rejected_regions),
         absent=index.absent,
-        excluded=excluded,
-        shared_ids=tuple(entry.sample_id for entry in kept) if task.source.image_ids else (),
+        excluded=frozenset(excluded),
+        shared_ids=tuple(index.entries[one].sample_id for one in kept.tolist()) if task.source.image_ids else (),
     )
     for shard, start in enumerate(starts):
-        entries = kept[start : start + rows]
+        places = kept[start : start + rows]
+        # All of them from the first to the last, so that a list of millions may make them at once.
+        between = index.entries[int(places[0]) : int(places[-1]) + 1]
+        entries = [between[one] for one in (places - places[0]).tolist()]
         columns = [
             [position] * len(entries),
             [shard] * len(entries),
@@ -135,6 +151,12 @@ def _read_index(position: int, task: SplitTask) -> Iterator[IndexSummary | pa.Ta
             [entry.annotations for entry in entries],
         ]
         yield pa.table(columns, schema=ENTRIES)
+
+
+def _place(entries: Sequence[Entry], sample_id: str) -> int | None:
+    """Where an id stands among entries that are sorted by it; None where it does not."""
+    place = bisect.bisect_left(entries, sample_id, key=lambda entry: entry.sample_id)
+    return place if place < len(entries) and entries[place].sample_id == sample_id else None
 
 
 def _tell_of_ids(tasks: Sequence[SplitTask], summaries: Sequence[IndexSummary]) -> None:

@@ -46,22 +46,22 @@ class Ade20k(Source):
             raise ValueError(f"{files.path}: found no images/{folder}/*.jpg")
         class_maps = _by_name(files.glob(f"annotations/{folder}/*.png"))
         instance_maps = _by_name(files.glob(f"annotations_instance/{folder}/*.png"))
-        index = Index([], absent=() if instance_maps else ("instances",))
+        entries, rejected = [], []
         lacking = len(images.keys() - instance_maps.keys())
         if lacking > max(1, SHARE_WITHOUT_INSTANCES * len(images)) or not instance_maps:
             self._refuse(f"{files.path}: {lacking} of {len(images)} images have no annotations_instance/{folder}/*.png")
         for name, image in sorted(images.items()):
             if name in class_maps:
                 paths = {"classes": class_maps[name], "instances": instance_maps.get(name)}
-                index.entries.append(Entry(name, image, orjson.dumps(paths)))
+                entries.append(Entry(name, image, orjson.dumps(paths)))
             else:
                 missing = f"{files.path}/annotations/{folder}/{name}.png"
-                index.rejected.append(Rejected("missing class PNG", name, missing))
+                rejected.append(Rejected("missing class PNG", name, missing))
         for name, path in sorted((instance_maps | class_maps).items()):
             if name not in images:
                 detail = f"{files.path}/images/{folder}/{name}.jpg, of {path}"
-                index.rejected.append(Rejected("missing image", name, detail))
-        return index
+                rejected.append(Rejected("missing image", name, detail))
+        return Index(entries, rejected, absent=() if instance_maps else ("instances",))
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         paths = orjson.loads(entry.annotations)

@@ -33,16 +33,16 @@ class PascalPart(Source):
         folder = path.removesuffix(f"ImageSets/Main/{split}.txt")
         names = _names(files, path)
         mats = set(files.glob("Annotations_Part/*.mat"))
-        index = Index([])
+        entries, rejected = [], []
         for name in sorted(names):
             again = Rejected("duplicate image id", name, f"{files.path}/{path}: {names[name]} lines")
-            index.rejected += [again] * (names[name] - 1)
+            rejected += [again] * (names[name] - 1)
             mat = f"Annotations_Part/{name}.mat"
             if mat in mats:
-                index.entries.append(Entry(name, f"{folder}JPEGImages/{name}.jpg"))
+                entries.append(Entry(name, f"{folder}JPEGImages/{name}.jpg"))
             else:
-                index.rejected.append(Rejected("missing .mat", name, f"{files.path}/{mat}"))
-        return index
+                rejected.append(Rejected("missing .mat", name, f"{files.path}/{mat}"))
+        return Index(entries, rejected)
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         regions = Regions(entry.sample_id, read_image(files, [entry.image], entry.sample_id, self.max_pixels))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -27,6 +27,8 @@ class Files(Protocol):
     def exists(self, name: str) -> bool: ...
 
     def glob(self, pattern: str) -> list[str]: ...
+
+    def walk(self) -> Iterator[str]: ...
 
 
 def find_file(files: Files, candidates: Sequence[str]) -> str:
@@ -94,8 +96,8 @@ class BadSample(Exception):  # noqa: N818 - it is an outcome that is counted, no
 class Index:
     """All entries of a split, sorted by `sample_id`, and what the index file itself shows to be unusable."""
 
-    entries: list[Entry]
-    rejected: list[Rejected] = field(default_factory=list)
+    entries: Sequence[Entry]
+    rejected: Sequence[Rejected] = field(default_factory=list)
     rejected_regions: list[Rejected] = field(default_factory=list)  # Rows of no image, or unusable as they are.
     absent: tuple[str, ...] = ()  # Kinds of annotation that this copy lacks altogether, such as "instances".
 
@@ -129,6 +131,11 @@ class Source(ABC):
     @abstractmethod
     def index(self, files: Files, split: str) -> Index:
         """List a split.  Raises `ValueError` naming the file (and position, for JSON) when the index is unusable."""
+
+    def indexes(self, files: Files, splits: Sequence[str]) -> Iterator[Index]:
+        """The index of each split: for a source to override whose splits are cut from one listing."""
+        for split in splits:
+            yield self.index(files, split)
 
     @abstractmethod
     def read(self, files: Files, split: str, entry: Entry) -> Read:

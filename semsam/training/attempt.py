@@ -4,6 +4,7 @@
         owner.json         who may write to the run; sealed, and written by whoever takes the run over, once
         <id>.heartbeat     by the process that started the attempt, anew every few seconds
         <id>.published     by the first worker: the step of the last checkpoint that the attempt made complete
+        <id>.save          by whoever wants a checkpoint soon; the first worker takes it away and sees to it
 
 An attempt that ends takes the folder away, one that is killed leaves it.  Clocks of two machines may differ: an attempt
 lives if its heartbeat changes while another looks at it.  Whoever has lost a run finds it out when it next writes.
@@ -41,6 +42,7 @@ class RunFolder(Folder):
         super().__init__(path)
         self.attempt = attempt
         self._top = Folder(top or path)
+        self._save = f"{attempt}.save"
 
     def __truediv__(self, name: str) -> RunFolder:
         return RunFolder(self._full(name), self.attempt, self._top.path)
@@ -66,6 +68,17 @@ class RunFolder(Folder):
         """Note that the checkpoint of a step is complete."""
         if self.attempt:
             (self._top / _FOLDER).write(f"{self.attempt}.published", str(step).encode())
+
+    def ask_to_save(self) -> None:
+        """Ask the workers of this attempt for a checkpoint; they look every few seconds."""
+        (self._top / _FOLDER).write(self._save, b"")
+
+    def is_asked_to_save(self) -> bool:
+        """Whether somebody has asked for a checkpoint since this was last looked at."""
+        if not self.attempt or not (self._top / _FOLDER).exists(self._save):
+            return False
+        (self._top / _FOLDER).remove(self._save)
+        return True
 
     def check_holds_published(self, step: int) -> None:
         """Raise `ValueError` where the latest checkpoint, of `step`, is less than what this attempt had published."""

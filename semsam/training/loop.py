@@ -19,7 +19,7 @@ from semsam.losses.targets import NORMALIZERS
 from semsam.training.checkpoint_writer import CheckpointWriter
 from semsam.training.engine import Engine, Worker
 from semsam.training.faults import TrainingFault, noting, tell
-from semsam.training.notices import Notices
+from semsam.training.notices import Notices, Wish
 from semsam.training.optimizer import set_lr
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder, peak_memory_gb
@@ -78,6 +78,7 @@ class Loop:
                         "images_per_second": training.global_batch / seconds,
                         "masks_left_out": left_out,
                         "skipped_steps": float(len(self.skipped_steps)),
+                        "workers": float(self.worker.world_size),
                         "memory_gb": peak_memory_gb(self.worker.device),
                     }
                     with noting(self.faults):
@@ -128,12 +129,12 @@ class Loop:
                 raise
             counts[:-3] = sum(self.step.count_targets(batch) for batch in batches)
             counts[-3] = sum(sample.masks_left_out for batch in batches for sample in batch.samples)
-        counts[-2] = self.worker.rank == 0 and self.notices.is_due()
+        counts[-2] = self.notices.wish() if self.worker.rank == 0 else Wish.NOTHING
         counts[-1] = len(self.faults)
         summed = self.worker.sum(torch.from_numpy(counts).to(self.worker.device))
         if summed[-1].item():
             tell(self.worker, self.faults, self._how_to_skip([unreadable] if unreadable else []))
-        self.notices.agree(bool(summed[-2].item()))
+        self.notices.agree(Wish(int(summed[-2].item())))
         return batches, summed[:-3].float(), summed[-3].item()
 
     def _update(self, batches: list[Batch], normalizers: Tensor) -> tuple[dict[str, float], float]:

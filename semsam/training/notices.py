@@ -1,42 +1,62 @@
-"""Notices that machines will be taken away: what is to be saved is saved before, once for each notice.
+"""Reasons to save at once: machines that will be taken away, and workers that are about to be changed for others.
 
-Whoever gives them (see `jobs.train`) may make all workers wait for one another to agree on what they were told, so they
-are asked for now and then, at steps that all know: the first worker's clock says when, along with the sums that every
-step makes anyway.
+Whoever gives notice of machines (see `jobs.train`) may make all workers wait for one another to agree on what they were
+told, so they are asked for now and then, at steps that all know: the first worker's clock says when, along with the
+sums that every step makes anyway.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from enum import IntEnum
 
-ASK_EVERY = 5.0  # Seconds.
+LOOK_EVERY = 5.0  # Seconds.
+
+
+class Wish(IntEnum):
+    """What the first worker wants of the next step."""
+
+    NOTHING = 0
+    ASK = 1  # All are to ask whether machines will be taken away.
+    SAVE = 2  # All are to save, as somebody has asked for.
 
 
 class Notices:
     """The notices of one worker.
 
     `ask` is called by all workers at the same steps; it says which machines will be taken away, the same to all of
-    them, and nothing where it has said so before.  None: nobody gives notice.
+    them, and nothing where it has said so before.  None: nobody gives notice.  `is_asked_to_save` is called by the
+    first worker alone, and is true once for each time that a checkpoint was asked for.
     """
 
-    def __init__(self, ask: Callable[[], str] | None = None, every: float = ASK_EVERY) -> None:
+    def __init__(
+        self,
+        ask: Callable[[], str] | None = None,
+        is_asked_to_save: Callable[[], bool] = lambda: False,
+        every: float = LOOK_EVERY,
+    ) -> None:
         self._ask = ask
+        self._is_asked_to_save = is_asked_to_save
         self._every = every
-        self._asked_at = float("-inf")
-        self._is_agreed = False
+        self._looked_at = float("-inf")
+        self._agreed = Wish.NOTHING
 
-    def is_due(self) -> bool:
-        """Whether this worker would ask at the next step; the first worker's answer counts."""
-        return self._ask is not None and time.monotonic() - self._asked_at >= self._every
+    def wish(self) -> Wish:
+        """What the first worker, who alone calls this, wants of the next step."""
+        if time.monotonic() - self._looked_at < self._every:
+            return Wish.NOTHING
+        self._looked_at = time.monotonic()
+        if self._is_asked_to_save():
+            return Wish.SAVE
+        return Wish.NOTHING if self._ask is None else Wish.ASK
 
-    def agree(self, is_due: bool) -> None:
-        """Ask at the next step or not, as the first worker said; all workers call this in every step."""
-        self._is_agreed = is_due
+    def agree(self, wish: Wish) -> None:
+        """Do at the next step what the first worker wants; all workers call this in every step."""
+        self._agreed = wish
 
     def look(self) -> str:
-        """The notice that has come since the last look; empty without one.  At the beginning of every step."""
-        if self._ask is None or not self._is_agreed:
-            return ""
-        self._asked_at = time.monotonic()
-        return self._ask()
+        """Why to save after this step, if there is a reason that was not given before.  At its beginning."""
+        if self._agreed is Wish.SAVE:
+            return "a checkpoint is wanted"
+        return self._ask() if self._agreed is Wish.ASK and self._ask is not None else ""

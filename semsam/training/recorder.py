@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from semsam.training.training_data import TrainingData
 class Recorder:
     """Records steps; what an interrupted attempt recorded of steps from `first` on is dropped.
 
-    `known_log` is what the checkpoint to go on from says of the log, `num_workers` how many train.
+    `known_log` is what the checkpoint to go on from says of the log, `num_workers` how many train; `on_record` is told
+    what each step came to.
     """
 
     def __init__(
@@ -36,7 +38,9 @@ class Recorder:
         tracking: TrackingSettings | None,
         known_log: Fingerprint | None = None,
         num_workers: int = 1,
+        on_record: Callable[[Mapping[str, float]], None] = lambda values: None,
     ) -> None:
+        self._on_record = on_record
         self._training = recipe.training
         self._plan = training_data.plan
         self._log = TrainLog(run, first, known_log)
@@ -59,6 +63,7 @@ class Recorder:
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Record a step; `values` has the loss, its terms and what else is to be said as numbers."""
+        self._on_record(values)
         seen = self._plan.samples_seen(step + 1)
         entry = {"step": step, **values, SAMPLES_SEEN: seen, TIME: round(time.time(), 3)}
         self._interval.append(entry)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -52,12 +52,14 @@ def train(
     tracking: TrackingSettings | None,
     on_step: Callable[[int], None] = lambda step: None,
     ask_for_notice: Callable[[], str] | None = None,
+    on_record: Callable[[Mapping[str, float]], None] = lambda values: None,
 ) -> None:
     """Train until the recipe's last step; all workers call this with the same arguments.
 
     `job` has the settings beside the recipe that are stored with every checkpoint; the first worker reports to
     `tracking`; `on_step` is called at the beginning of every step, and `ask_for_notice` now and then, by all workers
-    together: it says which machines will be taken away (see `Notices`).
+    together: it says which machines will be taken away (see `Notices`); `on_record`, by the first worker, with what
+    each step came to.
 
     Raises `TrainingFault` on all workers for whatever trying again would not mend: a sample that cannot be read, a loss
     or gradient that is not finite, a checkpoint that is damaged, a disk that is full, a run that is another's by now.
@@ -107,15 +109,18 @@ def train(
         if worker.rank == 0:
             if saved is not None:
                 check_log(run, saved.folder)
-            known_log = saved.state.log if saved else None
-            recorder = Recorder(recipe, training_data, run, first, run_name, tracking, known_log, worker.world_size)
+            known_log, num_workers = saved.state.log if saved else None, worker.world_size
+            recorder = Recorder(
+                recipe, training_data, run, first, run_name, tracking, known_log, num_workers, on_record
+            )
             print(origin, flush=True)
     writer = CheckpointWriter(
         run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
     )
     writer.prepare(model_partitions(engine))
     try:
-        loop = Loop(recipe, training_data, worker, step, engine, writer, recorder, on_step, Notices(ask_for_notice))
+        notices = Notices(ask_for_notice, run.is_asked_to_save)
+        loop = Loop(recipe, training_data, worker, step, engine, writer, recorder, on_step, notices)
         if saved is not None:
             loop.skipped_steps.extend(saved.state.skipped_steps)
         _to_the_end(loop, first)

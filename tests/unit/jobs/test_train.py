@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from jobs.train import TrainJob, _look_for_mlflow, run
+from jobs.train import TrainJob, _look_for_mlflow, run, workers
 from semsam.config import ConfigError, load_config, parse_config
 from semsam.storage import Folder
 from semsam.tracking import server as mlflow_server
@@ -29,6 +29,11 @@ STAGES = {"data": {"plan": {"stages": [{"weights": {"ade20k": 1.0}}]}}}
     [
         ({"training": {"global_batch": 4}, "run": {"num_workers": 8}}, "some would have nothing"),
         ({"training": {"global_batch": 8, "accumulation": 2}, "run": {"num_workers": 8}}, "some would have nothing"),
+        ({"training": {"global_batch": 8}, "run": {"num_workers": [1, 9]}}, "less than run.num_workers 9"),
+        ({"run": {"num_workers": [3, 2]}}, r"run: num_workers: \[3, 2\]: the least is more than the most"),
+        ({"run": {"num_workers": [0, 2]}}, "run.num_workers"),
+        ({"run": {"num_workers": [1]}}, "run.num_workers"),
+        ({"run": {"num_workers": 0}}, "run.num_workers"),
         ({"data": STAGES["data"] | {"sample": {"prompts": {"num_levels": 3}}}}, "but the model .* has 6 levels"),
         ({"model": {"preset": "swin_huge"}}, "no preset 'swin_huge', one of debug, swin_tiny, swin_large"),
         ({"model": {"overrides": {"backbone": {"widht": 3}}}}, "backbone.widht"),
@@ -45,6 +50,13 @@ STAGES = {"data": {"plan": {"stages": [{"weights": {"ade20k": 1.0}}]}}}
 def test_settings_that_cannot_be_meant_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         parse_config(TrainJob, STAGES | values, "test")
+
+
+def test_workers_are_a_number_or_from_least_to_most() -> None:
+    for given, expected in ((4, (4, 4)), ([1, 6], (1, 6)), ([2, 2], (2, 2))):
+        job = parse_config(TrainJob, STAGES | {"run": {"num_workers": given}, "training": {"global_batch": 8}}, "test")
+        assert job.run.worker_range() == expected
+        assert workers(job).count == expected[0]
 
 
 def test_checkpoints_of_something_else_are_not_taken_for_a_run(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.fs
 import pytest
 
 from semsam import s3_objects, storage
@@ -196,12 +198,22 @@ def test_paths_have_one_normal_form(monkeypatch: pytest.MonkeyPatch, tmp_path: P
             normal_path(path)
 
 
-def test_an_s3_address_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9000/")
-    monkeypatch.setenv("AWS_REGION", "eu-west-1")
-    filesystem, path = open_filesystem("s3://bucket/some/folder")
-    assert path == "bucket/some/folder"
-    assert filesystem.region == "eu-west-1"
+def test_a_filesystem_for_other_libraries_reads_and_writes_the_same_files(folder: Folder) -> None:
+    filesystem, path = pickle.loads(pickle.dumps(open_filesystem(f"{folder.path}/for/others")))
+    filesystem.create_dir(path)
+    with filesystem.open_output_stream(f"{path}/x") as stream:
+        stream.write(b"12")
+        stream.write(b"3")
+    assert (folder / "for/others").read("x") == b"123"
+    assert filesystem.get_file_info(f"{path}/x").size == 3
+    assert filesystem.get_file_info([path, f"{path}/y"])[0].type == pa.fs.FileType.Directory
+    assert filesystem.get_file_info(f"{path}/y").type == pa.fs.FileType.NotFound
+    found = filesystem.get_file_info(pa.fs.FileSelector(path, recursive=True))
+    assert [(info.base_name, info.size) for info in found] == [("x", 3)]
+    with filesystem.open_input_stream(f"{path}/x") as stream:
+        assert stream.read() == b"123"
+    filesystem.delete_dir(path)
+    assert not (folder / "for/others").is_there()
 
 
 def failing(times: int, error: OSError) -> Callable[[], str]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from jobs.prepare import DatasetSettings, PrepareJob, split_tasks
-from pipelines.prepare.prepare import IndexSummary, _read_index, _tell_of_ids
+from pipelines.prepare.prepare import IndexSummary, _read_indexes, _tell_of_ids
 from pipelines.prepare.shard_writer import SplitTask
 from semsam.config import parse_config
 from tests.unit.pipelines.sources.conftest import make_native
@@ -34,7 +34,7 @@ def tasks(tmp_path: Path) -> Callable[..., list[SplitTask]]:
 
 
 def summary_of(task: SplitTask) -> IndexSummary:
-    summary = next(_read_index(0, task))
+    summary = next(_read_indexes({0: task}))
     assert isinstance(summary, IndexSummary)
     return summary
 

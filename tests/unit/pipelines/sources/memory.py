@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ class MemoryFiles:
     def glob(self, pattern: str) -> list[str]:
         text = re.escape(pattern).replace(r"\*\*/", "(.*/)?").replace(r"\*", "[^/]*")
         return sorted(path for path in self.contents if re.fullmatch(text, path))
+
+    def walk(self) -> Iterator[str]:
+        return iter(self.contents)
 
 
 def load_folder(root: Path) -> dict[str, bytes]:

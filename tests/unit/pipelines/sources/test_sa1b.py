@@ -80,7 +80,9 @@ def test_an_image_without_a_json_is_counted(tmp_path: Path) -> None:
     write_names(tmp_path, ["train/sa_2.json", "train/sa_2.jpg", "train/a/sa_5.jpg", "train/sa_6.txt", "val/sa_3.json"])
     index = Sa1b().index(existing_folder(str(tmp_path)), "train")
     assert [entry.image for entry in index.entries] == ["train/sa_2.jpg"]
-    assert index.rejected == [Rejected("missing annotation file", "000000000005", f"{tmp_path}/train/a/sa_5.json")]
+    assert list(index.rejected) == [
+        Rejected("missing annotation file", "000000000005", f"{tmp_path}/train/a/sa_5.json")
+    ]
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:

@@ -41,3 +41,21 @@ def test_samples_seen_of_each_dataset_stand_in_the_log_and_in_mlflow(
     for dataset in seen:
         history = client.get_metric_history(run_id, f"samples_seen/{dataset}")
         assert [(one.step, one.value) for one in history] == [(n, counts[n - 1][dataset]) for n in (2, 4, 5)]
+
+
+def test_who_asks_is_told_what_each_step_came_to(make_recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = make_recipe(steps=3, global_batch=3)
+    told: list[float] = []
+    recorder = Recorder(
+        recipe,
+        TrainingData.of(recipe),
+        Folder(str(tmp_path / "run")),
+        0,
+        "test",
+        tracking=None,
+        on_record=lambda values: told.append(values["loss"]),
+    )
+    for step in range(3):
+        recorder.add(step, {"loss": step / 2, "seconds": 0.1})
+    recorder.close(failed=False)
+    assert told == [0.0, 0.5, 1.0]
