@@ -10,6 +10,7 @@ that fits; it names the endpoint, and never a key.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from bisect import bisect_left, bisect_right
@@ -175,6 +176,8 @@ def _client_for(environment: tuple[tuple[str, str], ...]) -> Any:
     import botocore.session
     from botocore.config import Config
 
+    # Where it found credentials is of no interest in every worker of a job.
+    logging.getLogger("botocore").setLevel(logging.WARNING)
     config = Config(
         connect_timeout=5,
         read_timeout=30,

@@ -10,19 +10,19 @@ from typing import Any, Generic, TypeVar, overload
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Int64
+from jaxtyping import Int32, Int64
 
 T = TypeVar("T")
 
-_AT_ONCE = 1 << 16
+_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
 class Stems:
-    """File names without their endings.  `annotated`, those with an annotation file, are sorted by their `keys`."""
+    """File names without their endings.  `annotated`, those with an annotation file, are sorted by their keys."""
 
     annotated: pa.ChunkedArray
-    keys: pa.ChunkedArray
+    groups: Int32[np.ndarray, " annotated"]  # Ascending, and equal where keys are.
     unannotated: pa.Array  # Those of images alone, sorted.
 
     @staticmethod
@@ -32,25 +32,25 @@ class Stems:
         Whether an image has an annotation is told by 64-bit hashes, which for SA-1B are wrong once in 100,000 times,
         and then of one image among millions.
         """
-        annotated, keys, images = _Column(), _Column(), _Column()
-        hashes = ([np.empty(0, np.int64)], [np.empty(0, np.int64)])
+        annotated, keys, images = _Texts(), _Texts(), _Texts()
+        hashes: dict[str, list[Int64[np.ndarray, " n"]]] = {annotation: [], image: []}
         names = iter(names)
         while some := list(itertools.islice(names, _AT_ONCE)):
             parts = [name.rpartition(".") for name in some]
             ours = [(stem, end) for stem, _, end in parts if stem[stem.rfind("/") + 1 :].startswith(prefix)]
-            for column, ending, found in ((annotated, annotation, hashes[0]), (images, image, hashes[1])):
+            for column, ending in ((annotated, annotation), (images, image)):
                 stems = [stem for stem, end in ours if end == ending]
                 column.add(stems)
-                found.append(np.fromiter(map(hash, stems), np.int64, len(stems)))
+                hashes[ending].append(np.fromiter(map(hash, stems), np.int64, len(stems)))
                 if ending == annotation:
                     keys.add([key(stem) for stem in stems])
-        is_alone = _not_among(np.concatenate(hashes[1]), np.concatenate(hashes[0]))
-        hashes[0].clear()
-        hashes[1].clear()
-        alone = images.all().filter(pa.array(is_alone)).combine_chunks()
-        del images, is_alone
-        order = pc.sort_indices(keys.all())
-        return Stems(annotated.all().take(order), keys.all().take(order), alone.take(pc.sort_indices(alone)))
+        alone = images.take_all().filter(_are_not_among(hashes.pop(image), hashes.pop(annotation))).combine_chunks()
+        alone = alone.take(pc.sort_indices(alone))
+        sorted_keys = keys.take_all()
+        order = pc.sort_indices(sorted_keys)
+        groups = _groups(sorted_keys.take(order))
+        del sorted_keys
+        return Stems(annotated.take_all().take(order), groups, alone)
 
 
 class Rows(Sequence[T], Generic[T]):
@@ -89,7 +89,7 @@ def pieces(column: pa.ChunkedArray) -> Iterator[str]:
         yield from column.slice(start, _AT_ONCE).to_pylist()
 
 
-class _Column:
+class _Texts:
     """Texts that are added to."""
 
     def __init__(self) -> None:
@@ -98,13 +98,28 @@ class _Column:
     def add(self, some: list[str]) -> None:
         self._chunks.append(pa.array(some, pa.string()))
 
-    def all(self) -> pa.ChunkedArray:
-        return pa.chunked_array(self._chunks, pa.string())
+    def take_all(self) -> pa.ChunkedArray:
+        """All of them, which this has no longer."""
+        chunks, self._chunks = self._chunks, []
+        return pa.chunked_array(chunks, pa.string())
 
 
-def _not_among(some: Int64[np.ndarray, " n"], others: Int64[np.ndarray, " m"]) -> np.ndarray:
-    others.sort()
-    if not len(others):
-        return np.ones(len(some), bool)
-    places = np.minimum(np.searchsorted(others, some), len(others) - 1)
-    return others[places] != some
+def _groups(texts: pa.ChunkedArray) -> Int32[np.ndarray, " texts"]:
+    """The number of each text among the different ones, where equal ones stand together."""
+    groups = np.zeros(len(texts), np.int32)
+    if len(texts) > 1:
+        np.cumsum(np.asarray(pc.not_equal(texts.slice(1), texts.slice(0, len(texts) - 1))), out=groups[1:])
+    return groups
+
+
+def _are_not_among(some: list[Int64[np.ndarray, " n"]], others: list[Int64[np.ndarray, " m"]]) -> pa.ChunkedArray:
+    """For each of `some` whether none of `others` equals it; the lists are emptied on the way."""
+    known = np.concatenate([np.empty(0, np.int64), *others])
+    others.clear()
+    known.sort()
+    found = []
+    for each in some:
+        places = np.minimum(np.searchsorted(known, each), len(known) - 1)
+        found.append(pa.array(known[places] != each if len(known) else np.ones(len(each), bool)))
+    some.clear()
+    return pa.chunked_array(found, pa.bool_())

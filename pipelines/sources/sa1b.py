@@ -13,7 +13,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Int64
 
@@ -42,7 +41,7 @@ class Sa1b(Source):
         stems = Stems.of(files.walk(), "sa_", "jpg", "json", _key)  # One walk through 22 million files.
         has_folders = pc.any(pc.starts_with(stems.annotated, "val/")).as_py() or bool(files.glob("val/*"))
         if not has_folders:
-            is_val = [self._are_val(pieces(stems.keys)), self._are_val(map(_key, pieces(stems.unannotated)))]
+            is_val = [self._are_val(pieces(one)) for one in (stems.annotated, stems.unannotated)]
         for split in splits:
             if has_folders:
                 both = [pc.starts_with(one, f"{split}/") for one in (stems.annotated, stems.unannotated)]
@@ -72,8 +71,8 @@ class Sa1b(Source):
             _add_mask(regions, position, row, seen)
         return regions.read(self.dataset, split)
 
-    def _are_val(self, keys: Iterable[str]) -> Bool[np.ndarray, " keys"]:
-        return np.fromiter(map(self._is_val, keys), bool)
+    def _are_val(self, stems: Iterable[str]) -> Bool[np.ndarray, " stems"]:
+        return np.fromiter((self._is_val(_key(stem)) for stem in stems), bool)
 
     def _is_val(self, key: str) -> bool:
         number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
@@ -85,10 +84,9 @@ SOURCE = Sa1b()
 
 def _index(files: Files, stems: Stems, rows: Int64[np.ndarray, " r"], alone: Int64[np.ndarray, " a"]) -> Index:
     """The entries at some rows of the stems, and what is rejected: the same id again, and images alone."""
-    keys = stems.keys.take(pa.array(rows))
+    groups = stems.groups[rows]
     is_again = np.zeros(len(rows), bool)
-    if len(rows) > 1:
-        is_again[1:] = pc.equal(keys.slice(1), keys.slice(0, len(rows) - 1))
+    is_again[1:] = groups[1:] == groups[:-1]
     for first in np.flatnonzero(is_again[1:] & ~is_again[:-1]).tolist():  # Of one id the first path is taken.
         last = first + 1
         while last < len(rows) and is_again[last]:

@@ -19,18 +19,17 @@ BOUND = 2048  # MiB of resident memory, with Python and Arrow.
 
 @dataclass(frozen=True)
 class MadeNames:
-    """The files of SA-1B as it is released: folders of 11,186 images, each beside its json."""
+    """The files of SA-1B in a thousand folders."""
 
     images: int
     path: str = "s3://bucket/sa1b"
     neighbours: Sequence[str] = ()
 
     def walk(self) -> Iterator[str]:
-        for number in range(1, self.images + 1):
-            # As S3 sorts them within a folder, and not by number over all.
-            stem = f"sa_{number % 1000:06d}/sa_{number}"
-            yield f"{stem}.jpg"
-            yield f"{stem}.json"
+        # The worst order: no file comes near that which it belongs to, and ids are not sorted.
+        for ending in ("jpg", "json"):
+            for number in range(self.images, 0, -1):
+                yield f"sa_{number % 1000:06d}/sa_{number}.{ending}"
 
     def glob(self, pattern: str) -> list[str]:
         return []

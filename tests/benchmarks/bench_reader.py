@@ -10,23 +10,20 @@ of a second core there is to win.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import multiprocessing
 import os
-import socket
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.fs
 from jaxtyping import Bool
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from semsam.data import rle
 from semsam.data.images import encode_jpeg
@@ -38,6 +35,8 @@ from semsam.data.schema import Kind, Record, Region, to_row
 from semsam.data.shard_file import index_name, shard_name, write_shard_file
 from semsam.data.shards import Split
 from semsam.data.training_sample import SampleSettings
+from semsam.storage import Folder
+from tests.s3_server import s3_server
 
 FULL = SampleSettings()
 GLOBAL_BATCH = 4
@@ -186,40 +185,12 @@ def bench_threads(split: Split, num_samples: int) -> None:
     print(f"  memory after each slice, MiB: {', '.join(f'{mib:.0f}' for mib in memory)}  (bound: flat)")
 
 
-@contextlib.contextmanager
-def s3_server() -> Iterator[None]:
-    """A local S3 server in a process of its own, set in the environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "bench",
-        "AWS_SECRET_ACCESS_KEY": "bench",
-        "AWS_REGION": "us-east-1",
-    }
-    try:
-        for _ in range(100):
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.2)
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
 def bench_s3(local: Split) -> None:
     """Local disk against an S3 server on the same cores, two threads each."""
-    with s3_server():
-        filesystem = pa.fs.S3FileSystem(
-            endpoint_override=os.environ["AWS_ENDPOINT_URL"], region="us-east-1", allow_bucket_creation=True
-        )
-        filesystem.create_dir("bench")
-        pa.fs.copy_files(local.root, "bench/train", destination_filesystem=filesystem)
-        remote = Split("s3://bench/train")
+    with tempfile.TemporaryDirectory() as folder, s3_server(Path(folder)) as server:
+        for path in Path(local.root).iterdir():
+            Folder(f"{server.uri}/train").write(path.name, path.read_bytes())
+        remote = Split(f"{server.uri}/train")
         plan = make_plan(local, num_steps=10)
         works = {"local": lambda: read_with(local, plan, 2), "s3": lambda: read_with(remote, plan, 2)}
         took = compare(works, plan.num_steps * plan.global_batch)
