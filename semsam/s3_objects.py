@@ -90,9 +90,13 @@ def delete(path: str) -> None:
 
 
 def delete_all(path: str) -> None:
-    """Delete all objects below a path."""
+    """Delete all objects below a path, each once: a server that still lists them afterwards is not asked again."""
     bucket, top = _place(path)["Bucket"], _folder_key(path)
-    while keys := page(path, True)[0]:
+    after: str | None = ""
+    while after is not None:
+        keys, _, after = page(path, True, after)
+        if not keys:
+            continue
         wanted = {"Objects": [{"Key": top + key} for key in keys], "Quiet": True}
         with _translated():
             failed = _client().delete_objects(Bucket=bucket, Delete=wanted).get("Errors", [])
