@@ -77,7 +77,7 @@ class RayNodes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for pid in [node.pid for node in self._nodes] + list(self.added().values()):
-            _kill_session(pid)
+            kill_session(pid)
         for node in self._nodes:
             node.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -90,7 +90,12 @@ class RayNodes:
 
     def kill(self, pid: int) -> None:
         """End all processes of a node at once, as when a machine loses power."""
-        _kill_session(pid)
+        kill_session(pid)
+
+    @property
+    def head(self) -> subprocess.Popen[bytes]:
+        """The first of its processes."""
+        return self._nodes[0]
 
     def added(self) -> dict[str, int]:
         """The nodes that the autoscaler has started and that live, with their processes."""
@@ -179,17 +184,18 @@ class RayNodes:
         return "\n".join(f"{path}: {path.read_text(errors='replace')[-1500:]}" for path in self.folder.glob("*/said"))
 
 
-def _kill_session(session: int) -> None:
-    for process in _of_session(session):
+def kill_session(session: int) -> None:
+    """End the processes of a session at once."""
+    for process in of_session(session):
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 
 
 def _session_lives(session: int) -> bool:
-    return bool(_of_session(session))
+    return bool(of_session(session))
 
 
-def _of_session(session: int) -> list[int]:
+def of_session(session: int) -> list[int]:
     """The living processes of a session."""
     found = []
     for entry in Path("/proc").iterdir():
