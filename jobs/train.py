@@ -24,7 +24,7 @@ from jobs.track import stable_tracking
 from pipelines.sources import check_datasets
 from semsam.config import Count, PlainName, Positive, PositiveFloat, config_values, parse_config, settings
 from semsam.model.semantic_sam import SemanticSam
-from semsam.storage import Folder, open_filesystem
+from semsam.storage import S3, Folder
 from semsam.tracking.address import check_address, environment_for
 from semsam.tracking.tracked_run import read_run_id
 from semsam.tracking.tracker import TrackingSettings, open_experiment, tracking_uri
@@ -213,13 +213,15 @@ def _fit_to_the_end(job: TrainJob, folder: RunFolder) -> None:
 
 
 def _fit(job: TrainJob, folder: RunFolder) -> None:
+    import s3fs
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     if job.run.least_workers < job.run.most_workers:
         # How long it is tried to start as many workers as before a machine was lost, of which Ray hears after a while.
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    filesystem, path = open_filesystem(folder.path)
+    path = folder.path.removeprefix(S3)
     # Not in the config, which Ray shows in its dashboard.
     environment = environment_for(tracking_uri(job.tracking)) if job.tracking.enabled else {}
     trainer = TorchTrainer(
@@ -236,7 +238,8 @@ def _fit(job: TrainJob, folder: RunFolder) -> None:
         run_config=RunConfig(
             name=f"attempt-{int(time.time())}",
             storage_path=f"{path}/ray",
-            storage_filesystem=None if folder.is_local else filesystem,
+            # Not pyarrow's own, which makes folders in S3: some servers have none, and answer with an error.
+            storage_filesystem=None if folder.is_local else PyFileSystem(FSSpecHandler(s3fs.S3FileSystem())),
             failure_config=FailureConfig(max_failures=job.run.max_failures),
             # Its warnings are of a busy machine, with stacks; what matters of them is said by `_deaths`.
             logging_config=LoggingConfig(log_level="ERROR"),

@@ -2,7 +2,7 @@
 
     python tests/chaos/killed_jobs.py [--seeds 40] [--first 0] [--kind node] [--job train]
 
-Each seed picks what is killed, in which job (prepare, train, evaluate, generate) and at which moment of its work.  A job
+Each seed picks what is killed, in which job (prepare, train, evaluate, generate), and when.  A job
 must survive the death of a worker, a machine and the S3 server; after that of its driver, of the head or of all of it,
 the same command must end it.  What must be alike in the end: the bytes of all shards, masks and items, the loss of
 every step and the weights, the numbers; and no finished part, nor more steps than a checkpoint's worth, is done again.
@@ -11,6 +11,7 @@ every step and the weights, the numbers; and no finished part, nor more steps th
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, help="kill that alone")
     parser.add_argument("--job", choices=JOBS, help="in that job alone")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # Leaves no cluster behind.
     outcomes: list[Outcome] = []
     failed: list[int] = []
     started = time.monotonic()

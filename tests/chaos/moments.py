@@ -46,10 +46,10 @@ class Killed:
 
 def state_of(job: str, files: Path, running: Running) -> State:
     """How far a job is that writes to a folder, or to S3 if that is where its objects are."""
-    return _of_training(files / "run", running.said()) if job == "train" else _of_parts(job, files)
+    return training_state(files / "run", running.said()) if job == "train" else part_state(job, files)
 
 
-def _of_training(run: Path, said: str) -> State:
+def training_state(run: Path, said: str) -> State:
     steps = [int(step) for step in re.findall(r"\bstep (\d+)/", said)]
     log = run / "train_log.jsonl"
     steps.append(log.read_bytes().count(b"\n") if log.exists() else 0)  # On the disk known before it is printed.
@@ -64,7 +64,7 @@ def _of_training(run: Path, said: str) -> State:
     )
 
 
-def _of_parts(job: str, top: Path) -> State:
+def part_state(job: str, top: Path) -> State:
     finished, in_work, is_begun = 0, "", False
     for folder, names in _names(top).items():
         for name in names:

@@ -18,6 +18,7 @@ from tests.chaos.running import finish
 Place: TypeAlias = Literal["disk", "s3"]
 
 JOBS = ("prepare", "train", "evaluate", "generate")
+SHARDS = "shards"  # What the world's native files are prepared to.
 STEPS, CHECKPOINT_EVERY = 20, 5
 # Deaths of workers that each setting allows; what is killed is one worker, or a machine with one of them.
 MAX_FAILURES = 1
@@ -51,7 +52,7 @@ class World:
         write_toy_world(self.folder / "toy", ToySettings(train_images=24, val_images=12, faults=False))
         recipe = TRAIN.format(steps=STEPS, every=CHECKPOINT_EVERY, failures=MAX_FAILURES)
         (self.folder / "train.yaml").write_text(recipe)
-        finish(self.command("prepare", "shards"))
+        finish(self.command("prepare", SHARDS))
         return self
 
     def root(self, place: Place) -> str:
@@ -67,9 +68,9 @@ class World:
                 f"output={root}/{output}",
                 "rows_per_shard=2",
             ],
-            "train": [str(self.folder / "train.yaml"), f"data.root={root}/shards", f"run.storage={root}/{output}"],
+            "train": [str(self.folder / "train.yaml"), f"data.root={root}/{SHARDS}", f"run.storage={root}/{output}"],
             "evaluate": [
-                f"data={root}/shards",
+                f"data={root}/{SHARDS}",
                 "untrained=true",
                 f"output={root}/{output}",
                 "image_size={short_side: 96, max_long_side: 96}",
