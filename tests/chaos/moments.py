@@ -13,7 +13,7 @@ import numpy as np
 
 from tests.chaos.cluster import Cluster
 from tests.chaos.running import PATIENCE, Running
-from tests.chaos.world import CHECKPOINT_EVERY
+from tests.chaos.world import CHECKPOINT_EVERY, UPLOAD
 
 EARLY, WRITING, LATER = MOMENTS = ("before the first", "during a write", "later")  # Checkpoint, or finished part.
 _STATE = "state.json"  # Written last, of a checkpoint.
@@ -68,8 +68,10 @@ def part_state(job: str, top: Path) -> State:
     finished, in_work, is_begun = 0, "", False
     for folder, names in _names(top).items():
         for name in names:
+            if name.startswith(UPLOAD):
+                in_work = f"an upload to {os.path.basename(folder)}"
             part, _, kind = name.lstrip(".").partition(".")
-            is_sidecar, is_note = kind == "json", kind == "attempt"
+            is_sidecar, is_note = kind == "json", kind.startswith("attempt")
             if not re.fullmatch(rf"{_PART[job]}-\d+", part):
                 continue
             finished += is_sidecar

@@ -34,6 +34,7 @@ training: {{steps: {steps}, global_batch: 4, zero_stage: 2, precision: fp32, che
 run: {{name: run, num_workers: 2, use_gpu: false, cpus_per_worker: 1, max_failures: {failures}}}
 tracking: {{enabled: false}}
 """
+UPLOAD = ".rclone_temp_put_"  # So begin files of the S3 server's that are no objects yet.
 # What a step says of the time it took, not of what it computed.
 TIMES = ("time", "data_wait", "seconds", "images_per_second", "memory_gb")
 
@@ -94,6 +95,7 @@ class World:
             return _of_training(Folder(f"{self.root(place)}/{output}/run"))
         top = self.folder / output
         files = {str(path.relative_to(top)): path for path in sorted(top.rglob("*")) if path.is_file()}
+        files = {name: path for name, path in files.items() if not path.name.startswith(UPLOAD)}
         result: dict[str, Any] = {}
         if job == "evaluate":
             result["numbers"] = orjson.loads(files.pop("metrics.json").read_bytes()) | {"time": None}

@@ -56,6 +56,11 @@ def test_a_checkpoint_is_being_written_until_its_state_is_there(tmp_path: Path) 
     assert (state.kept, state.in_work, state.moment) == (5, "", LATER)
 
 
+def test_an_upload_is_a_write(tmp_path: Path) -> None:
+    write(tmp_path, "a/train/.rclone_temp_put_1", "a/train/shard-00000.attempt")
+    assert part_state("prepare", tmp_path) == State(0, 0, True, "an upload to train")
+
+
 @pytest.mark.parametrize("writing", [".shard-00001.arrow.1f.draft", "shard-00001.arrow"])
 def test_a_part_is_being_written_from_its_draft_to_its_sidecar(tmp_path: Path, writing: str) -> None:
     assert not part_state("prepare", tmp_path / "none").is_begun
