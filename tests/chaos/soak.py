@@ -129,7 +129,7 @@ class Chaos:
         try:
             killed = kill_at(plan.moment, plan.kind, plan.job, files, of, running, self.cluster, rng)
             if killed is None:
-                wait_for(running)
+                wait_for(running, is_disturbed=True)
                 return None
             parts = finished_parts(plan.job, files)
             at = time.monotonic()
@@ -140,7 +140,7 @@ class Chaos:
                     running.kill()
                     said = running.said()
                     running = self.cluster.start(command, plan.kind)
-                said += _BETWEEN + wait_for(running)
+                said += _BETWEEN + wait_for(running, is_disturbed=plan.kind != "job")
             except RuntimeError as error:
                 return Outcome(plan, killed, of, "", (_first_line(error),), time.monotonic() - at, str(error))
             took = time.monotonic() - at
