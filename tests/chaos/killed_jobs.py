@@ -55,7 +55,6 @@ def main() -> None:
                 if outcome.broken:
                     failed.append(seed)
                     print(outcome.said, file=sys.stderr, flush=True)
-                    cluster.close()
         finally:
             cluster.close()
     print(f"\n{table(outcomes)}\n\n{(time.monotonic() - started) / 60:.0f} minutes")

@@ -31,9 +31,9 @@ class State:
     is_begun: bool  # Whether any worker has told of work.
     in_work: str  # What is being written: a checkpoint without its last file, a draft, a part without its sidecar.
 
-    @property
-    def moment(self) -> str:
-        return WRITING if self.in_work else LATER if self.kept else EARLY
+    def is_at(self, moment: str) -> bool:
+        """Whether the job is there; with several workers it may be at two moments."""
+        return {EARLY: self.kept == 0, WRITING: bool(self.in_work), LATER: self.kept > 0}[moment]
 
 
 @dataclass(frozen=True)
@@ -105,10 +105,11 @@ def kill_at(
         state = state_of(job, files, running)
         if time.monotonic() > renewed + _RENEW and (state.is_begun or kind in _BY_HAND):
             kill, renewed = cluster.aim(kind, job, running, rng), time.monotonic()
+        elif state.kept >= of:
+            return None  # All is done, and the job is about to say so.
         elif kill is not None and is_time(state, running.seconds):
             kill()
-            # All is done, and the job was about to say so.
-            return None if state.done >= of and not state.in_work else Killed(state, running.seconds)
+            return Killed(state, running.seconds)
         time.sleep(0.002)
     return None
 
@@ -122,7 +123,7 @@ def _trigger(moment: str, kind: str, job: str, of: int, rng: np.random.Generator
         return lambda state, seconds: bool(state.in_work) and state.done >= wanted
     if moment == LATER:
         wanted = int(rng.integers(first, last))
-        return lambda state, seconds: state.kept > 0 and state.done >= wanted and not state.in_work
+        return lambda state, seconds: state.kept > 0 and state.done >= wanted
     if kind in _BY_HAND and rng.random() < 0.4:
         delay = float(rng.uniform(2, 12))
         return lambda state, seconds: seconds > delay or state.kept > 0

@@ -53,12 +53,17 @@ class Outcome:
     took: float  # Seconds from the kill to the job's end.
     said: str
 
+    @property
+    def moment(self) -> str:
+        """The planned one, if it was met."""
+        return next(one for one in (self.plan.moment, *MOMENTS) if self.killed.state.is_at(one))
+
     def __str__(self) -> str:
         plan, state = self.plan, self.killed.state
         at = f"{state.done} of {self.of}" + (f", {state.in_work}" if state.in_work else "")
         promises = "BROKEN: " + "; ".join(self.broken) if self.broken else "kept"
         return (
-            f"| {plan.seed} | {plan.kind} | {plan.job} | {plan.place} | {state.moment} | {at} | "
+            f"| {plan.seed} | {plan.kind} | {plan.job} | {plan.place} | {self.moment} | {at} | "
             f"{self.killed.seconds:.1f} s | {self.went_on} | {self.took:.0f} s | {promises} |"
         )
 
@@ -75,7 +80,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     for kind in (*KINDS, "all"):
         some = [one for one in outcomes if kind in (one.plan.kind, "all")]
         if some:
-            times = Counter(one.killed.state.moment for one in some)
+            times = Counter(one.moment for one in some)
             jobs = Counter(one.plan.job for one in some)
             kept = sum(not one.broken for one in some)
             counts = " | ".join(str(times[moment]) for moment in MOMENTS)
@@ -112,7 +117,7 @@ class Chaos:
         for number in range(_TRIES):
             outcome = self._once(plan, number)
             found = outcome or found
-            if outcome is not None and (outcome.broken or outcome.state.moment == plan.moment):
+            if outcome is not None and (outcome.broken or outcome.moment == plan.moment):
                 return outcome
         if found is None:
             raise RuntimeError(f"seed {plan.seed}: the work was done before each of {_TRIES} kills")

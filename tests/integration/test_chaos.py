@@ -40,4 +40,5 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
 )
 def test_a_job_ends_as_an_undisturbed_one(chaos: Chaos, plan: Plan) -> None:
     outcome = chaos.disturb(plan)
+    print(outcome)
     assert not outcome.broken, f"{outcome}\n{outcome.said}"

@@ -47,13 +47,16 @@ def write(folder: Path, *names: str) -> None:
 
 
 def test_a_checkpoint_is_being_written_until_its_state_is_there(tmp_path: Path) -> None:
-    assert training_state(tmp_path / "none", "").moment == EARLY
+    assert training_state(tmp_path / "none", "").is_at(EARLY)
     write(tmp_path, "checkpoint-5/.weight.draft")
     state = training_state(tmp_path, BEGAN + steps(0, 6))
-    assert (state.done, state.kept, state.in_work, state.moment) == (6, 0, "checkpoint-5", WRITING)
+    assert (state.done, state.kept, state.in_work) == (6, 0, "checkpoint-5")
+    assert state.is_at(WRITING)
     write(tmp_path, "checkpoint-5/state.json")
     state = training_state(tmp_path, BEGAN + steps(0, 6))
-    assert (state.kept, state.in_work, state.moment) == (5, "", LATER)
+    assert (state.kept, state.in_work) == (5, "")
+    assert state.is_at(LATER)
+    assert not state.is_at(WRITING)
 
 
 def test_an_upload_is_a_write(tmp_path: Path) -> None:
