@@ -17,7 +17,7 @@ from tests.chaos.running import finish, wait_for
 from tests.chaos.world import CHECKPOINT_EVERY, JOBS, SHARDS, STEPS, Place, World
 
 _TRIES = 4  # Until a kill comes at the moment that was meant.
-_BETWEEN = "\0"  # The output of a job and that of the same command again.
+_ORIGIN = r"beginning with random weights|(?=going on after step \d+ from)"  # What workers say when they start.
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Chaos:
                     running.kill()
                     said = running.said()
                     running = self.cluster.start(command, plan.kind)
-                said += _BETWEEN + wait_for(running, is_disturbed=plan.kind != "job")
+                said += wait_for(running, is_disturbed=plan.kind != "job")
             except RuntimeError as error:
                 return Outcome(plan, killed, of, "", (_first_line(error),), time.monotonic() - at, str(error))
             took = time.monotonic() - at
@@ -165,9 +165,7 @@ def went_on(
         again = [name for name, written in parts.items() if parts_after.get(name) != written]
         broken = [f"{len(again)} finished parts were made again: {again[0]}"] if again else []
         return f"with {len(parts)} parts", broken
-    attempts = re.split(r"beginning with random weights|(?=going on after step \d+ from)", said.replace(_BETWEEN, ""))[
-        1:
-    ]
+    _, *attempts = re.split(_ORIGIN, said)
     broken = []
     allowed = 1 if plan.kind == "s3" else 2
     if len(attempts) > allowed:
