@@ -127,7 +127,7 @@ class Chaos:
         """What came of one kill; None for one that came after the work was done."""
         expected, of = self.calm(plan.job, plan.place)
         rng = np.random.default_rng([plan.seed, number])
-        output = f"killed-{plan.seed}-{number}"
+        output = f"{plan.kind}-{plan.job}-{plan.seed}-{number}"
         files = self.world.folder / output
         command = self.world.command(plan.job, output, plan.place)
         running = self.cluster.start(command, plan.kind)
