@@ -170,11 +170,12 @@ def went_on(
     allowed = 1 if plan.kind == "s3" else 2
     if len(attempts) > allowed:
         broken.append(f"workers were started {len(attempts)} times, not {allowed}")
-    if len(attempts) < 2:
+    if len(attempts) < 2 and plan.kind in SURVIVED:
         return "without a new start", broken
     begun = re.match(r"going on after step (\d+)", attempts[-1])
     first = int(begun[1]) if begun else 0
-    done = max([state.done, *map(int, re.findall(r"\bstep (\d+)/", attempts[-2]))])
+    before = "".join(attempts[-2:-1])  # Nothing where what the workers said was lost with the driver.
+    done = max([state.done, *map(int, re.findall(r"\bstep (\d+)/", before))])
     # The checkpoint that was due before `done` may have been in work: then the one before it is the latest.
     if first < state.kept or first < done // CHECKPOINT_EVERY * CHECKPOINT_EVERY - CHECKPOINT_EVERY:
         broken.append(f"went on after step {first} with checkpoint-{state.kept} there and {done} steps done")

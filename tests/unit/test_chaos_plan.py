@@ -79,7 +79,7 @@ def test_a_part_is_being_written_from_its_draft_to_its_sidecar(tmp_path: Path, w
     [
         ("node", BEGAN + steps(0, 8) + resumed(5) + steps(5, 20), 5, "after step 5, 3 done again"),
         ("head", BEGAN + steps(0, 3) + BEGAN + steps(0, 20), 0, "after step 0, 3 done again"),
-        ("driver", BEGAN + steps(0, 20), 0, "without a new start"),
+        ("driver", BEGAN + steps(0, 20), 0, "after step 0, 0 done again"),
         ("s3", BEGAN + steps(0, 20), 10, "without a new start"),
         # The checkpoint of step 10 was in work.
         ("driver", BEGAN + steps(0, 11) + resumed(5) + steps(5, 20), 5, "after step 5, 6 done again"),
