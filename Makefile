@@ -60,7 +60,7 @@ bench: $(DEV_READY)  ## measure the hot paths; prints ratios taken in one run
 claims: $(READY)  ## three claims of the paper at toy scale, as tables; over an hour; a second call goes on
 	$(BIN)/python tests/benchmarks/claims.py
 
-chaos: $(READY)  ## kill jobs at seeded moments and see whether they end as if undisturbed; a quarter of an hour
+chaos: $(DEV_READY)  ## kill workers, machines, heads, S3 at seeded moments and see whether jobs end as if undisturbed; over an hour
 	$(BIN)/python tests/chaos/killed_jobs.py
 
 clean:  ## remove what the targets made, the virtual environment excepted

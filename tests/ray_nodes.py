@@ -78,7 +78,7 @@ class RayNodes:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for pid in [node.pid for node in self._nodes] + list(self.added().values()):
-            _kill_session(pid)
+            kill_session(pid)
         for node in self._nodes:
             node.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -92,7 +92,12 @@ class RayNodes:
     def kill(self, pid: int) -> None:
         """End all processes of a node at once, as when a machine loses power."""
         self._ended.add(pid)
-        _kill_session(pid)
+        kill_session(pid)
+
+    @property
+    def head(self) -> subprocess.Popen[bytes]:
+        """The first of its processes."""
+        return self._nodes[0]
 
     def tell(self, node: subprocess.Popen[bytes]) -> None:
         """Tell a node that it will be taken away."""
@@ -107,7 +112,7 @@ class RayNodes:
     def processes(self, name: str) -> list[int]:
         """The living processes of all nodes that Ray calls by a name, `RayTrainWorker`."""
         sessions = [node.pid for node in self._nodes] + list(self.added().values())
-        return [pid for session in sessions for pid in _of_session(session) if _command(pid).startswith(f"ray::{name}")]
+        return [pid for session in sessions for pid in of_session(session) if _command(pid).startswith(f"ray::{name}")]
 
     def kind_of(self, node: str) -> str:
         """The kind of a node that the autoscaler has started."""
@@ -202,17 +207,18 @@ class RayNodes:
         return "\n".join(f"{path}: {path.read_text(errors='replace')[-1500:]}" for path in self.folder.glob("*/said"))
 
 
-def _kill_session(session: int) -> None:
-    for process in _of_session(session):
+def kill_session(session: int) -> None:
+    """End the processes of a session at once."""
+    for process in of_session(session):
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 
 
 def _session_lives(session: int) -> bool:
-    return bool(_of_session(session))
+    return bool(of_session(session))
 
 
-def _of_session(session: int) -> list[int]:
+def of_session(session: int) -> list[int]:
     """The living processes of a session."""
     found = []
     for entry in Path("/proc").iterdir():

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from semsam.tracking.tracker import LOSS
-from tests.chaos.killed_jobs import noise_in
+from tests.chaos.running import noise_in
 from tests.mlflow_stand_in import MlflowStandIn
 from tests.painted_shards import write_painted_shards
 
