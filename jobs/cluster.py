@@ -125,6 +125,8 @@ def joined(*workers: Workers) -> Iterator[None]:
 def stable_path(path: str, setting: str) -> str:
     """The path in its normal form (`semsam.storage`), which means the same to this process and to its workers.
 
+    One on S3 is looked at, so that a job which cannot reach it, or may not, ends before it begins.
+
     Raises `ValueError`, beginning with the setting, for what is no path, and for a relative one in a submitted job:
     there it would point into the cluster's temporary copy of the working directory, which is deleted after the job.
     """

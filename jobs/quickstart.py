@@ -97,9 +97,9 @@ def run(job: QuickstartJob) -> Quickstart:
 
 def _output(job: QuickstartJob) -> Path:
     """The folder for all outputs.  Raises `ValueError` for one that holds anything but an earlier quickstart."""
+    if job.output.startswith(S3):
+        raise ValueError(f"output: {job.output}: the quickstart needs a folder of this machine")
     path = stable_path(job.output, "output")
-    if path.startswith(S3):
-        raise ValueError(f"output: {path}: the quickstart needs a folder of this machine")
     output = Path(path)
     try:
         found = sorted(one.name for one in output.iterdir()) if output.exists() else []

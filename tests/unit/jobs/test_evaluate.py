@@ -30,11 +30,11 @@ def test_a_checkpoint_is_named_or_none_is_meant(tmp_path: Path) -> None:
         main([f"data={tmp_path}", "untrained=true"])
 
 
-def test_paths_are_those_of_the_other_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_those_of_the_other_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    job = _with_stable_paths(parse(data="shards", output="s3://bucket/out/", checkpoint="~/run"))
-    assert (job.data, job.output, job.checkpoint) == (f"{tmp_path}/shards", "s3://bucket/out", f"{tmp_path}/run")
+    job = _with_stable_paths(parse(data="shards", output=f"{bucket}/out/", checkpoint="~/run"))
+    assert (job.data, job.output, job.checkpoint) == (f"{tmp_path}/shards", f"{bucket}/out", f"{tmp_path}/run")
 
 
 @pytest.mark.parametrize("setting", ["data", "output", "checkpoint"])

@@ -74,14 +74,14 @@ def test_a_missing_root_is_named_with_its_setting(tmp_path: Path) -> None:
         main([f"datasets.sa1b.root={tmp_path}/none"])
 
 
-def test_a_submitted_job_refuses_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_submitted_job_refuses_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     with pytest.raises(
         ValueError, match="output: 'outputs/shards' is relative; a submitted job needs an absolute path"
     ):
         split_tasks(parse(datasets={"sa1b": {"root": str(tmp_path)}}))
     with pytest.raises(ValueError, match=r"datasets.sa1b.root: 'data' is relative"):
-        split_tasks(parse(datasets={"sa1b": {"root": "data"}}, output="s3://bucket/shards"))
+        split_tasks(parse(datasets={"sa1b": {"root": "data"}}, output=f"{bucket}/shards"))
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "shard-00000.arrow", "row_categories.arrow"])
