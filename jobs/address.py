@@ -21,6 +21,8 @@ from ray._raylet import (  # type: ignore[attr-defined]
     GcsClient,
     get_authentication_mode,
 )
+from ray.core.generated.gcs_service_pb2 import GetClusterIdRequest
+from ray.core.generated.gcs_service_pb2_grpc import NodeInfoGcsServiceStub
 
 ANSWERS_WITHIN = 10.0  # Seconds.
 _CLIENT = "ray://"
@@ -75,6 +77,7 @@ def _ask(address: str, place: str, is_head: bool) -> None:
     try:
         grpc.channel_ready_future(channel).result(timeout=ANSWERS_WITHIN)
         if is_head:
+            _ask_for_its_id(channel)
             known = GcsClient(place).internal_kv_get(CLUSTER_METADATA_KEY, KV_NAMESPACE_CLUSTER, timeout=ANSWERS_WITHIN)
             _refuse_other_versions(address, json.loads(known or b"{}"))
     except ray.exceptions.AuthenticationError:
@@ -86,6 +89,15 @@ def _ask(address: str, place: str, is_head: bool) -> None:
         ) from None
     finally:
         channel.close()
+
+
+def _ask_for_its_id(channel: grpc.Channel) -> None:
+    """Raise `grpc.RpcError` where something else than a head answers: Ray's own client would wait for it for ever."""
+    try:
+        NodeInfoGcsServiceStub(channel).GetClusterId(GetClusterIdRequest(), timeout=ANSWERS_WITHIN)
+    except grpc.RpcError as error:
+        if error.code() is not grpc.StatusCode.UNAUTHENTICATED:  # That is for Ray's client to say.
+            raise
 
 
 def _refuse_other_versions(address: str, cluster: dict[str, Any]) -> None:
