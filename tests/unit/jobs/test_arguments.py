@@ -61,7 +61,7 @@ def test_help_shows_defaults_and_comments(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         job_of("train").main(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "run.max_failures=10 Times that a worker may die before the job gives up." in shown
+    assert "run.use_gpu=true One for each worker." in shown
     assert "model.init=null A folder with the weights to begin with: a checkpoint, or" in shown
     assert "training.ema_decay=null Of an average of the weights," in shown
     assert "run: Where a run's files go, `<storage>/<name>/`, and what it runs on." in shown
