@@ -63,7 +63,7 @@ class S3Files(pa.fs.FileSystemHandler):
         return self.open_input_file(path)
 
     def open_output_stream(self, path: str, metadata: object) -> pa.NativeFile:
-        return pa.PythonFile(_Upload(lambda data: self._ask(s3_objects.put, path, data)), mode="w")
+        return pa.PythonFile(_Upload(lambda data: self._ask(s3_objects.put, path, [memoryview(data)])), mode="w")
 
     def open_append_stream(self, path: str, metadata: object) -> pa.NativeFile:
         raise NotImplementedError("nothing can be appended to an object")
