@@ -69,7 +69,7 @@ class S3Files(pa.fs.FileSystemHandler):
         raise NotImplementedError("nothing can be appended to an object")
 
     def copy_file(self, src: str, dest: str) -> None:
-        self._ask(s3_objects.put, dest, self._ask(s3_objects.get, src))
+        self._ask(s3_objects.put, dest, [memoryview(self._ask(s3_objects.get, src))])
 
     def move(self, src: str, dest: str) -> None:
         self.copy_file(src, dest)

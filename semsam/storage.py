@@ -34,7 +34,7 @@ T = TypeVar("T")
 S3 = s3_objects.S3
 CHUNK = 8 * 1024 * 1024
 # Seconds between attempts at something that storage refuses, on top of what the S3 client itself tries again.
-BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+BACKOFF = (0.5, 1.0, 2.0, 4.0, 8.0, 8.0, 8.0)
 # What stays as it is however often one asks.
 _LASTING = (
     FileNotFoundError,

@@ -159,7 +159,8 @@ def test_what_was_trained_is_evaluated_exported_used_and_reported_on_s3(
 ) -> None:
     checkpoint = f"{bucket}/runs/hit/checkpoint-{STEPS}"
     small = {"image_size": {"short_side": 64, "max_long_side": 96}, "num_actors": 1, "checkpoint": checkpoint}
-    values = {"data": shards, "output": f"{bucket}/evaluation", "pictures": 1, "resamples": 10, "baseline_images": 4}
+    values = {"data": shards, "output": f"{bucket}/evaluation", "datasets": ["sa1b"]}
+    values |= {"pictures": 1, "resamples": 10, "baseline_images": 4}
     found = evaluate.run(
         parse_config(evaluate.EvaluateJob, values | small | {"tracking": {"enabled": False}}, "evaluate")
     )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +148,19 @@ def test_an_address_where_no_cluster_answers_is_refused_within_seconds(
     assert "\n" not in str(caught.value)
 
 
+def test_a_web_server_is_refused_as_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{web.server_port}"
+        monkeypatch.setattr("jobs.address.ANSWERS_WITHIN", 0.5)
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ValueError, match=f"no Ray cluster answers at {address}"), connect():
+            raise AssertionError("connected")
+        web.shutdown()
+
+
 def test_what_answers_but_is_no_cluster_is_refused_too(monkeypatch: pytest.MonkeyPatch, bucket: str) -> None:
-    """Of `bucket` only the port is of interest, where something listens that is not Ray."""
+    """Of `bucket` only the port is of interest, where something listens that speaks HTTP/2 and is not Ray."""
     address = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
     monkeypatch.setattr("jobs.address.ANSWERS_WITHIN", 0.5)
     monkeypatch.setenv("RAY_ADDRESS", address)
