@@ -92,7 +92,7 @@ def test_masks_of_a_folder_are_made_once(tmp_path: Path, capsys: pytest.CaptureF
 @pytest.mark.slow
 def test_from_s3_to_s3_gives_the_files_of_a_local_disk_and_makes_what_is_missing(tmp_path: Path, bucket: str) -> None:
     photos = write_photos(tmp_path / "photos", 5)
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     for path in photos.iterdir():
         client.put_object(Bucket="bucket", Key=f"photos/{path.name}", Body=path.read_bytes())
     local = generate.run(job(photos, tmp_path / "out"))

@@ -218,7 +218,7 @@ def test_the_file_of_names_is_the_same_bytes_every_time_also_after_a_stop(tmp_pa
 
 def test_from_s3_to_s3_gives_the_shards_of_a_local_disk(tmp_path: Path, bucket: str) -> None:
     root = write_sa1b(tmp_path / "sa1b", train=6, val=1)
-    client = boto3.client("s3")
+    client = boto3.Session().client("s3")
     for path in root.glob("*/*"):
         client.put_object(Bucket="bucket", Key=f"data/{path.relative_to(tmp_path)}", Body=path.read_bytes())
     local = prepare.run(job(root, tmp_path / "out"))

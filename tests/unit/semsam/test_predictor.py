@@ -324,7 +324,7 @@ def test_model_and_photo_may_lie_on_s3(predictor: Predictor, bucket: str, image:
     predictor.model.save(tmp_path)
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
-    boto3.client("s3").put_object(Bucket="bucket", Key="photos/a.png", Body=file.getvalue())
+    boto3.Session().client("s3").put_object(Bucket="bucket", Key="photos/a.png", Body=file.getvalue())
     for place in (f"{bucket}/run/checkpoint-3/", tmp_path):
         loaded = Predictor.load(place, device="cpu", image_size=ImageSize(64, 96))
         loaded.set_vocabulary(["car", "dog"], ["wheel"])
