@@ -41,7 +41,10 @@ test: unit  ## unit tests and one end-to-end test
 
 test-all: $(DEV_READY)  ## everything that runs without a GPU
 	$(SIDE_BY_SIDE) -m 'not gpu and not cluster' tests/unit tests/numerics
-	$(BIN)/python -m pytest -m 'not gpu' tests/integration
+	$(BIN)/python -m pytest -m 'not gpu and not nodes' tests/integration
+
+cluster: $(DEV_READY)  ## trainings that lose and gain machines, an autoscaler, kills of nodes and heads; a quarter of an hour
+	$(BIN)/python -m pytest -m nodes tests/integration
 
 check: $(DEV_READY)  ## format, lint, types, import rules
 	$(BIN)/ruff format --check .
@@ -66,4 +69,4 @@ chaos: $(DEV_READY)  ## kill workers, machines, heads, S3 at seeded moments and 
 clean:  ## remove what the targets made, the virtual environment excepted
 	rm -rf .quickstart outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
 
-.PHONY: help install quickstart unit test test-all check format bench claims chaos clean
+.PHONY: help install quickstart unit test test-all cluster check format bench claims chaos clean

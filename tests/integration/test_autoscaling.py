@@ -16,6 +16,7 @@ from semsam.training.checkpoint import checkpoint_steps
 from tests.ray_nodes import ROOT, RayNodes
 
 pytestmark = [
+    pytest.mark.nodes,
     pytest.mark.cluster,
     pytest.mark.slow,
     pytest.mark.timeout(1200),

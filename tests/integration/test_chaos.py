@@ -28,10 +28,10 @@ def chaos(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chaos]:
 @pytest.mark.parametrize(
     "plan",
     [
-        Plan(0, "node", "train", LATER, "disk"),
-        Plan(0, "worker", "train", WRITING, "disk"),
-        Plan(0, "s3", "prepare", EARLY, "s3"),
-        Plan(0, "head", "train", EARLY, "disk"),
+        pytest.param(Plan(0, "node", "train", LATER, "disk"), marks=pytest.mark.nodes),
+        pytest.param(Plan(0, "worker", "train", WRITING, "disk"), marks=pytest.mark.nodes),
+        pytest.param(Plan(0, "s3", "prepare", EARLY, "s3"), marks=pytest.mark.nodes),
+        pytest.param(Plan(0, "head", "train", EARLY, "disk"), marks=pytest.mark.nodes),
         Plan(0, "job", "prepare", LATER, "disk"),
         Plan(1, "job", "train", EARLY, "disk"),
         Plan(3, "job", "generate", LATER, "disk"),

@@ -21,10 +21,10 @@ from semsam.training.checkpoint import checkpoint_steps
 from tests.painted_shards import write_painted_shards
 from tests.ray_nodes import RayNodes
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.nodes, pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 ROOT = Path(__file__).parents[2]
-STEPS = 100
+STEPS = 200
 CONFIG = """
 data:
   root: {folder}/shards
@@ -33,7 +33,7 @@ data:
 model: {{preset: debug}}
 criterion: {{num_points: 112}}
 optimizer: {{lr: 1.0e-4, clip_norm: 1.0}}
-training: {{steps: {steps}, global_batch: 6, zero_stage: 2, precision: fp32, checkpoint_every: 90, log_every: 1}}
+training: {{steps: {steps}, global_batch: 6, zero_stage: 2, precision: fp32, checkpoint_every: 190, log_every: 1}}
 run: {{storage: {folder}/runs, name: {name}, num_workers: {workers}, use_gpu: false, cpus_per_worker: 1,
       max_failures: 0, grow_every_s: 5}}
 tracking: {{enabled: false}}
