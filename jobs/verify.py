@@ -2,8 +2,8 @@
 
     python -m jobs.verify /data/shards
 
-Finds the shards, runs with their checkpoints, models and masks at and below the folder, reads every byte of them, and
-prints a table.  Exit status 1 where anything is damaged, or where there is nothing to look at.
+Finds the shards, runs with their checkpoints, models, masks and items of evaluations at and below the folder, reads
+every byte of them, and prints a table.  Exit status 1 where anything is damaged, or where there is nothing to look at.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
+from pipelines.evaluate.item_files import is_items, verify_items
 from pipelines.generate.verify import is_masks, verify_masks
 from semsam.config import Positive, settings
 from semsam.data.manifest import MANIFEST_NAME
@@ -54,7 +55,7 @@ def run(job: VerifyJob) -> list[Finding]:
         checks = [pool.submit(_check, *found) for found in _find(folder, MAX_DEPTH)]
         findings = sorted((check.result() for check in checks), key=lambda finding: finding.path)
     if not findings:
-        raise ValueError(f"{folder.path}: neither shards, checkpoints, models nor masks here or below")
+        raise ValueError(f"{folder.path}: neither shards, checkpoints, models, masks nor items here or below")
     return findings
 
 
@@ -71,6 +72,8 @@ def _find(folder: Folder, depth: int) -> Iterator[tuple[str, Folder, Callable[[F
     names = folder.sizes().keys()
     if is_masks(names):
         yield "masks", folder, verify_masks
+    elif is_items(names):
+        yield "items", folder, verify_items
     elif MANIFEST_NAME in names:
         yield "shards", folder, _verify_split
     elif STATE_FILE in names:

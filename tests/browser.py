@@ -97,6 +97,16 @@ class Page:
         return message
 
 
+async def check_page(page: Page, file: Path, folder: Path) -> None:
+    """Assert that a file's page asks nobody for anything, fits a telephone and a desk, and shows its images."""
+    assert [one for one in page.requests if not one.startswith("data:")] == [file.as_uri()]
+    for width in (390, 1440):
+        await page.resize(width)
+        assert await page.run("document.documentElement.scrollWidth") <= width
+        await page.screenshot(folder / f"{width}.png")
+    assert await page.run("[...document.images].every(one => one.naturalWidth > 0)")
+
+
 @asynccontextmanager
 async def open_page(url: str, profile: Path) -> AsyncIterator[Page]:
     """A page in a browser of its own, whose files go to `profile` and which can reach no other machine."""

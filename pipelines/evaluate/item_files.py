@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +160,18 @@ def read_manifest(folder: Folder) -> ItemManifest:
     if data is None:
         raise ValueError(f"{path}: no such file: no evaluation has come to its end here")
     return unseal_as(ItemManifest, data, path, "the manifest of an evaluation's items")
+
+
+def is_items(names: Collection[str]) -> bool:
+    """Whether a folder with files of these names is what an evaluation keeps of a dataset."""
+    return MANIFEST_NAME in names and any(name.startswith("items-") for name in names)
+
+
+def verify_items(folder: Folder) -> str:
+    """Read all items and say what they are; `ValueError` names the first file that is not as it was written."""
+    manifest = read_manifest(folder)
+    count = sum(len(items) for items in manifest.items(folder))
+    return f"{manifest.dataset}/{manifest.split}, answers to {count} images in {len(manifest.parts)} parts"
 
 
 def chosen_rows(split: Split, limit: int | None) -> list[int]:

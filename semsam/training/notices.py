@@ -7,8 +7,10 @@ sums that every step makes anyway.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from enum import IntEnum
 
 LOOK_EVERY = 5.0  # Seconds.
@@ -26,8 +28,9 @@ class Notices:
     """The notices of one worker.
 
     `ask` is called by all workers at the same steps; it says which machines will be taken away, the same to all of
-    them, and nothing where it has said so before.  None: nobody gives notice.  `is_asked_to_save` is called by the
-    first worker alone, and is true once for each time that a checkpoint was asked for.
+    them, and nothing where it has said so before.  None: nobody gives notice.  `is_asked_to_save`, true once for each
+    time that a checkpoint was asked for, is called for the first worker alone, in a thread: it asks storage, which may
+    be away, and no step waits for that.
     """
 
     def __init__(
@@ -41,14 +44,20 @@ class Notices:
         self._every = every
         self._looked_at = float("-inf")
         self._agreed = Wish.NOTHING
+        self._is_save_wanted = threading.Event()
+        self._looking: threading.Thread | None = None
 
     def wish(self) -> Wish:
         """What the first worker, who alone calls this, wants of the next step."""
         if time.monotonic() - self._looked_at < self._every:
             return Wish.NOTHING
         self._looked_at = time.monotonic()
-        if self._is_asked_to_save():
+        if self._is_save_wanted.is_set():
+            self._is_save_wanted.clear()
             return Wish.SAVE
+        if self._looking is None or not self._looking.is_alive():
+            self._looking = threading.Thread(target=self._look_at_storage, name="notices", daemon=True)
+            self._looking.start()
         return Wish.NOTHING if self._ask is None else Wish.ASK
 
     def agree(self, wish: Wish) -> None:
@@ -60,3 +69,8 @@ class Notices:
         if self._agreed is Wish.SAVE:
             return "a checkpoint is wanted"
         return self._ask() if self._agreed is Wish.ASK and self._ask is not None else ""
+
+    def _look_at_storage(self) -> None:
+        with suppress(OSError, ValueError):  # Looked at again in a while.
+            if self._is_asked_to_save():
+                self._is_save_wanted.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from semsam.training.initial_weights import start_from
 from semsam.training.loop import Loop
 from semsam.training.notices import Notices
 from semsam.training.partition_files import Header
+from semsam.training.partition_index import PartitionIndex
 from semsam.training.recipe import Recipe
 from semsam.training.recorder import Recorder
 from semsam.training.resume import checkpoint_config
@@ -64,31 +66,11 @@ def train(
     Raises `TrainingFault` on all workers for whatever trying again would not mend: a sample that cannot be read, a loss
     or gradient that is not finite, a checkpoint that is damaged, a disk that is full, a run that is another's by now.
     """
-    headers: dict[str, Header] = {}
-    saved: Saved | None = None
-    with together(worker):
-        training_data = TrainingData.of(recipe)
-        if worker.rank == 0:  # What 512 workers would each ask storage for is asked once, and handed to the others.
-            saved, headers = look_at_checkpoint(run, recipe, training_data)
-            run.check_holds_published(saved.state.step if saved else 0)
-            remove_incomplete(run)
-    saved = worker.share(saved)
+    training_data, saved, headers = _where_to_go_on(run, recipe, worker)
     first = saved.state.step if saved else 0
     recipe = saved.recipe if saved else recipe
-    origin, index, whole = "", None, None
-    with together(worker):
-        step = make_step(recipe, training_data.vocabulary)
-        shapes = {name: p.shape for name, p in step.model.named_parameters() if p.requires_grad}
-        if worker.rank == 0:
-            if saved is None:
-                origin = start_from(step.model, recipe.model)
-            else:
-                origin = f"going on after step {first} from {saved.folder.path}"
-                index = load_saved_weights(step.model, saved, headers)
-            rest = {name: tensor.clone() for name, tensor in step.model.state_dict().items() if name not in shapes}
-            whole = Whole(checkpoint_config(recipe, job, training_data.names()), shapes, rest)
-    step.to(worker.device)
-    worker.broadcast_each(list(step.model.state_dict().values()))
+    begun = _with_weights(recipe, job, training_data, saved, headers, worker)
+    step = begun.step
     step.embed_frozen_names()
     training = recipe.training
     with_average = training.ema_decay is not None
@@ -103,7 +85,7 @@ def train(
         training.ema_decay,
     )
     if saved is not None:
-        load_moments(engine, saved, worker.share(index), worker)
+        load_moments(engine, saved, worker.share(begun.index), worker)
     recorder = None
     with together(worker):
         if worker.rank == 0:
@@ -113,9 +95,9 @@ def train(
             recorder = Recorder(
                 recipe, training_data, run, first, run_name, tracking, known_log, num_workers, on_record
             )
-            print(origin, flush=True)
+            print(begun.origin, flush=True)
     writer = CheckpointWriter(
-        run, worker.rank, worker.world_size, training.keep_last, with_average, whole, training.keep_every
+        run, worker.rank, worker.world_size, training.keep_last, with_average, begun.whole, training.keep_every
     )
     writer.prepare(model_partitions(engine))
     try:
@@ -131,6 +113,57 @@ def train(
         raise
     if recorder is not None:
         recorder.close(failed=False)
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """The module to train, with its weights; what else there is of it the first worker alone knows."""
+
+    step: TrainingStep
+    origin: str  # Where the weights come from, in words.
+    index: PartitionIndex | None  # Of the checkpoint's pieces, where there is one.
+    whole: Whole | None
+
+
+def _where_to_go_on(
+    run: RunFolder, recipe: Recipe, worker: Worker
+) -> tuple[TrainingData, Saved | None, dict[str, Header]]:
+    """What is trained on and, if any, the checkpoint to go on from; to the first worker also its pieces' headers."""
+    headers: dict[str, Header] = {}
+    saved: Saved | None = None
+    with together(worker):
+        training_data = TrainingData.of(recipe)
+        if worker.rank == 0:  # What 512 workers would each ask storage for is asked once, and handed to the others.
+            saved, headers = look_at_checkpoint(run, recipe, training_data)
+            run.check_holds_published(saved.state.step if saved else 0)
+            remove_incomplete(run)
+    return training_data, worker.share(saved), headers
+
+
+def _with_weights(
+    recipe: Recipe,
+    job: dict[str, Any],
+    training_data: TrainingData,
+    saved: Saved | None,
+    headers: Mapping[str, Header],
+    worker: Worker,
+) -> _Begun:
+    """The module on this worker's device, with the weights that the first worker has read or drawn."""
+    origin, index, whole = "", None, None
+    with together(worker):
+        step = make_step(recipe, training_data.vocabulary)
+        if worker.rank == 0:
+            shapes = {name: p.shape for name, p in step.model.named_parameters() if p.requires_grad}
+            if saved is None:
+                origin = start_from(step.model, recipe.model)
+            else:
+                origin = f"going on after step {saved.state.step} from {saved.folder.path}"
+                index = load_saved_weights(step.model, saved, headers)
+            rest = {name: tensor.clone() for name, tensor in step.model.state_dict().items() if name not in shapes}
+            whole = Whole(checkpoint_config(recipe, job, training_data.names()), shapes, rest)
+    step.to(worker.device)
+    worker.broadcast_each(list(step.model.state_dict().values()))
+    return _Begun(step, origin, index, whole)
 
 
 def check_log(run: Folder, checkpoint: Folder) -> None:

@@ -20,7 +20,7 @@ from semsam.data.shards import Split
 from semsam.evaluation.extremes import picture_name
 from semsam.evaluation.items import ImageItem
 from semsam.evaluation.questions import item_of
-from tests.browser import CHROMIUM, Page, open_page
+from tests.browser import CHROMIUM, Page, check_page, open_page
 from tests.made_evaluation import ODD, VOCABULARIES, make_evaluation, write_answers
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(100)
@@ -192,12 +192,7 @@ def test_a_browser_shows_it_without_a_complaint_and_asks_nobody(evaluation: Path
 
 async def _look(file: Path, folder: Path) -> None:
     async with open_page(file.as_uri(), folder / "profile") as page:
-        assert [one for one in page.requests if not one.startswith("data:")] == [file.as_uri()]
-        for width in (390, 1440):
-            await page.resize(width)
-            assert await page.run("document.documentElement.scrollWidth") <= width
-            await page.screenshot(folder / f"{width}.png")
-        assert await page.run("[...document.images].every(one => one.naturalWidth > 0)")
+        await check_page(page, file, folder)
         light = await page.run("getComputedStyle(document.body).backgroundColor")
         await page.prefer("dark")
         assert await page.run("getComputedStyle(document.body).backgroundColor") != light

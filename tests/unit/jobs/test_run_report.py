@@ -12,7 +12,7 @@ from semsam.storage import Folder
 from semsam.tracking.tracker import TrackingSettings
 from semsam.training.followed import FOLLOWED_FILE, Followed
 from semsam.training.train_log import LOG_FILE
-from tests.browser import CHROMIUM, open_page
+from tests.browser import CHROMIUM, check_page, open_page
 from tests.evaluation_output import METRICS, write_evaluation, write_log, write_training
 
 METRIC = "one_click/miou_max"
@@ -135,10 +135,5 @@ def test_a_browser_shows_it_without_a_complaint_and_asks_nobody(training: Path, 
 
 async def _look(file: Path, folder: Path) -> None:
     async with open_page(file.as_uri(), folder / "profile") as page:
-        assert [one for one in page.requests if not one.startswith("data:")] == [file.as_uri()]
-        for width in (390, 1440):
-            await page.resize(width)
-            assert await page.run("document.documentElement.scrollWidth") <= width
-            await page.screenshot(folder / f"{width}.png")
-        assert await page.run("[...document.images].every(one => one.naturalWidth > 0)")
+        await check_page(page, file, folder)
         assert page.complaints == []

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from jobs.verify import VerifyJob, main, run, table
+from semsam.data.shards import Split
 from semsam.model.semantic_sam import SemanticSam
+from tests.made_evaluation import write_answers
 from tests.painted_shards import VOCABULARIES, write_painted_shards
 
 
@@ -49,8 +51,25 @@ def test_what_is_damaged_is_named_beside_what_is_not(
         path.write_bytes(data)
 
 
+def test_items_of_an_evaluation_are_read_as_what_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_painted_shards(tmp_path / "shards", 6, {"pascal_part": VOCABULARIES["pascal_part"]})
+    items = tmp_path / "evaluation" / "items" / "pascal_part"
+    write_answers(Split(str(tmp_path / "shards" / "pascal_part" / "train")), items, 4)
+    main([str(tmp_path / "evaluation")])
+    [line, last] = capsys.readouterr().out.splitlines()
+    assert line.split()[:3] == ["ok", "items", str(items)]
+    assert "answers to 4 images in " in line
+    assert last == "all 1 as they were written"
+    [path, *_] = items.glob("items-*.arrow")
+    data = path.read_bytes()
+    path.write_bytes(data[:300] + bytes([data[300] ^ 1]) + data[301:])
+    with pytest.raises(ValueError, match="^1 of 1 damaged$"):
+        main([str(tmp_path / "evaluation")])
+    assert str(path) in capsys.readouterr().out
+
+
 def test_a_folder_with_nothing_to_look_at_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="neither shards, checkpoints, models nor masks"):
+    with pytest.raises(ValueError, match="neither shards, checkpoints, models, masks nor items"):
         run(VerifyJob(str(tmp_path)))
     with pytest.raises(ValueError, match="absent: no such folder"):
         run(VerifyJob(str(tmp_path / "absent")))

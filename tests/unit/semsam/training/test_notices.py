@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -42,16 +43,39 @@ def test_without_anybody_who_gives_notice_nobody_is_asked() -> None:
 def test_a_checkpoint_that_is_asked_for_is_wanted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, run = Clock(monkeypatch), RunFolder(tmp_path / "run", "mine")
     notices = Notices(lambda: "", run.is_asked_to_save)
-    assert notices.wish() is Wish.ASK
     run.ask_to_save()
     RunFolder(tmp_path / "run", "another").ask_to_save()
-    assert notices.wish() is Wish.NOTHING  # Not yet.
-    clock.now += module.LOOK_EVERY
-    assert notices.wish() is Wish.SAVE
+    wishes = [wish_after_a_look(notices, clock) for _ in range(4)]
+    assert wishes == [Wish.ASK, Wish.SAVE, Wish.ASK, Wish.ASK]
+    assert notices.wish() is Wish.NOTHING  # Not yet again.
     notices.agree(Wish.SAVE)
     assert notices.look() == "a checkpoint is wanted"
+
+
+def test_storage_that_does_not_answer_holds_up_no_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, answered, asked = Clock(monkeypatch), threading.Event(), []
+
+    def is_asked_to_save() -> bool:
+        asked.append(1)
+        answered.wait(30)
+        raise OSError("no answer")
+
+    notices = Notices(lambda: "", is_asked_to_save)
+    for _ in range(3):  # Asked once as long as there is no answer.
+        assert notices.wish() is Wish.ASK
+        clock.now += module.LOOK_EVERY
+    assert len(asked) == 1
+    answered.set()
+    assert [wish_after_a_look(notices, clock) for _ in range(2)] == [Wish.ASK, Wish.ASK]
+
+
+def wish_after_a_look(notices: Notices, clock: Clock) -> Wish:
     clock.now += module.LOOK_EVERY
-    assert notices.wish() is Wish.ASK
+    wish = notices.wish()
+    for thread in threading.enumerate():
+        if thread.name == "notices":
+            thread.join()
+    return wish
 
 
 def test_a_folder_in_nobodys_hands_is_asked_for_nothing(tmp_path: Path) -> None:
