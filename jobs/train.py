@@ -204,7 +204,10 @@ def _fit_to_the_end(job: TrainJob, folder: RunFolder) -> None:
         except WorkersDiedError:
             if checkpoint_steps(folder)[-1:] <= before:
                 raise
-            print("workers died more often than run.max_failures, but not without a new checkpoint: on from there")
+            print(
+                "workers died more often than run.max_failures, but not without a new checkpoint: on from there",
+                flush=True,
+            )
             continue
         found = checkpoint_steps(folder)[-1:]
         if found != [job.training.steps]:
@@ -286,8 +289,9 @@ def _saving_before_resizes(folder: RunFolder) -> RayTrainCallback:
                 return
             self.is_resize = False
             print(f"{resize_decision.num_workers} workers from now on, after a checkpoint", flush=True)
-            before, deadline = checkpoint_steps(folder)[-1:], time.monotonic() + _SAVE_WITHIN
+            deadline = time.monotonic() + _SAVE_WITHIN
             try:
+                before = checkpoint_steps(folder)[-1:]
                 folder.ask_to_save()
                 while checkpoint_steps(folder)[-1:] == before and time.monotonic() < deadline:
                     time.sleep(0.5)
