@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Float, Float32, UInt64
 from torch import Tensor
 
 from semsam.data.images import decode_jpeg
@@ -86,36 +86,36 @@ def _answer(
     objects, parts = decoded.object_scores.cpu().numpy(), decoded.part_scores.cpu().numpy()
     height, width = image.features.mask_features.shape[2:]
     step = max(LOGIT_BYTES // (4 * height * width * predicted.shape[1]), 1)
-    pieces = [_measured(image, overlaps, some) for some in decoded.mask_embeddings.split(step)]
-    ious, boxes, of_levels = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
     is_click = not len(prompts) or prompts.ask[0] != Ask.BOX
+    pieces = [_measured(image, overlaps, some, not is_click) for some in decoded.mask_embeddings.split(step)]
+    ious, boxes, of_levels = (np.concatenate(piece) for piece in zip(*pieces, strict=True))
     chosen = style.choose(predicted, boxes, None if is_click else prompts.box_xyxy)
     return asked.answered(prompts, chosen, predicted, ious, of_levels, objects, parts)
 
 
 def _measured(
-    image: EncodedImage, overlaps: Overlaps, embeddings: Float[Tensor, "p k c"]
+    image: EncodedImage, overlaps: Overlaps, embeddings: Float[Tensor, "p k c"], with_boxes: bool
 ) -> tuple[Float[np.ndarray, "p k r"], Float[np.ndarray, "p k 4"], Float32[np.ndarray, "p k k"]]:
-    """IoUs of prompts' masks with the regions, their tight boxes, and their IoUs with each other."""
+    """IoUs of prompts' masks with the regions, their tight boxes if wanted, and their IoUs with each other."""
     shape = embeddings.shape[:2]
     logits = image.small_mask_logits(embeddings.flatten(0, 1)).cpu().numpy()
-    inside = logits > 0
-    measured = overlaps.measure(logits, inside)
-    shown = inside[:, : -(-image.input_size[0] // 4), : -(-image.input_size[1] // 4)]  # Less what pads the input.
+    inside = as_bits(logits > 0)
+    measured = overlaps.measure(logits, inside, with_boxes)
+    height, width = (-(-side // 4) for side in image.input_size)  # Less what pads the input.
+    shown = inside[:, :height] & as_bits(np.arange(logits.shape[2]) < width)
     return (
         overlaps.ious(measured.counts).reshape(*shape, overlaps.num_regions),
         measured.boxes_xyxy().reshape(*shape, 4),
-        level_ious(shown.reshape(*shape, *shown.shape[1:])),
+        level_ious(shown.reshape(*shape, height * shown.shape[2])),
     )
 
 
-def level_ious(masks: Bool[np.ndarray, "p k y x"]) -> Float32[np.ndarray, "p k k"]:
-    """IoU of each prompt's masks with each other; two empty ones are the same."""
-    packed = as_bits(masks.reshape(*masks.shape[:2], masks.shape[2] * masks.shape[3]))
-    areas = np.bitwise_count(packed).sum(axis=2, dtype=np.int64)
+def level_ious(masks: UInt64[np.ndarray, "p k w"]) -> Float32[np.ndarray, "p k k"]:
+    """IoU of each prompt's masks, given as bits, with each other; two empty ones are the same."""
+    areas = np.bitwise_count(masks).sum(axis=2, dtype=np.int64)
     found = np.ones((*areas.shape, areas.shape[1]), np.float32)
     for one, other in combinations(range(areas.shape[1]), 2):
-        shared = np.bitwise_count(packed[:, one] & packed[:, other]).sum(axis=1, dtype=np.int64)
+        shared = np.bitwise_count(masks[:, one] & masks[:, other]).sum(axis=1, dtype=np.int64)
         unions = areas[:, one] + areas[:, other] - shared
         found[:, one, other] = found[:, other, one] = np.where(unions > 0, shared / np.maximum(unions, 1), 1)
     return found

@@ -136,16 +136,21 @@ class Overlaps:
     def num_regions(self) -> int:
         return self._table.shape[1]
 
-    def measure(self, logits: Float32[np.ndarray, "m y x"], inside: Bool[np.ndarray, "m y x"]) -> MeasuredMasks:
-        """Pixels of each label and the tight box of each mask, enlarged; `inside` is where `logits` are above 0."""
-        everywhere, anywhere = _over_support(as_bits(inside), self._rows.support, self._columns.support)
+    def measure(
+        self, logits: Float32[np.ndarray, "m y x"], inside: UInt64[np.ndarray, "m y w"], with_boxes: bool = True
+    ) -> MeasuredMasks:
+        """Pixels of each label, and if wanted the tight box of each mask, enlarged.
+
+        `inside` says as bits, row by row, where `logits` are above 0.
+        """
+        everywhere, anywhere = _over_support(inside, self._rows.support, self._columns.support)
         found = MeasuredMasks.empty(len(logits), len(self._table))
-        self._whole(found, *self._tiles_at(everywhere))
+        self._whole(found, *self._tiles_at(everywhere), with_boxes)
         mask, tile = self._tiles_at(anywhere ^ everywhere)
         step = max(PIXELS_AT_ONCE // (self._rows.side * self._columns.side), 1)
         for start in range(0, len(mask), step):
             some = slice(start, start + step)
-            self._edge(found, logits, mask[some], tile[some])
+            self._edge(found, logits, mask[some], tile[some], with_boxes)
         return found
 
     def ious(self, counts: Int64[np.ndarray, "m a"]) -> Float[np.ndarray, "m r"]:
@@ -164,10 +169,14 @@ class Overlaps:
         which, entry = _expand(self._place_starts, first_place[of_octet] + bit)
         return mask[of_octet][which], self._by_place[entry]
 
-    def _whole(self, found: MeasuredMasks, mask: Int64[np.ndarray, " t"], tile: Int64[np.ndarray, " t"]) -> None:
+    def _whole(
+        self, found: MeasuredMasks, mask: Int64[np.ndarray, " t"], tile: Int64[np.ndarray, " t"], with_boxes: bool
+    ) -> None:
         """Add tiles that lie in a mask with all their pixels."""
         which, entry = _expand(self._labels.starts, tile)
         found.add(mask[which], self._labels.label[entry], self._labels.count[entry])
+        if not with_boxes:
+            return
         row, column = np.divmod(tile, len(self._columns))
         for end, (bands, band) in enumerate(((self._columns, column), (self._rows, row))):
             _lower(found.ends[:, end], mask, bands.start[band])
@@ -179,6 +188,7 @@ class Overlaps:
         logits: Float32[np.ndarray, "m y x"],
         mask: Int64[np.ndarray, " t"],
         tile: Int64[np.ndarray, " t"],
+        with_boxes: bool,
     ) -> None:
         """Add tiles that lie in a mask with some of their pixels, or with none after all."""
         rows, columns = self._rows, self._columns
@@ -192,6 +202,8 @@ class Overlaps:
         which, entry = _expand(self._labels.starts, tile)
         shared = np.bitwise_count(bits[which] & self._labels.pixels[entry]).sum(axis=1, dtype=np.int64)
         found.add(mask[which], self._labels.label[entry], shared)
+        if not with_boxes:
+            return
         some = bits.any(axis=1)
         mask, row, column, inside = mask[some], row[some], column[some], inside[some]
         for end, (bands, band, pixels) in enumerate(

@@ -14,6 +14,7 @@ from semsam.data.schema import Kind, Record, Region
 from semsam.evaluation import asking
 from semsam.evaluation.asking import ask, level_ious
 from semsam.evaluation.items import Ask, ImageItem, Prompted
+from semsam.evaluation.overlaps import as_bits
 from semsam.evaluation.questions import Questions
 from semsam.everything import find_everything
 from semsam.model.semantic_sam import SemanticSam
@@ -123,7 +124,7 @@ def test_answers_that_are_no_numbers_are_refused_by_the_samples_name() -> None:
 def test_levels_are_compared_with_each_other() -> None:
     masks = np.zeros((1, 3, 4, 4), bool)
     masks[0, 0, :2] = masks[0, 1, 0] = True
-    np.testing.assert_allclose(level_ious(masks)[0], [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
+    np.testing.assert_allclose(level_ious(as_bits(masks.reshape(1, 3, 16)))[0], [[1, 0.5, 0], [0.5, 1, 0], [0, 0, 1]])
 
 
 VOCABULARY = Vocabulary(("car", "dog"), ("wheel",), (True, False), ((0, 0),))

@@ -10,7 +10,7 @@ from semsam.data import rle
 from semsam.data.atoms import AtomMap
 from semsam.encoded_image import EncodedImage
 from semsam.evaluation import overlaps
-from semsam.evaluation.overlaps import Overlaps
+from semsam.evaluation.overlaps import Overlaps, as_bits
 from semsam.model.pixel_decoder import ImageFeatures
 from semsam.predictor import mask_boxes_xyxy
 
@@ -71,7 +71,7 @@ def test_edges_alone_tell_what_all_pixels_tell(size: str) -> None:
     image = encoded(*SIZES[size])
     logits, truth = soft_masks(image, 4), regions(image.size)
     masks, found = enlarged(image, logits), measured(image, truth)
-    of_edges = found.measure(logits.numpy(), logits.numpy() > 0)
+    of_edges = found.measure(logits.numpy(), as_bits(logits.numpy() > 0))
     np.testing.assert_array_equal(of_edges.counts.sum(axis=1), masks.sum(axis=(1, 2)))
     np.testing.assert_allclose(found.ious(of_edges.counts), dense_ious(masks, truth), atol=1e-12)
     np.testing.assert_array_equal(of_edges.boxes_xyxy(), mask_boxes_xyxy(masks))
@@ -80,9 +80,9 @@ def test_edges_alone_tell_what_all_pixels_tell(size: str) -> None:
 def test_few_pixels_at_a_time_tell_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     image = encoded(*SIZES["enlarged"])
     logits, truth = soft_masks(image, 2).numpy(), regions(image.size)
-    at_once = measured(image, truth).measure(logits, logits > 0)
+    at_once = measured(image, truth).measure(logits, as_bits(logits > 0))
     monkeypatch.setattr(overlaps, "PIXELS_AT_ONCE", 1000)
-    one_by_one = measured(image, truth).measure(logits, logits > 0)
+    one_by_one = measured(image, truth).measure(logits, as_bits(logits > 0))
     np.testing.assert_array_equal(at_once.counts, one_by_one.counts)
     np.testing.assert_array_equal(at_once.ends, one_by_one.ends)
 
@@ -91,8 +91,8 @@ def test_an_image_without_regions_and_no_masks_are_legal() -> None:
     image = encoded(*SIZES["the same"])
     found = measured(image, np.zeros((0, *image.size), bool))
     some = soft_masks(image, 1).numpy()
-    assert found.measure(some, some > 0).counts.shape == (5, 1)
-    none = found.measure(np.zeros((0, 16, 24), np.float32), np.zeros((0, 16, 24), bool))
+    assert found.measure(some, as_bits(some > 0)).counts.shape == (5, 1)
+    none = found.measure(np.zeros((0, 16, 24), np.float32), as_bits(np.zeros((0, 16, 24), bool)))
     assert (none.counts.shape, none.boxes_xyxy().shape) == ((0, 1), (0, 4))
 
 
