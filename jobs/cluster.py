@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +25,7 @@ if "RAY_BACKEND_LOG_LEVEL" not in os.environ:
 if not sys.stdout.isatty():
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")  # No colours in a file.
 
+import psutil
 import ray
 import ray.data
 
@@ -35,6 +36,8 @@ from semsam.storage import S3, Folder, check_answers, existing_folder, normal_pa
 ROOT = Path(__file__).parents[1]
 # Set by `ray job submit` for the command it starts: the runtime environment of the job is already chosen then.
 _SUBMITTED = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+# What Ray says where another try may help: it was too slow, or somebody else was faster to take the dashboard's port.
+_COULD_NOT_START = ("timed out during startup", "already occupied")
 
 
 @contextmanager
@@ -78,10 +81,11 @@ def connect(*workers: Workers, num_cpus: int | None = None, dashboard: bool = Fa
 
 def _start(num_cpus: int, dashboard: bool) -> None:
     """Start a cluster on this machine, more than once where it is too busy for the half minute that Ray waits."""
-    port = _free_port()
-    # Ray Train asks the dashboard whether its controller lives; left to itself it looks for any cluster of the machine.
-    known = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"} if dashboard else {}
+    ours = psutil.Process()
     for tries_left in reversed(range(3)):
+        port, others = _free_port(), ours.children()
+        # Ray Train asks the dashboard whether its controller lives; else it looks for any cluster of the machine.
+        known = {"RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{port}"} if dashboard else {}
         try:
             ray.init(
                 address="local",
@@ -92,10 +96,19 @@ def _start(num_cpus: int, dashboard: bool) -> None:
                 runtime_env={"env_vars": {"PYTHONPATH": _with_root(os.environ.get("PYTHONPATH", "")), **known}},
             )
             return
-        except Exception as error:  # Ray raises this one as it is.
-            if type(error) is not Exception or "timed out during startup" not in str(error) or not tries_left:
+        except Exception as error:  # Of no class of its own.
+            if not any(said in str(error) for said in _COULD_NOT_START) or not tries_left:
                 raise
+            _end_processes([one for one in ours.children() if one not in others])
             print("Ray did not start in time: the machine is busy; trying again", flush=True)
+
+
+def _end_processes(processes: Sequence[psutil.Process]) -> None:
+    """End what a start that failed has left; Ray itself does so no sooner than this process ends."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
 
 
 def _free_port() -> int:
