@@ -20,8 +20,10 @@ from semsam.data.manifest import Vocabulary
 from semsam.encoded_image import EncodedImage, Prompts, prompt_boxes
 from semsam.everything import Everything, EverythingSettings, GenericQueries, find_everything
 from semsam.model.pixel_decoder import ImageFeatures
+from semsam.model.prompt_encoder import FurtherTokens
 from semsam.model.semantic_sam import SemanticSam
 from semsam.setting_kinds import did_you_mean
+from semsam.several_clicks import Labels, SeveralClicks, mask_tokens
 
 # The released model's levels: two of groups and scenes, one of objects, three of parts.  Each training finds its own
 # order; `Answer.largest_first` needs to know none.
@@ -79,18 +81,31 @@ class PromptStyle:
         iou_predictions: Float[np.ndarray, "n k"],
         mask_boxes_xyxy: Float[np.ndarray, "n k 4"],
         boxes_xyxy: Float[np.ndarray, "n 4"] | None,
+        agreement: Int64[np.ndarray, "n k"] | None = None,
     ) -> Int64[np.ndarray, " n"]:
         """The level to answer each prompt with where only one may be, from 0 to k; of equally good ones the first.
 
         `mask_boxes_xyxy` are the tight boxes of the levels' masks, and `boxes_xyxy` the prompts; None: they are clicks.
+        Of a prompt with several clicks, only levels that agree with as many of them as any may answer.
         """
+        scores = self._scores(iou_predictions, mask_boxes_xyxy, boxes_xyxy)
+        if agreement is not None:
+            scores = np.where(agreement == agreement.max(axis=1, keepdims=True), scores, -np.inf)
+        return scores.argmax(axis=1)
+
+    def _scores(
+        self,
+        iou_predictions: Float[np.ndarray, "n k"],
+        mask_boxes_xyxy: Float[np.ndarray, "n k 4"],
+        boxes_xyxy: Float[np.ndarray, "n 4"] | None,
+    ) -> Float[np.ndarray, "n k"]:
         if boxes_xyxy is None or self.box_choice == "predicted_iou":
-            return iou_predictions.argmax(axis=1)
+            return iou_predictions
         low = np.maximum(mask_boxes_xyxy[..., :2], boxes_xyxy[:, None, :2])
         high = np.minimum(mask_boxes_xyxy[..., 2:], boxes_xyxy[:, None, 2:])
         shared = (high - low).clip(0).prod(axis=2)
         areas = [(boxes[..., 2:] - boxes[..., :2]).prod(axis=-1) for boxes in (mask_boxes_xyxy, boxes_xyxy[:, None])]
-        return (shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)).argmax(axis=1)
+        return shared / np.maximum(areas[0] + areas[1] - shared, 1e-9)
 
 
 RELEASED = PromptStyle(joint_attention=True, click_side=0.005, box_choice="predicted_iou")
@@ -214,15 +229,26 @@ class Predictor:
         points_xy: Prompts = None,
         boxes_xyxy: Prompts = None,
         levels: Levels = None,
+        labels: Labels = None,
+        last_masks: np.ndarray | None = None,
     ) -> Answer:
         """Masks for the clicks, then for the boxes, in the image's pixels.  No prompt at all gives empty arrays.
+
+            predictor.predict([[40, 52], [90, 60]])  # Two prompts.
+            predictor.predict([[40, 52], [90, 60]], labels=[1, 0])  # One prompt: this, without that.
+
+        With `labels` a prompt is several clicks, 1 on the object and 0 beside it: `points_xy` are rows of them for one
+        prompt, or one array of rows for each (shorter ones are filled up with label -1); boxes, if any, are one for
+        each prompt.  `last_masks` are those that are to be corrected, one for each prompt: masks of an earlier answer,
+        or numbers before the sigmoid, at any size that covers the image.  Both need a model with `further_clicks`.
 
         `levels` chooses among the model's levels by their numbers, in that order; "whole_to_part" is all of them in
         the released model's order, None in the model's own.  Boxes may reach beyond the image.  The answer takes
         n * k * h * w bytes; `semsam.automatic_masks` keeps masks as run lengths instead.  Raises `ValueError` for a
         prompt outside the image, a box without area, and where no image was set.
         """
-        image, parts = self._image(), list(self.decode(points_xy, boxes_xyxy, levels))
+        image, several = self._image(), None if labels is None else SeveralClicks.of(points_xy, labels)
+        parts = list(self.decode(points_xy, boxes_xyxy, levels, labels, last_masks))
         count, chosen = sum(len(part.iou_predictions) for part in parts), self.chosen_levels(levels)
         masks = np.empty((count * len(chosen), *image.size), bool)
         start = 0
@@ -244,7 +270,7 @@ class Predictor:
             object_scores=joined("object_scores"),
             part_scores=joined("part_scores"),
             levels=np.tile(np.array(chosen, np.int64), (count, 1)),
-            chosen=self._choose(iou_predictions, by_prompt, boxes_xyxy),
+            chosen=self._choose(iou_predictions, by_prompt, boxes_xyxy, several),
             object_names=self.object_names,
             part_names=self.part_names,
         )
@@ -299,17 +325,32 @@ class Predictor:
         points_xy: Prompts = None,
         boxes_xyxy: Prompts = None,
         levels: Levels = None,
+        labels: Labels = None,
+        last_masks: np.ndarray | None = None,
     ) -> Iterator[Decoded]:
         """`predict` without its masks, in one or more parts of at most `PROMPTS_AT_ONCE` prompts.
 
         With `joint_attention` there is one part, for its prompts belong together.
         """
-        image, chosen = self._image(), list(self.chosen_levels(levels))
-        prompts, is_box = prompt_boxes(points_xy, boxes_xyxy, image, self.prompt_style.click_side)
+        image, chosen, click_side = self._image(), list(self.chosen_levels(levels)), self.prompt_style.click_side
+        further: FurtherTokens | None = None
+        if labels is not None:
+            clicks = SeveralClicks.of(points_xy, labels)
+            points_xy = None
+            if boxes_xyxy is None or not len(boxes_xyxy):
+                points_xy, clicks = clicks.first()
+            further = clicks.tokens(image, click_side)
+        prompts, is_box = prompt_boxes(points_xy, boxes_xyxy, image, click_side)
+        if last_masks is not None:
+            masks = mask_tokens(last_masks, image)
+            further = masks if further is None else further.joined(masks)
+        if further is not None and further.valid.shape[1] != len(prompts):
+            raise ValueError(f"labels or last_masks are for {further.valid.shape[1]} prompts, not {len(prompts)}")
         at_once = len(prompts) if self.prompt_style.joint_attention else PROMPTS_AT_ONCE
         for start in range(0, max(len(prompts), 1), max(at_once, 1)):
             some = slice(start, start + at_once)
-            yield self._decode(image, prompts[some].to(self.device), is_box[some].to(self.device), chosen)
+            said_more = None if further is None else further.take(some)
+            yield self._decode(image, prompts[some].to(self.device), is_box[some].to(self.device), chosen, said_more)
 
     def chosen_levels(self, levels: Levels) -> tuple[int, ...]:
         """The numbers of the levels meant; `ValueError` for those that the model does not have."""
@@ -322,18 +363,30 @@ class Predictor:
         return tuple(int(level) for level in chosen)
 
     def _choose(
-        self, iou_predictions: Float[np.ndarray, "n k"], masks: Bool[np.ndarray, "n k h w"], boxes_xyxy: Prompts
+        self,
+        iou_predictions: Float[np.ndarray, "n k"],
+        masks: Bool[np.ndarray, "n k h w"],
+        boxes_xyxy: Prompts,
+        several: SeveralClicks | None,
     ) -> Int64[np.ndarray, " n"]:
         boxes = np.asarray([] if boxes_xyxy is None else boxes_xyxy, np.float64).reshape(-1, 4)
         clicks = len(masks) - len(boxes)
         if not masks.shape[1]:
             return np.zeros(len(masks), np.int64)
         tight = mask_boxes_xyxy(masks[clicks:])
+        if several is not None:
+            agreement = several.agreement(masks)
+            return self.prompt_style.choose(iou_predictions, tight, boxes if len(boxes) else None, agreement)
         parts = (iou_predictions[:clicks], tight[:0], None), (iou_predictions[clicks:], tight, boxes)
         return np.concatenate([self.prompt_style.choose(*part) for part in parts])
 
     def _decode(
-        self, image: EncodedImage, prompts: Float[Tensor, "n 4"], is_box: Bool[Tensor, " n"], levels: list[int]
+        self,
+        image: EncodedImage,
+        prompts: Float[Tensor, "n 4"],
+        is_box: Bool[Tensor, " n"],
+        levels: list[int],
+        further: FurtherTokens | None,
     ) -> Decoded:
         last = self.model.decode(
             image.features,
@@ -344,6 +397,7 @@ class Predictor:
             with_generic=False,
             every_layer=False,
             joint_attention=self.prompt_style.joint_attention,
+            further=further,
         ).prompts[-1]
 
         def by_prompt(values: Float[Tensor, "1 q *c"]) -> Float[Tensor, "n k *c"]:

@@ -15,7 +15,7 @@ from semsam.model.generic_queries import NoisedContent, NoisedRegions, ProposalH
 from semsam.model.heads import MLP, PredictionHeads
 from semsam.model.pixel_decoder import NUM_MAPS, ImageFeatures
 from semsam.model.positions import EPSILON, box_embedding
-from semsam.model.predictions import ModelOutput, Predictions, split_queries
+from semsam.model.predictions import ModelOutput, Predictions, first_of_groups, split_queries
 from semsam.ops.deformable_attention import DeformableAttention
 from semsam.ops.map_shapes import Shapes
 
@@ -24,12 +24,24 @@ from semsam.ops.map_shapes import Shapes
 class Groups:
     """`count` groups of `size` neighbouring queries; queries of different groups never see each other.
 
-    A single group may be divided further, in each image in its own way: `seen` says which queries see which.
+    A single group may be divided further, in each image in its own way: `seen` says which queries see which.  The last
+    `num_tokens` of each group are there to be seen: their boxes stay, and nothing is predicted for them; those that are
+    not `valid` nobody sees.
     """
 
     count: int
     size: int
     seen: Bool[Tensor, "b size size"] | None = None
+    num_tokens: int = 0
+    valid: Bool[Tensor, "b count t"] | None = None
+
+    def mask(self) -> Bool[Tensor, "g 1 q size"] | None:
+        """Which queries see which, group by group; None: all of their group."""
+        if self.seen is not None:
+            return self.seen[:, None]
+        if self.valid is None:
+            return None
+        return F.pad(self.valid, (self.size - self.num_tokens, 0), value=True).flatten(0, 1)[:, None, None]
 
 
 class GroupedSelfAttention(nn.Module):
@@ -65,8 +77,7 @@ class GroupedSelfAttention(nn.Module):
             return v
         shape = (-1, group.size, self.num_heads, q.shape[-1] // self.num_heads)
         q, k, v = (x.reshape(shape).transpose(1, 2) for x in (q, k, v))
-        seen = None if group.seen is None else group.seen[:, None]
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=group.mask()).transpose(1, 2)
         return attended.reshape(-1, group.count * group.size, attended.shape[2] * attended.shape[3])
 
 
@@ -137,6 +148,7 @@ class MaskDecoder(nn.Module):
     ) -> ModelOutput:
         """Predictions for `p` prompt queries and for the generic queries, of every layer or of the last alone.
 
+        Tokens among the prompt queries are left out of their predictions.
         Without generic queries their predictions have q = 0; `noised` regions are for denoising queries to restore.
         """
         names = (object_names, part_names)
@@ -164,6 +176,9 @@ class MaskDecoder(nn.Module):
         sizes = (prompts.shape[1], num_generic, 0 if noised is None else noised.names.shape[1])
         parts = [split_queries(layer, sizes) for layer in predictions]
         of_prompts, of_generic, of_noised = (list(layers) for layers in zip(*parts, strict=True))
+        if prompt_groups.num_tokens:
+            kept = prompt_groups.size - prompt_groups.num_tokens
+            of_prompts = [first_of_groups(layer, prompt_groups.size, kept) for layer in of_prompts]
         read = self._read(proposals, features, names) if with_generic else of_generic[-1]
         return ModelOutput(of_prompts, of_generic, read, denoising=[] if noised is None else of_noised)
 
@@ -179,6 +194,7 @@ class MaskDecoder(nn.Module):
         every_layer: bool,
     ) -> list[Predictions]:
         predictions = []
+        stays = _stays(groups, references.device)
         for index, layer in enumerate(self.layers):
             fixed = references.detach()
             positions = self.box_positions(box_embedding(fixed, self.dim // 2).to(queries.dtype))
@@ -190,6 +206,8 @@ class MaskDecoder(nn.Module):
                 predictions.append(read)
             if not is_last:
                 references = self.heads.refine(queries, fixed)
+                if stays is not None:
+                    references = torch.where(stays[:, None], fixed, references)
         return predictions
 
     def _read(self, proposals: Proposals, features: ImageFeatures, names: tuple[Tensor, Tensor]) -> Predictions:
@@ -203,3 +221,11 @@ class MaskDecoder(nn.Module):
             object_logits=read.object_logits + objectness,
             part_logits=read.part_logits + objectness,
         )
+
+
+def _stays(groups: Sequence[Groups], device: torch.device) -> Bool[Tensor, " q"] | None:
+    """Which queries keep their boxes; None: none of them."""
+    if not any(group.num_tokens for group in groups):
+        return None
+    place = [torch.arange(group.size, device=device).repeat(group.count) for group in groups]
+    return torch.cat([at >= group.size - group.num_tokens for at, group in zip(place, groups, strict=True)])

@@ -46,6 +46,13 @@ def split_queries(predictions: Predictions, sizes: Sequence[int]) -> list[Predic
     return [Predictions(*values) for values in by_field]
 
 
+def first_of_groups(predictions: Predictions, size: int, kept: int) -> Predictions:
+    """The predictions of the first `kept` queries of each group of `size` neighbours."""
+    of_queries = [one.name for one in fields(Predictions) if one.name != "mask_features"]
+    by_group = {name: getattr(predictions, name).unflatten(1, (-1, size)) for name in of_queries}
+    return replace(predictions, **{name: values[:, :, :kept].flatten(1, 2) for name, values in by_group.items()})
+
+
 def join_queries(parts: Sequence[Predictions]) -> Predictions:
     """Predictions for the same images one after the other, as those of one set of queries."""
     if len(parts) == 1:

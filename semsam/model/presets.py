@@ -23,6 +23,9 @@ class ModelSettings:
     encoder_layers: Positive = 6
     decoder_layers: Positive = 9
     num_levels: Positive = 6  # Granularities, and so queries, of each prompt.
+    # Whether a prompt may go on with more clicks, positive and negative, and with the mask of the last answer; the
+    # released model knows one click or one box.
+    further_clicks: bool = False
     num_generic_queries: Positive = 300
     num_denoising_queries: Count = 100  # In training only, beside the generic queries; 0: none.
     text: TextSettings = field(default_factory=TextSettings)

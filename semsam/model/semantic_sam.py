@@ -21,7 +21,7 @@ from semsam.model.mask_decoder import Groups, MaskDecoder
 from semsam.model.pixel_decoder import ImageFeatures, PixelDecoder
 from semsam.model.predictions import ModelOutput
 from semsam.model.presets import ModelSettings, preset
-from semsam.model.prompt_encoder import PromptEncoder
+from semsam.model.prompt_encoder import FurtherTokens, PromptEncoder
 from semsam.model.text_encoder import TextEncoder
 from semsam.model.weight_files import FILES_FILE, Fingerprint, read_checked, read_fingerprints, read_own_tensors
 from semsam.storage import Folder, NoSuchFileError
@@ -43,7 +43,7 @@ class SemanticSam(nn.Module):
         self.pixel_decoder = PixelDecoder(
             settings.backbone.dims, *attention, settings.encoder_layers, settings.activation_checkpointing
         )
-        self.prompt_encoder = PromptEncoder(settings.hidden_dim, settings.num_levels)
+        self.prompt_encoder = PromptEncoder(settings.hidden_dim, settings.num_levels, settings.further_clicks)
         self.mask_decoder = MaskDecoder(
             *attention,
             settings.decoder_layers,
@@ -91,19 +91,30 @@ class SemanticSam(nn.Module):
         every_layer: bool = True,
         joint_attention: bool = False,
         noised: NoisedRegions | None = None,
+        further: FurtherTokens | None = None,
     ) -> ModelOutput:
         """Predictions for `n` prompts (a click is a small box) and, if asked, for the generic queries.
 
         Boxes are relative to `features.padded_size`; names come from `encode_names`.  No prompt influences another,
         unless `joint_attention`: then all prompts of a call see each other, as in the released mask generator.
         `noised` regions are for training a model with `num_denoising_queries`, every step of which must have some.
+        `further` clicks and masks are for models with `further_clicks`.  Raises `ValueError` for them together with
+        `joint_attention`, and where the model has no such tokens.
         """
+        if joint_attention and further is not None:
+            raise ValueError("joint_attention: prompts that see each other cannot have clicks of their own")
         levels, num_prompts = self.settings.num_levels, prompt_is_box.shape[1]
         groups = Groups(1, num_prompts * levels) if joint_attention else Groups(num_prompts, levels)
+        queries, boxes = self.prompt_encoder(prompt_is_box), prompt_boxes_cxcywh.repeat_interleave(levels, dim=1)
+        if further is not None:
+            num_tokens = further.valid.shape[2]
+            groups = Groups(num_prompts, levels + num_tokens, num_tokens=num_tokens, valid=further.valid)
+            queries = _in_groups(queries, self.prompt_encoder.further(further))
+            boxes = _in_groups(boxes, further.boxes_cxcywh.to(boxes.dtype))
         return self.mask_decoder(
             features,
-            self.prompt_encoder(prompt_is_box),
-            prompt_boxes_cxcywh.repeat_interleave(levels, dim=1),
+            queries,
+            boxes,
             groups,
             object_names,
             part_names,
@@ -183,6 +194,13 @@ class SemanticSam(nn.Module):
         if faults:
             raise ValueError("\n  ".join([f"{where}: {len(faults)} weight(s) do not fit this model", *faults]))
         self.load_state_dict(dict(weights))
+
+
+def _in_groups(queries: Float[Tensor, "b q c"], tokens: Float[Tensor, "b n t c"]) -> Float[Tensor, "b r c"]:
+    """Each prompt's queries, and after them its tokens."""
+    num_prompts = tokens.shape[1]
+    levels = queries.shape[1] // max(num_prompts, 1)
+    return torch.cat([queries.unflatten(1, (num_prompts, levels)), tokens.to(queries.dtype)], dim=2).flatten(1, 2)
 
 
 def padded_size(size: int) -> int:

@@ -1,10 +1,13 @@
 """Further rounds of clicks, each where the last round's answer was wrong.
 
-SAM trains with rounds in which a further click corrects the mask of the clicks before it, inside or outside of the
-object.  That is not defined here: a prompt is one click or one box, there is no click that says "not this", and a click
-has six answers, not one that a second click could correct.  What is kept of it is where the clicks fall: each is drawn
-from what the best answer of the last round missed of the region that was asked for, and is a prompt of its own whose
-one target is that region.  The model thus sees the clicks that it fails on more often than chance would show them.
+Every prompt of a later round has one target, the region that was asked for, and the level of the last round that
+overlaps most with it is the answer that is corrected.
+
+A model with `further_clicks` is corrected as SAM is (arXiv 2304.02643, appendix A): the next click falls on any pixel
+that is wrong, inside the region or outside of it, and says which; the prompt has all its clicks, and in half of the
+samples the last answer's mask.  For the released model a prompt is one click or one box, and no click says "not this".
+What is left of it there is where the clicks fall: on what was missed of the region, each as a prompt of its own.  The
+model thus sees the clicks that it fails on more often than chance would show them.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from semsam.data.randomness import random_key
 from semsam.data.sample import Batch
 from semsam.losses.targets import Targets
 from semsam.model.predictions import Predictions
+from semsam.model.prompt_encoder import FurtherTokens
 from semsam.ops.keyed_random import keyed_uniform
 
 
@@ -70,17 +74,56 @@ def next_clicks(
     for i, key in enumerate(keys):
         top, left = key % stride, key // stride % stride
         truth = _masks_of(asked[i], targets, i, top, left, stride)
-        missed = truth & ~_best_masks(last, i, truth)
+        missed = truth & ~(_best_answers(last, i, truth)[1] > 0)
         # One number for each pixel, turned by another for each prompt: two prompts for a region click differently.
         turned = (luck[i, : height * width] + luck[i, height * width :, None]) % 1
         place = (turned + truth + missed).argmax(1)
         x, y = place % width * stride + left, place // width * stride + top
-        side = torch.full_like(x, 2 * CLICK_RADIUS)
-        clicks = torch.stack([x / full_width, y / full_height, side / full_width, side / full_height], dim=1)
+        clicks = _click_boxes(x, y, full_width, full_height)
         found = truth.any(1)
         new_boxes[i] = torch.where(found[:, None], clicks.to(new_boxes.dtype), new_boxes[i])
         still_box[i] &= ~found
     return new_boxes, still_box
+
+
+@torch.no_grad()
+def corrections(
+    last: Predictions, num_prompts: int, targets: Targets, seed: int, number: int
+) -> tuple[FurtherTokens, FurtherTokens]:
+    """What each prompt says more in round `number` (the first is 0): a click where it was answered wrongly; its mask.
+
+    `targets` and `last` as in `next_clicks`, and so are the pixels that are looked at.  Nothing is said, which is
+    padding, about a region without mask, and no click is made where nothing is wrong.
+    """
+    height, width = last.mask_features.shape[2:]
+    full_height, full_width = targets.labels.height, targets.labels.width
+    stride, size = full_height // height, height * width
+    asked = targets.prompt_targets[:, number * num_prompts : (number + 1) * num_prompts, 0]
+    keys = [random_key(seed, sample, "prompts", layer=number) for sample in targets.samples]
+    luck = keyed_uniform(torch.tensor(keys, device=asked.device), size + num_prompts).T
+    clicks, masks = [], []
+    for i, key in enumerate(keys):
+        top, left = key % stride, key // stride % stride
+        truth = _masks_of(asked[i], targets, i, top, left, stride)
+        best, logits = _best_answers(last, i, truth)
+        wrong = truth ^ (logits > 0)
+        place = ((luck[i, :size] + luck[i, size:, None]) % 1 + wrong).argmax(1)
+        x, y = place % width * stride + left, place // width * stride + top
+        is_positive, teaches = truth.gather(1, place[:, None])[:, 0], truth.any(1)
+        boxes = _click_boxes(x, y, full_width, full_height)
+        clicks.append((boxes, is_positive, teaches & wrong.any(1)))
+        shown = teaches & bool(key // stride**2 % 2)
+        of_levels = last.boxes_cxcywh[i].float().unflatten(0, (num_prompts, -1))
+        masks.append(
+            (logits.sigmoid().unflatten(1, (height, width)), of_levels[torch.arange(num_prompts), best], shown)
+        )
+    boxes, is_positive, valid = (torch.stack(values)[:, :, None] for values in zip(*clicks, strict=True))
+    soft, of_masks, shown = (torch.stack(values) for values in zip(*masks, strict=True))
+    features = last.mask_features.float()
+    return (
+        FurtherTokens.of_clicks(boxes, is_positive, valid, features.shape[1]),
+        FurtherTokens.of_masks(soft, of_masks, features, shown),
+    )
 
 
 def _masks_of(
@@ -93,11 +136,20 @@ def _masks_of(
     return ((targets.tables[image].index_select(1, place) > 0)[labels] & teaches).T
 
 
-def _best_masks(last: Predictions, image: int, truth: Bool[Tensor, "n p"]) -> Bool[Tensor, "n p"]:
-    """Of each prompt's predicted masks the one with the greatest overlap."""
+def _best_answers(
+    last: Predictions, image: int, truth: Bool[Tensor, "n p"]
+) -> tuple[Int64[Tensor, " n"], Float[Tensor, "n p"]]:
+    """Of each prompt's levels the one with the greatest overlap, and its mask before the sigmoid."""
     with torch.autocast(truth.device.type, enabled=False):
         logits = last.mask_embeddings[image].float() @ last.mask_features[image].float().flatten(1)
-    masks = (logits > 0).unflatten(0, (len(truth), -1))
+    logits = logits.unflatten(0, (len(truth), -1))
+    masks = logits > 0
     shared = (masks & truth[:, None]).sum(2)
     best = (shared / (masks | truth[:, None]).sum(2).clamp(min=1)).argmax(1)
-    return masks[torch.arange(len(best), device=best.device), best]
+    return best, logits[torch.arange(len(best), device=best.device), best]
+
+
+def _click_boxes(x: Int64[Tensor, " n"], y: Int64[Tensor, " n"], width: int, height: int) -> Float[Tensor, "n 4"]:
+    """The boxes that stand for clicks on these pixels of an image."""
+    side = torch.full_like(x, 2 * CLICK_RADIUS)
+    return torch.stack([x / width, y / height, side / width, side / height], dim=1)

@@ -102,7 +102,8 @@ class TrainingSettings:
     precision: Precision = "bf16"
     # Whether the text encoder learns: null trains one that begins at random (byte_ngrams) and freezes CLIP's.
     text: Literal["frozen", "trained"] | None = None
-    # Rounds of prompts: in every one but the first, each region is clicked again where the last answer missed it.
+    # Rounds of prompts: in every one but the first, each region is clicked where the last answer was wrong
+    # (see semsam.training.next_clicks); model.overrides.further_clicks needs more than one.
     click_rounds: Positive = 1
     seed: Seed = 0
     ema_decay: Annotated[PositiveShare, Field(lt=1)] | None = (
@@ -134,6 +135,11 @@ class Recipe:
         if levels != targets:
             raise ValueError(
                 f"data.sample.prompts.num_levels is {targets}, but the model of section `model` has {levels} levels"
+            )
+        if self.model.own_settings().further_clicks and self.training.click_rounds == 1:
+            raise ValueError(
+                "training.click_rounds: 1 teaches no further clicks, which the model of section `model` has; "
+                "take 2 or more, or model.overrides.further_clicks: false"
             )
         for key in self.training.skip_samples:
             named = re.fullmatch(r"([^/:]+)(/.+|:\d+)", key)

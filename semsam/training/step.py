@@ -17,9 +17,10 @@ from semsam.losses.criterion import Criterion
 from semsam.losses.denoising import Noise
 from semsam.losses.targets import Targets, count_targets
 from semsam.model.predictions import ModelOutput, join_queries
+from semsam.model.prompt_encoder import FurtherTokens
 from semsam.model.semantic_sam import SemanticSam, padded_size
 from semsam.training.engine import Engine
-from semsam.training.next_clicks import in_rounds, next_clicks
+from semsam.training.next_clicks import corrections, in_rounds, next_clicks
 from semsam.training.partitions import Partition
 
 Precision = Literal["fp32", "bf16"]
@@ -123,9 +124,19 @@ class TrainingStep(nn.Module):
         boxes, is_box = batch.prompt_boxes_cxcywh[:, :num_prompts], batch.prompt_is_box[:, :num_prompts]
         output = self.model.decode(features, boxes, is_box, object_names, part_names, noised=batch.targets.noised)
         rounds = [output.prompts]
+        clicks: FurtherTokens | None = None
+        further: FurtherTokens | None = None
         for number in range(1, self.click_rounds):
-            boxes, is_box = next_clicks(rounds[-1][-1], boxes, is_box, batch.targets, self.seed, number)
-            again = self.model.decode(features, boxes, is_box, object_names, part_names, with_generic=False)
+            last = rounds[-1][-1]
+            if self.model.settings.further_clicks:
+                click, mask = corrections(last, num_prompts, batch.targets, self.seed, number)
+                clicks = click if clicks is None else clicks.joined(click)
+                further = clicks.joined(mask)
+            else:
+                boxes, is_box = next_clicks(last, boxes, is_box, batch.targets, self.seed, number)
+            again = self.model.decode(
+                features, boxes, is_box, object_names, part_names, with_generic=False, further=further
+            )
             rounds.append(again.prompts)
         return replace(output, prompts=[join_queries(layers) for layers in zip(*rounds, strict=True)])
 

@@ -15,7 +15,8 @@ from semsam.data.reader import Reader
 from semsam.data.sample import Batch, Sample
 from semsam.losses.targets import Targets
 from semsam.model.predictions import Predictions
-from semsam.training.next_clicks import in_rounds, next_clicks
+from semsam.model.prompt_encoder import POSITIVE, FurtherTokens
+from semsam.training.next_clicks import corrections, in_rounds, next_clicks
 from semsam.training.recipe import Recipe
 from semsam.training.train import make_step
 from semsam.training.training_data import TrainingData
@@ -167,6 +168,75 @@ def test_clicks_depend_on_sample_and_round_and_not_on_the_batch(batch: Batch, re
         assert np.array_equal(boxes[0], together[image])
     later, _ = ask_again(batch, recipe, saying({}, batch), number=2)
     assert not np.array_equal(later, together)
+
+
+def correct(batch: Batch, recipe: Recipe, said: np.ndarray, number: int = 1) -> tuple[FurtherTokens, FurtherTokens]:
+    targets = Targets.of(in_rounds(batch, number + 1), TrainingData.of(recipe).vocabulary, CPU)
+    return corrections(answers(said), NUM_PROMPTS, targets, 0, number)
+
+
+def test_a_correction_falls_on_what_is_wrong_and_says_on_which_side(batch: Batch, recipe: Recipe) -> None:
+    said, halves = {}, {}
+    for image, prompt, mask in with_masks(batch):
+        found = np.roll(mask, 12, axis=1)  # Something is missed, and something else is too much.
+        said[image, prompt, 3] = found[2::STRIDE, 2::STRIDE]
+        halves[image, prompt] = mask, said[image, prompt, 3]
+    clicks, _ = correct(batch, recipe, saying(said, batch))
+    sides = []
+    for (image, prompt), (mask, found) in halves.items():
+        if not clicks.valid[image, prompt, 0]:
+            continue
+        y, x = pixel(clicks.boxes_cxcywh[image, prompt, 0].numpy())
+        assert bool(clicks.kinds[image, prompt, 0] == POSITIVE) == mask[y, x]
+        assert found[y // STRIDE, x // STRIDE] != mask[y, x]
+        sides.append(mask[y, x])
+    assert len(sides) > NUM_PROMPTS
+    assert 0.2 < np.mean(sides) < 0.9
+
+
+def test_what_is_right_or_has_no_mask_is_not_corrected(batch: Batch, recipe: Recipe) -> None:
+    targets = Targets.of(in_rounds(batch, 2), TrainingData.of(recipe).vocabulary, CPU)
+    nothing = saying({}, batch)
+    clicks, masks = correct(batch, recipe, nothing)
+    for image, sample in enumerate(batch.samples):
+        for prompt, asked in enumerate(batch.prompt_asked[image].tolist()):
+            if asked < 0 or not sample.regions.has_mask[asked] or not targets.teaches_mask_host[image, asked]:
+                assert not clicks.valid[image, prompt].any()
+                assert not masks.valid[image, prompt].any()
+    assert (clicks.kinds[clicks.valid] == POSITIVE).all()  # Where nothing is said nothing is too much.
+
+
+def test_a_last_mask_comes_with_half_of_the_samples_and_is_the_best_levels(batch: Batch, recipe: Recipe) -> None:
+    shown = []
+    for image, prompt, mask in with_masks(batch):
+        said = saying({(image, prompt, 2): mask[2::STRIDE, 2::STRIDE]}, batch)
+        for number in range(1, 9):
+            _, masks = correct(batch, recipe, said, number)
+            shown.append(bool(masks.valid[image, prompt, 0]))
+            if shown[-1]:
+                content = masks.contents[image, prompt, 0].reshape(SIZE // STRIDE, SIZE // STRIDE)
+                inside = torch.from_numpy(mask[2::STRIDE, 2::STRIDE].copy())
+                assert content[inside].mean() > 2 * content[~inside].mean()
+        break
+    assert {True, False} == set(shown)
+
+
+def test_a_step_of_corrections_reaches_every_weight_and_needs_rounds(batch: Batch, recipe: Recipe) -> None:
+    values = config_values(recipe)
+    values["model"]["overrides"] = dict(values["model"]["overrides"] or {}) | {"further_clicks": True}
+    values["training"]["click_rounds"] = 3
+    corrected = parse_config(Recipe, values, "test")
+    step = make_step(corrected, TrainingData.of(corrected).vocabulary)
+    counts = torch.from_numpy(step.count_targets(batch)).float()
+    loss, _ = step(step.to_device(batch, CPU), counts)
+    loss.backward()
+    assert [name for name, p in step.named_parameters() if p.requires_grad and p.grad is None] == []
+    further = step.model.prompt_encoder.further_kinds
+    assert further is not None
+    assert (further.weight.grad.abs().sum(dim=1) > 0).all()
+    values["training"]["click_rounds"] = 1
+    with pytest.raises(ValueError, match="training.click_rounds: 1 teaches no further clicks"):
+        parse_config(Recipe, values, "test")
 
 
 def test_a_step_in_rounds_has_the_loss_of_every_round_and_reaches_every_weight(batch: Batch, recipe: Recipe) -> None:
