@@ -46,11 +46,12 @@ test-all: $(DEV_READY)  ## everything that runs without a GPU
 cluster: $(DEV_READY)  ## trainings that lose and gain machines, an autoscaler, kills of nodes and heads; a quarter of an hour
 	$(BIN)/python -m pytest -m nodes tests/integration
 
-check: $(DEV_READY)  ## format, lint, types, import rules
+check: $(DEV_READY)  ## format, lint, types, import rules, links of the documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.links
 
 format: $(DEV_READY)  ## rewrite files in the project's format
 	$(BIN)/ruff format .
@@ -59,6 +60,9 @@ format: $(DEV_READY)  ## rewrite files in the project's format
 bench: $(DEV_READY)  ## measure the hot paths; prints ratios taken in one run
 	failed=; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || failed="$$failed $$file"; done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+pictures: $(DEV_READY)  ## the READMEs' pictures, drawn anew from what the quickstart has left
+	$(BIN)/python -m tests.readme_pictures outputs/quickstart mlflow.db .github
 
 claims: $(READY)  ## three claims of the paper at toy scale, as tables; over an hour; a second call goes on
 	$(BIN)/python tests/benchmarks/claims.py
@@ -69,4 +73,4 @@ chaos: $(DEV_READY)  ## kill workers, machines, heads, S3 at seeded moments and 
 clean:  ## remove what the targets made, the virtual environment excepted
 	rm -rf .quickstart outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
 
-.PHONY: help install quickstart unit test test-all cluster check format bench claims chaos clean
+.PHONY: help install quickstart unit test test-all cluster check format bench pictures claims chaos clean
