@@ -39,11 +39,12 @@ unit: $(DEV_READY)  ## unit tests alone, side by side
 test: unit  ## unit tests and one end-to-end test
 	$(BIN)/python -m pytest -m 'cluster and not slow'
 
-test-all: $(DEV_READY)  ## everything that runs without a GPU
-	$(SIDE_BY_SIDE) -m 'not gpu and not cluster' tests/unit tests/numerics
-	$(BIN)/python -m pytest -m 'not gpu and not nodes' tests/integration
+test-all: test  ## everything that runs without a GPU
+	$(SIDE_BY_SIDE) -m 'slow and not gpu and not cluster' tests/unit
+	$(SIDE_BY_SIDE) -m 'not gpu' tests/numerics
+	$(BIN)/python -m pytest -m 'not gpu and (slow or not cluster)' --durations=30 tests/integration
 
-cluster: $(DEV_READY)  ## trainings that lose and gain machines, an autoscaler, kills of nodes and heads; a quarter of an hour
+cluster: $(DEV_READY)  ## of those the trainings that lose and gain machines, an autoscaler, kills of nodes and heads
 	$(BIN)/python -m pytest -m nodes tests/integration
 
 check: $(DEV_READY)  ## format, lint, types, import rules, links of the documents
