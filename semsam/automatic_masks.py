@@ -97,11 +97,20 @@ class ImageMasks:
 
 
 class AutomaticMasks:
-    """Finds the masks of images with a predictor, whose vocabulary names them."""
+    """Finds the masks of images with a predictor, whose vocabulary names them.
 
-    def __init__(self, predictor: Predictor, settings: AutomaticMaskSettings | None = None) -> None:
+    `points_xy` are clicks to make in place of the grid, as fractions of an image's width and height, below 1.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        settings: AutomaticMaskSettings | None = None,
+        points_xy: Float[np.ndarray, "n 2"] | None = None,
+    ) -> None:
         self.predictor = predictor
         self.settings = settings or AutomaticMaskSettings()
+        self.points_xy = points_xy
         predictor.chosen_levels(self.settings.levels)  # Refuses what the model does not have.
 
     def of_image(self, photo: Photo) -> ImageMasks:
@@ -123,7 +132,10 @@ class AutomaticMasks:
     @torch.no_grad()
     def _of_encoded(self, image: EncodedImage) -> ImageMasks:
         self.predictor.set_image(image)
-        points = grid_points(self.settings.points_per_side, *image.size)
+        if self.points_xy is None:
+            points = grid_points(self.settings.points_per_side, *image.size)
+        else:
+            points = self.points_xy * np.array(image.size[::-1])
         parts = []
         for start in range(0, len(points), self.settings.points_per_batch):
             some = points[start : start + self.settings.points_per_batch]

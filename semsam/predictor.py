@@ -88,17 +88,18 @@ class PromptStyle:
         `mask_boxes_xyxy` are the tight boxes of the levels' masks, and `boxes_xyxy` the prompts; None: they are clicks.
         Of a prompt with several clicks, only levels that agree with as many of them as any may answer.
         """
-        scores = self._scores(iou_predictions, mask_boxes_xyxy, boxes_xyxy)
+        scores = self.scores(iou_predictions, mask_boxes_xyxy, boxes_xyxy)
         if agreement is not None:
             scores = np.where(agreement == agreement.max(axis=1, keepdims=True), scores, -np.inf)
         return scores.argmax(axis=1)
 
-    def _scores(
+    def scores(
         self,
         iou_predictions: Float[np.ndarray, "n k"],
         mask_boxes_xyxy: Float[np.ndarray, "n k 4"],
         boxes_xyxy: Float[np.ndarray, "n 4"] | None,
     ) -> Float[np.ndarray, "n k"]:
+        """How good an answer each level is, by what `choose` chooses."""
         if boxes_xyxy is None or self.box_choice == "predicted_iou":
             return iou_predictions
         low = np.maximum(mask_boxes_xyxy[..., :2], boxes_xyxy[:, None, :2])
