@@ -18,8 +18,7 @@ from jobs.resources import WAIT, Workers, actors
 from pipelines.generate.generate import Generated, Task, check_output, generate
 from pipelines.generate.mask_files import MaskOptions
 from pipelines.model_pool import ModelReference, Pool, weights_digest
-from pipelines.sources import SOURCES
-from pipelines.sources.categories import load_categories
+from pipelines.sources.categories import load_categories, vocabulary_names
 from semsam.automatic_masks import AutomaticMaskSettings
 from semsam.config import Gpus, Positive, PositiveFloat, Seed, Share, settings
 from semsam.data.images import MAX_PIXELS
@@ -64,9 +63,11 @@ class GenerateJob:
     progress_interval: PositiveFloat = 10.0  # Seconds between lines where there is no terminal.
 
     def __post_init__(self) -> None:
-        if self.vocabulary is not None and self.vocabulary not in SOURCES:
-            hint = did_you_mean(self.vocabulary, SOURCES)
-            raise ValueError(f"vocabulary {self.vocabulary!r} is not one of {list(SOURCES)}{hint}")
+        known = vocabulary_names()
+        if self.vocabulary is not None and self.vocabulary not in known:
+            raise ValueError(
+                f"vocabulary {self.vocabulary!r} is not one of {known}{did_you_mean(self.vocabulary, known)}"
+            )
         preset(self.preset)
         _pool(self)
         if self.vocabulary is not None and (self.objects or self.parts):

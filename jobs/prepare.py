@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -47,6 +47,8 @@ class DatasetSettings:
     max_pixels: Positive = MAX_PIXELS  # Of an image; a larger one is counted as unusable, and never decoded.
     # Larger train images are made smaller, with their masks; evaluation splits keep their pixels.  0: none are.
     max_long_side: Count | None = None  # None: what the dataset's source says, 1024 for sa1b and 0 for the other six.
+    # What the source of this dataset alone knows, such as val_share (see its class in pipelines/sources).
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.splits) - set(SPLITS))
@@ -68,8 +70,8 @@ class DatasetSettings:
 
     def source(self, dataset: str) -> Source:
         """The dataset's source with these settings."""
-        source: Source = replace(SOURCES[dataset], allow_absent=self.allow_absent, max_pixels=self.max_pixels)
-        return source
+        source = SOURCES[dataset].with_options(self.options)
+        return replace(source, allow_absent=self.allow_absent, max_pixels=self.max_pixels)
 
     def long_side(self, dataset: str, split: str) -> int:
         """The limit for one split; 0 for none."""
@@ -95,6 +97,11 @@ class PrepareJob:
         check_datasets("datasets", self.datasets)
         if not self.datasets:
             raise ValueError(f"datasets: name at least one of {list(SOURCES)}, each with its root")
+        for dataset, one in self.datasets.items():
+            try:
+                one.source(dataset)
+            except ValueError as error:
+                raise ValueError(f"datasets.{dataset}.options.{error}") from None
 
 
 def run(job: PrepareJob) -> list[Manifest]:
@@ -119,11 +126,12 @@ def split_tasks(job: PrepareJob) -> list[SplitTask]:
             excluded = one.excluded()
         except ValueError as error:
             raise ValueError(f"datasets.{dataset}.{error}") from None
+        source = one.source(dataset).found_in(files)
         for split in one.splits:
             check_output(Folder(f"{output}/{dataset}/{split}"))
             tasks.append(
                 SplitTask(
-                    source=one.source(dataset),
+                    source=source,
                     files=files,
                     split=split,
                     output=f"{output}/{dataset}/{split}",

@@ -32,7 +32,7 @@ from semsam.training.attempt import RunFolder, attempt_on
 from semsam.training.checkpoint import checkpoint_folder, checkpoint_steps
 from semsam.training.engine import Worker
 from semsam.training.faults import TrainingFault
-from semsam.training.initial_weights import start_from
+from semsam.training.initial_weights import freeze, start_from
 from semsam.training.recipe import Recipe
 from semsam.training.train import check_log, train
 from semsam.training.train_log import LOG_FILE, read_log
@@ -137,8 +137,10 @@ def run(job: TrainJob) -> Training:
         check_log(folder, checkpoint)
     if step < job.training.steps and job.tracking.enabled:
         _look_for_mlflow(job.tracking, folder, is_begun=step > 0)
-    if step == 0 and recipe.model.init is not None:
-        start_from(SemanticSam(recipe.model.resolve()), recipe.model)  # For its errors: the workers do it again.
+    if step == 0 and (recipe.model.init is not None or recipe.optimizer.frozen):
+        model = SemanticSam(recipe.model.resolve())
+        freeze(model, recipe.optimizer.frozen)  # Both for their errors: the workers do it again.
+        start_from(model, recipe.model)
     if step < job.training.steps:
         with attempt_on(folder) as run_folder, connect(workers(job), dashboard=True):
             _fit_to_the_end(job, run_folder)

@@ -53,6 +53,26 @@ class Categories:
         return {row[key]: category for row, category in rows if key in row}
 
 
+def categories_of(vocabulary: Vocabulary) -> Categories:
+    """The categories of names that no file here has: objects by their names, parts as `object:part`."""
+    objects, parts, things = vocabulary.objects, vocabulary.parts, vocabulary.things
+    names = [*objects, *(f"{objects[one]}:{parts[part]}" for one, part in vocabulary.object_parts)]
+    return Categories(
+        vocabulary=vocabulary,
+        all=(
+            *(Category(i, None, thing) for i, thing in enumerate(things)),
+            *(Category(one, part, things[one]) for one, part in vocabulary.object_parts),
+        ),
+        position_of_name={name.strip().lower(): i for i, name in enumerate(names)},
+        document={},
+    )
+
+
+def vocabulary_names() -> list[str]:
+    """The datasets that have a vocabulary of their own here, sorted."""
+    return sorted({path.stem for folder in FOLDERS for path in folder.glob("*.json")})
+
+
 @cache
 def load_categories(dataset: str) -> Categories:
     """The categories of one dataset.  Raises `ValueError` naming the file where it is no vocabulary."""

@@ -65,12 +65,19 @@ class Document:
     Rows that cannot be used are counted in `rejected` (images) and `rejected_regions` (all others).
     """
 
-    def __init__(self, files: Files, places: Sequence[str], categories: Categories) -> None:
+    def __init__(
+        self,
+        files: Files,
+        places: Sequence[str],
+        categories: Categories,
+        name_of: Callable[[object], str] = lambda row: take(row, "name", as_text),
+    ) -> None:
         self.file = find_file(files, places)
         self.path = f"{files.path}/{self.file}"
         self.rejected: list[Rejected] = []
         self.rejected_regions: list[Rejected] = []
         self._lists = JsonLists(files.read(self.file), self.path)
+        self._name_of = name_of
         self._positions = categories.positions_of_ids(self._category_names())
 
     def rows(self, name: str) -> Iterator[tuple[int, object]]:
@@ -150,7 +157,7 @@ class Document:
         names: dict[int, str] = {}
         for i, row in self.rows("categories"):
             try:
-                native, name = take(row, "id", as_int), take(row, "name", as_text)
+                native, name = take(row, "id", as_int), self._name_of(row)
                 if names.setdefault(native, name) != name:
                     raise OddValue("id", f"{native} is {names[native]!r} already")
             except OddValue as fault:
@@ -189,19 +196,25 @@ def index_document(
     fields: Fields,
     allow_absent: Sequence[str],
     more: Callable[[Row], Row] = lambda row: {},
+    optional: Fields = _NONE,
+    keep: Callable[[Sequence[ListedImage]], Sequence[ListedImage]] = lambda images: images,
 ) -> Index:
     """One entry per image of the document; `layouts` are the places where its images may lie (see `image_paths`).
+
+    `keep` chooses those of this split where the document has more; the others go without a word.
 
     Raises `ValueError` where the list `annotations` is empty, unless `allow_absent` has it.
     """
     images = document.images(more)
-    annotations = document.annotations(fields)
+    annotations = document.annotations(fields, optional)
     is_empty = bool(images) and not annotations and not document.rejected_regions
     if is_empty and "annotations" not in allow_absent:
         raise ValueError(f"{document.path}: the list 'annotations' is empty, so that nothing can be learnt")
     layouts = _order_layouts(files, _all_places(files, layouts), split, images)
-    entries = []
-    for image in images:
+    entries, kept = [], keep(images)
+    for other in {image.id for image in images} - {image.id for image in kept}:
+        annotations.pop(other, None)
+    for image in kept:
         path = image_paths(layouts, split, image.file_name)[0]
         rows = annotations.pop(image.id, bytearray())
         packed = pack({"file": document.file} | image.to_row(), annotations=rows)

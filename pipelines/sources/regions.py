@@ -103,6 +103,7 @@ class Regions:
         *,
         area: float | None,
         is_crowd: bool,
+        parent: int | None = None,
     ) -> int | None:
         """Add a box without a mask, clipped to the image; drops "empty box" (or wholly outside)."""
         x1, y1, x2, y2 = box = self._in_image(xywh)
@@ -118,6 +119,7 @@ class Regions:
                 kind=kind,
                 object_category=category.object,
                 part_category=category.part,
+                parent=parent,
                 is_thing=category.thing,
                 is_crowd=is_crowd,
             )

@@ -6,7 +6,6 @@ to val when a hash of its id falls into the share `val_share`, which is the same
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -18,6 +17,7 @@ from jaxtyping import Bool, Int64
 
 from pipelines.sources.coco_json import add_segmentation, annotation_values, sample_id
 from pipelines.sources.file_names import Rows, Stems, pieces, texts
+from pipelines.sources.held_out import place_of
 from pipelines.sources.json_lists import parse_json
 from pipelines.sources.regions import Regions
 from pipelines.sources.source import BadSample, Entry, Files, Index, Read, Rejected, Source
@@ -75,8 +75,7 @@ class Sa1b(Source):
         return np.fromiter((self._is_val(_key(stem)) for stem in stems), bool)
 
     def _is_val(self, key: str) -> bool:
-        number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little")
-        return number < self.val_share * 2**64
+        return place_of(key) < self.val_share * 2**64
 
 
 SOURCE = Sa1b()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol, Self, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.sources.categories import load_categories
 from semsam.data.images import MAX_PIXELS
 from semsam.data.manifest import Vocabulary
 from semsam.data.schema import Record
+from semsam.setting_kinds import did_you_mean
 
 
 class Files(Protocol):
@@ -76,6 +79,7 @@ REASONS_BY_DESIGN = frozenset(
         "listed name outside the vocabulary",
         "image without instance annotations",
         "instance of an image without segments",
+        "mask that the model is not sure of",
     }
 )
 
@@ -117,6 +121,8 @@ class Source(ABC):
     Other settings make another source: `dataclasses.replace(source, allow_absent=("instances",))`.
     """
 
+    options: ClassVar[tuple[str, ...]] = ()  # Fields that the settings of a dataset may set (`options`).
+
     dataset: str
     version: int = 1  # Raised whenever the same files give other records: shards made before are made anew then.
     train_long_side: int = 0  # What train images are brought down to where nobody says otherwise; 0: they stay.
@@ -127,6 +133,27 @@ class Source(ABC):
     def vocabulary(self) -> Vocabulary:
         """The names in `pipelines/categories/<dataset>.json`."""
         return load_categories(self.dataset).vocabulary
+
+    def with_options(self, values: Mapping[str, Any]) -> Self:
+        """This source with other values of its `options`.  Raises `ValueError` naming the one that it cannot have."""
+        hints, found = get_type_hints(type(self), include_extras=True), {}
+        for name, value in values.items():
+            if name not in self.options:
+                raise ValueError(
+                    f"{name}: {self.dataset} has {_listed(self.options)}{did_you_mean(name, self.options)}"
+                )
+            try:
+                found[name] = TypeAdapter(hints[name]).validate_python(value)
+            except ValidationError as error:
+                raise ValueError(f"{name}: {error.errors()[0]['msg']}, not {value!r}") from None
+        return replace(self, **found)
+
+    def found_in(self, files: Files) -> Source:
+        """This source with what only the data can say of itself, such as its names; asked once, before any index.
+
+        Raises `ValueError` naming the file.
+        """
+        return self
 
     @abstractmethod
     def index(self, files: Files, split: str) -> Index:
@@ -140,3 +167,7 @@ class Source(ABC):
     @abstractmethod
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         """Open one image and its annotations.  Raises `BadSample` when nothing of it can be used."""
+
+
+def _listed(options: Sequence[str]) -> str:
+    return f"the options {', '.join(options)}" if options else "no options"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Integer
 
 from pipelines.sources.source import BadSample, Files
-from semsam.data.images import MAX_PIXELS, ImageTooLarge, encode_jpeg, is_plain_jpeg, read_image_any
+from semsam.data.images import MAX_PIXELS, ImageTooLarge, encode_jpeg, is_plain_jpeg, read_image_any, read_photo
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,22 @@ class StoredImage:
     width: int
 
 
-def read_image(files: Files, paths: Sequence[str], sample_id: str, max_pixels: int = MAX_PIXELS) -> StoredImage:
+def read_image(
+    files: Files, paths: Sequence[str], sample_id: str, max_pixels: int = MAX_PIXELS, as_shown: bool = False
+) -> StoredImage:
     """The image at the first of `paths` that exists; a JPEG stays byte for byte as it is, anything else becomes one.
 
+    `as_shown` is for annotations of the image as its EXIF turns it: a turned one is written anew.
     Raises `BadSample`: "missing image", "image too large" for more than `max_pixels` and for what no JPEG can hold, or
     "broken image" for a file that is cut short or no image.
     """
     path, data = _first(files, paths, sample_id)
     try:
-        pixels = read_image_any(data, max_pixels)
-        return StoredImage(data if is_plain_jpeg(data) else encode_jpeg(pixels), *pixels.shape[:2])
+        pixels, keeps_bytes = read_image_any(data, max_pixels), is_plain_jpeg(data)
+        if as_shown:
+            shown = read_photo(data, max_pixels)
+            pixels, keeps_bytes = shown, keeps_bytes and np.array_equal(pixels, shown)
+        return StoredImage(data if keeps_bytes else encode_jpeg(pixels), *pixels.shape[:2])
     except ValueError as error:
         raise BadSample(_reason(error, "broken image"), sample_id, f"{files.path}/{path}: {error}") from None
 

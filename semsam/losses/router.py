@@ -29,6 +29,10 @@ TABLE = {
     "pascal_part": Row(masks=True, generic=True, objects=True, parts=True),
     "paco": Row(masks=True, generic=True, objects=True, parts=True),
     "partimagenet": Row(masks=True, generic=True, objects=True, parts=True),
+    # Data of one's own.
+    "coco_instances": Row(masks=True, generic=True, objects=True, parts=True),
+    "label_maps": Row(masks=True, generic=True, objects=True, parts=False),
+    "generated_masks": Row(masks=True, generic=False, objects=True, parts=False),
 }
 NOTHING = Row(masks=False, generic=False, objects=False, parts=False)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from semsam.model.semantic_sam import SemanticSam
+from semsam.setting_kinds import did_you_mean
 from semsam.storage import Folder
 from semsam.training.checkpoint import load_weights
 from semsam.training.recipe import ModelChoice, is_below
@@ -30,6 +31,23 @@ def start_from(model: SemanticSam, choice: ModelChoice) -> str:
     said += [f"dropped: {', '.join(dropped)}"] if dropped else []
     said += [f"begun anew: {', '.join(begun)}"] if begun else []
     return "; ".join(said)
+
+
+def freeze(model: SemanticSam, names: tuple[str, ...]) -> None:
+    """Take the parameters below some names out of the training, and so out of every optimizer's groups.
+
+    Raises `ValueError` for a name of nothing, and where nothing would be left to learn.
+    """
+    parameters = dict(model.named_parameters())
+    for name in names:
+        below = [one for one in parameters if is_below(one, (name,))]
+        if not below:
+            known = {one.rpartition(".")[0] for one in parameters} | {one.partition(".")[0] for one in parameters}
+            raise ValueError(f"optimizer.frozen: nothing in the model is called {name}{did_you_mean(name, known)}")
+        for one in below:
+            parameters[one].requires_grad_(False)
+    if names and not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ValueError(f"optimizer.frozen: below {', '.join(names)} is all that could learn")
 
 
 def _read(uri: str) -> dict[str, Tensor]:

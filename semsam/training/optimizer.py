@@ -26,6 +26,8 @@ class OptimizerSettings:
     weight_decay: Weight = 0.05
     backbone_factor: Weight = 0.1
     text_factor: Weight = 0.1
+    # Names below which nothing learns, such as `backbone` or `pixel_decoder`; the text encoder has training.text.
+    frozen: tuple[str, ...] = ()
     betas: tuple[ShareBelowOne, ShareBelowOne] = (0.9, 0.999)
     eps: PositiveFloat = 1e-8
     clip_norm: Weight = 0.01  # Of the whole model's gradient; 0: no clipping.

@@ -20,7 +20,7 @@ from semsam.training.checkpoint_reader import load_moments, load_saved_weights
 from semsam.training.checkpoint_writer import CheckpointWriter, Whole
 from semsam.training.engine import Worker, make_engine
 from semsam.training.faults import TrainingFault, together
-from semsam.training.initial_weights import start_from
+from semsam.training.initial_weights import freeze, start_from
 from semsam.training.loop import Loop
 from semsam.training.notices import Notices
 from semsam.training.partition_files import Header
@@ -41,6 +41,7 @@ def make_step(recipe: Recipe, vocabulary: JointVocabulary) -> TrainingStep:
         model = SemanticSam(recipe.model.resolve())
     # Without a name in any dataset there is nothing to teach it, and decay alone would wear it away.
     model.text_encoder.requires_grad_(recipe.text_is_trained() and bool(vocabulary.objects or vocabulary.parts))
+    freeze(model, recipe.optimizer.frozen)
     criterion = Criterion(recipe.criterion)
     return TrainingStep(model, criterion, vocabulary, training.seed, training.precision, training.click_rounds)
 
@@ -156,6 +157,8 @@ def _with_weights(
             shapes = {name: p.shape for name, p in step.model.named_parameters() if p.requires_grad}
             if saved is None:
                 origin = start_from(step.model, recipe.model)
+                if recipe.optimizer.frozen:
+                    origin += f"; frozen: {', '.join(recipe.optimizer.frozen)}"
             else:
                 origin = f"going on after step {saved.state.step} from {saved.folder.path}"
                 index = load_saved_weights(step.model, saved, headers)

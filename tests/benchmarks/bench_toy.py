@@ -24,6 +24,7 @@ from pipelines.prepare.shard_writer import ShardOptions, SplitTask, make_record
 from pipelines.sources import SOURCES
 from pipelines.sources.source import BadSample
 from pipelines.toy import ToySettings, write_toy_world
+from pipelines.toy.layouts import LAYOUTS
 from semsam.config import load_config
 from semsam.data.plan import Plan, PlanSettings, Stage
 from semsam.data.reader import load_sample
@@ -45,7 +46,8 @@ def prepare(toy: Path, shards: Path) -> dict[str, Split]:
     """The train splits of the toy world as jobs.prepare leaves them, made without Ray."""
     write_toy_world(toy, TOY)
     splits = {}
-    for dataset, source in SOURCES.items():
+    for dataset in LAYOUTS:
+        source = SOURCES[dataset]
         task = SplitTask(source, existing_folder(str(toy / dataset)), "train", "", ShardOptions(8, 0, 92), "bench")
         names = source.vocabulary()
         records: list[Record] = []

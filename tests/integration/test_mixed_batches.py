@@ -20,7 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pipelines.sources import SOURCES
+from pipelines.toy.layouts import LAYOUTS
 from semsam.config import load_config, parse_config
 from semsam.data.plan import Row
 from semsam.data.reader import load_sample
@@ -72,7 +72,7 @@ def test_workers_with_unlike_batches_enter_the_same_collectives(
     assert all(math.isfinite(loss) for loss in first["losses"])
     pairs = set(zip(first["kinds"], second["kinds"], strict=True))
     assert pairs == {(one, other) for one in KINDS for other in KINDS}
-    assert set(first["datasets"]) == set(second["datasets"]) == {*SOURCES, ""}
+    assert set(first["datasets"]) == set(second["datasets"]) == {*LAYOUTS, ""}
     # Steps in which nobody had anything to teach.
     assert 0.0 in first["losses"]
 
@@ -82,7 +82,7 @@ def recipe_for(root: str) -> Recipe:
     values = {
         "data": {
             "root": root,
-            "plan": {"stages": [{"weights": dict.fromkeys(SOURCES, 1)}]},
+            "plan": {"stages": [{"weights": dict.fromkeys(LAYOUTS, 1)}]},
             "sample": {"augmentation": {"crop_size": 64}, "prompts": {"num_prompts": 4}},
         },
         "model": {
@@ -121,7 +121,7 @@ class Draws:
     def __next__(self) -> list[Batch]:
         step = len(self.kinds)
         kind = str(self.rng.choice(KINDS))
-        names = self.rng.choice(list(SOURCES), PER_WORKER)
+        names = self.rng.choice(list(LAYOUTS), PER_WORKER)
         if kind == "one dataset":
             names[:] = names[0]
         if kind == "empty samples":

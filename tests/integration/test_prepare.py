@@ -25,6 +25,7 @@ from pipelines.sources import SOURCES
 from pipelines.sources.sa1b import Sa1b
 from pipelines.sources.source import Entry, Read
 from pipelines.toy import ToySettings, write_toy_world
+from pipelines.toy.layouts import LAYOUTS
 from semsam.config import parse_config
 from semsam.data import rle
 from semsam.data.images import encode_jpeg
@@ -174,7 +175,7 @@ def test_a_split_without_images_is_an_error(tmp_path: Path) -> None:
 def test_all_seven_toy_datasets_lose_what_was_spoiled_and_nothing_else(tmp_path: Path) -> None:
     written = write_toy_world(tmp_path / "toy", ToySettings(train_images=6, val_images=2))
     expected = {(split.dataset, split.split): split for split in written}
-    datasets = {name: {"root": f"{tmp_path}/toy/{name}", "max_rejected": 0.2} for name in SOURCES}
+    datasets = {name: {"root": f"{tmp_path}/toy/{name}", "max_rejected": 0.2} for name in LAYOUTS}
     manifests = prepare.run(
         parse_config(prepare.PrepareJob, {"datasets": datasets, "output": f"{tmp_path}/out"}, "test")
     )

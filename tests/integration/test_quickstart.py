@@ -9,7 +9,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from pipelines.sources import SOURCES
+from pipelines.toy.layouts import LAYOUTS
 from semsam.config import load_config
 
 pytestmark = pytest.mark.cluster
@@ -30,13 +30,13 @@ def test_seven_native_datasets_become_a_tracked_evaluation(tmp_path: Path, monke
         warnings.simplefilter("ignore")
         result = quickstart.run(job)
     assert signal.getsignal(signal.SIGINT) is on_interrupt
-    assert {m.dataset for m in result.manifests} == set(SOURCES)
+    assert {m.dataset for m in result.manifests} == set(LAYOUTS)
     assert result.training.steps == 3
     assert (Path(result.training.checkpoint) / "model.safetensors").is_file()
     run = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db").get_run(str(result.after.run_id))
     sent = {name: value for name, value in run.data.metrics.items() if not name.startswith("interval_")}
     assert sent == pytest.approx(result.after.metrics)
-    assert {d.dataset.name for d in run.inputs.dataset_inputs} == {f"{d}/val" for d in SOURCES}
+    assert {d.dataset.name for d in run.inputs.dataset_inputs} == {f"{d}/val" for d in LAYOUTS}
     assert len(list(Path(result.after.pictures).glob("*.png"))) >= 6
     summary = orjson.loads((tmp_path / "quickstart" / "summary.json").read_bytes())
     assert summary["one_click/miou_oracle"]["after"] == pytest.approx(result.after.means["one_click/miou_oracle"][0])

@@ -132,7 +132,7 @@ def test_arguments_that_cannot_be_meant_are_refused(arguments: list[str], messag
         ("evaluate", ["datasets=[coco_panoptc]"], "datasets: .'coco_panoptc'. .* did you mean coco_panoptic"),
         ("evaluate", ["preset=debg", "untrained=true"], "no preset 'debg', .* did you mean debug"),
         ("evaluate", ["untrained=true", "checkpoint=/x"], "checkpoint and untrained=true"),
-        ("prepare", ["datasets.coco.root=/x"], "datasets: .'coco'. not among .* did you mean coco_panoptic"),
+        ("prepare", ["datasets.coco.root=/x"], "datasets: .'coco'. not among .* did you mean coco_instances"),
         (
             "generate",
             ["images=/x", "vocabulary=coco_panoptc"],

@@ -12,7 +12,7 @@ from jobs.generate import GenerateJob
 from jobs.prepare import PrepareJob
 from jobs.quickstart import QuickstartJob
 from jobs.train import TrainJob
-from pipelines.sources import SOURCES
+from pipelines.toy.layouts import LAYOUTS
 from semsam.config import load_config
 from semsam.losses.criterion import CriterionSettings, LossWeights
 from semsam.model.presets import preset
@@ -49,11 +49,11 @@ def test_every_file_is_read_by_its_job(name: str) -> None:
     job = load_config(KINDS[name], str(CONFIGS / f"{name}.yaml"))
     train = job if isinstance(job, TrainJob) else getattr(job, "train", None)
     if train is not None:
-        assert set(train.data.datasets()) <= set(SOURCES)
+        assert set(train.data.datasets()) <= set(LAYOUTS)
     if isinstance(job, QuickstartJob):
         assert set(job.train.data.datasets()) <= set(job.prepare.datasets)
     if name == "prepare_all":
-        assert set(job.datasets) == set(SOURCES)
+        assert set(job.datasets) == set(LAYOUTS)
 
 
 def test_a_full_training_says_what_it_takes(name: str) -> None:
@@ -89,7 +89,7 @@ def test_rates_fall_at_the_published_steps(training: TrainJob) -> None:
 def test_sa1b_comes_first_and_then_all_seven(name: str, training: TrainJob) -> None:
     first, *rest = training.data.plan.stages
     assert set(first.weights) == {"sa1b"}
-    assert [set(stage.weights) for stage in rest] == ([set(SOURCES)] if name.startswith("seven") else [])
+    assert [set(stage.weights) for stage in rest] == ([set(LAYOUTS)] if name.startswith("seven") else [])
 
 
 def test_no_worker_goes_without_images_on_either_cluster(name: str) -> None:

@@ -13,6 +13,7 @@ from scipy.io import loadmat
 
 from pipelines.prepare.validate import validate
 from pipelines.sources import SOURCES
+from pipelines.sources.categories import vocabulary_names
 from pipelines.sources.source import REASONS_BY_DESIGN, BadSample
 from pipelines.toy import ToySettings, toy_scenes, write_toy_world
 from pipelines.toy.layouts import LAYOUTS
@@ -38,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[tuple[st
 @pytest.fixture(scope="module")
 def found(world: tuple[Path, dict[tuple[str, str], ToySplit]]) -> dict[tuple[str, str], tuple[list[Record], ToySplit]]:
     """Each split as its source reads it: the records, and what is kept and dropped."""
-    return {(dataset, split): read_split(world[0], dataset, split) for dataset in SOURCES for split in SPLITS}
+    return {(dataset, split): read_split(world[0], dataset, split) for dataset in LAYOUTS for split in SPLITS}
 
 
 def read_split(folder: Path, dataset: str, split: str) -> tuple[list[Record], ToySplit]:
@@ -84,7 +85,7 @@ def test_more_images_leave_the_first_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("dataset", SOURCES)
+@pytest.mark.parametrize("dataset", LAYOUTS)
 def test_sources_find_what_was_written_and_drop_what_was_planted(
     world: tuple[Path, dict[tuple[str, str], ToySplit]],
     found: dict[tuple[str, str], tuple[list[Record], ToySplit]],
@@ -161,13 +162,13 @@ def test_clicks_on_unnamed_masks_meet_several_levels(
 def test_discs_around_the_clicks_are_bad_guesses(
     found: dict[tuple[str, str], tuple[list[Record], ToySplit]],
 ) -> None:
-    records = [record for dataset in SOURCES for record in found[dataset, "val"][0]]
+    records = [record for dataset in LAYOUTS for record in found[dataset, "val"][0]]
     ious = np.array([one for record in records for one in BaselineFit.of(record).disc_ious])
     assert len(ious) > 200
     assert ious[:, best_radii(ious, 6)].max(axis=1).mean() < 0.6
 
 
-@pytest.mark.parametrize("dataset", [dataset for dataset in SOURCES if dataset != "sa1b"])
+@pytest.mark.parametrize("dataset", [dataset for dataset in LAYOUTS if dataset != "sa1b"])
 def test_no_name_is_too_common(found: dict[tuple[str, str], tuple[list[Record], ToySplit]], dataset: str) -> None:
     regions = [region for split in SPLITS for record in found[dataset, split][0] for region in record.regions]
     for names in ([r.object_category for r in regions], [r.part_category for r in regions if r.part_category]):
@@ -212,7 +213,7 @@ def test_a_split_without_images_is_refused() -> None:
 
 
 def test_there_is_a_layout_for_every_dataset() -> None:
-    assert set(LAYOUTS) == set(SOURCES)
+    assert set(LAYOUTS) == set(vocabulary_names())
 
 
 # What follows compares the toy files with real ones: the same keys, types and shapes.

@@ -178,6 +178,29 @@ def _write_partimagenet(native: Native) -> None:
     native.coco("val.json", [row])
 
 
+def _write_coco_instances(native: Native) -> None:
+    for i in (3, 7):
+        native.jpeg(f"val/{native.file_name(i)}")
+    polygon = [[2, 3, 12, 3, 12, 9, 2, 9]]
+    row = {"id": 100, "image_id": 3, "category_id": 5, "segmentation": polygon, "area": 60, "iscrowd": 0}
+    native.json("annotations/instances_train.json", {"categories": [{"id": 5, "name": "mug"}]})
+    native.json(
+        "annotations/instances_val.json",
+        {
+            "images": [{"id": i, "file_name": native.file_name(i), "height": HEIGHT, "width": WIDTH} for i in (7, 3)],
+            "annotations": [row],
+            "categories": [{"id": 5, "name": "mug"}, {"id": 9, "name": "dog"}],
+        },
+    )
+
+
+def _write_label_maps(native: Native) -> None:
+    native.json("names.json", {"4": "road", "9": "sky"})
+    for split, i in (("train", 1), ("val", 3), ("val", 7)):
+        native.jpeg(f"images/{split}/{i:012d}.jpg")
+        native.png(f"labels/{split}/{i:012d}.png", np.where(native.rectangle(2, 3, 12, 9) & (i != 7), 4, 255))
+
+
 WRITERS: dict[str, Callable[[Native], None]] = {
     "sa1b": _write_sa1b,
     "coco_panoptic": _write_coco_panoptic,
@@ -186,12 +209,14 @@ WRITERS: dict[str, Callable[[Native], None]] = {
     "pascal_part": _write_pascal_part,
     "paco": _write_paco,
     "partimagenet": _write_partimagenet,
+    "coco_instances": _write_coco_instances,
+    "label_maps": _write_label_maps,
 }
 
 
-@pytest.fixture(params=list(SOURCES))
+@pytest.fixture(params=list(WRITERS))
 def native(request: pytest.FixtureRequest, tmp_path: Path) -> Native:
-    """Each dataset in turn, written to a temporary folder."""
+    """Each dataset that needs no other folder in turn, written to a temporary one."""
     return make_native(tmp_path, request.param)
 
 
@@ -204,4 +229,5 @@ def write_native(tmp_path: Path) -> Callable[[str], Native]:
 def make_native(root: Path, dataset: str) -> Native:
     native = Native(root, dataset)
     WRITERS[dataset](native)
+    native.source = native.source.found_in(existing_folder(str(root)))
     return native

@@ -58,6 +58,7 @@ class Outcome:
 def outcome_of(source: Source, files: MemoryFiles, split: str) -> Outcome:
     """Index, read and validate, as `pipelines.prepare` does."""
     try:
+        source = source.found_in(files)
         index = source.index(files, split)
     except ValueError as error:
         return Outcome(refused=str(error))

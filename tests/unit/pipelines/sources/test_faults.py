@@ -18,7 +18,7 @@ from semsam.losses.router import TABLE
 from semsam.storage import existing_folder
 
 
-def test_sources_are_the_seven_datasets() -> None:
+def test_every_source_has_its_row() -> None:
     assert set(SOURCES) == set(TABLE)
     assert all(source.dataset == name for name, source in SOURCES.items())
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pipelines.sources import SOURCES
+from pipelines.toy.layouts import LAYOUTS
 from semsam.data.manifest import Vocabulary
 from semsam.data.sample import NOT_ANNOTATED, Sample
 from semsam.data.vocabularies import JointVocabulary
@@ -21,7 +22,7 @@ def test_the_table_has_a_row_for_every_dataset() -> None:
     assert set(TABLE) == set(SOURCES)
 
 
-@pytest.mark.parametrize("dataset", list(SOURCES))
+@pytest.mark.parametrize("dataset", LAYOUTS)
 def test_a_sample_teaches_what_its_dataset_annotates(
     dataset: str, make_sample: MakeSample, vocabulary: JointVocabulary
 ) -> None:

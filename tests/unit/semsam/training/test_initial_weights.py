@@ -16,9 +16,11 @@ from semsam.model.presets import ModelSettings
 from semsam.model.semantic_sam import SemanticSam
 from semsam.training.attempt import RunFolder
 from semsam.training.engine import Worker
-from semsam.training.initial_weights import start_from
+from semsam.training.initial_weights import freeze, start_from
+from semsam.training.optimizer import parameter_groups
 from semsam.training.recipe import ModelChoice, Recipe
-from semsam.training.train import train
+from semsam.training.train import make_step, train
+from semsam.training.training_data import TrainingData
 
 MakeRecipe = Callable[..., Recipe]
 OTHER_SIZES = {"backbone": {"dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window": 4}, "hidden_dim": 32}
@@ -176,3 +178,55 @@ def test_going_on_needs_nothing_of_what_a_training_began_with(
     train(recipe, {}, RunFolder(tmp_path / "run"), worker, "x", None)
     assert "going on after step 1" in capsys.readouterr().out
     assert SemanticSam.load(tmp_path / "run" / "checkpoint-1").settings == make_recipe().model.resolve()
+
+
+def test_what_is_frozen_is_in_no_group_learns_nothing_and_stays_so_when_a_run_goes_on(
+    make_recipe: MakeRecipe, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    recipe = make_recipe(steps=2, checkpoint_every=1, keep_last=2)
+    recipe = dataclasses.replace(
+        recipe,
+        model=dataclasses.replace(recipe.model, init=folder),
+        optimizer=dataclasses.replace(recipe.optimizer, frozen=("backbone", "mask_decoder.heads")),
+    )
+    step = make_step(recipe, TrainingData.of(recipe).vocabulary)
+    grouped = {id(one) for group in parameter_groups(step, recipe.optimizer) for one in group["params"]}
+    names = {name.split(".")[0] for name, one in step.model.named_parameters() if id(one) in grouped}
+    assert "backbone" not in names
+    assert {"pixel_decoder", "mask_decoder"} <= names
+    worker = Worker(0, 1, torch.device("cpu"))
+    for _ in range(2):
+        train(recipe, {}, RunFolder(tmp_path), worker, "test", None)
+        done = SemanticSam.load(tmp_path / "checkpoint-2")
+        learned = changed(folder, done)
+        assert learned
+        assert not any(name.startswith(("backbone.", "mask_decoder.heads.")) for name in learned)
+        if (tmp_path / "whole").exists():
+            assert changed(str(tmp_path / "whole"), done) == set()
+        else:
+            done.save(tmp_path / "whole")
+            shutil.rmtree(tmp_path / "checkpoint-2")
+    said = capsys.readouterr().out
+    assert "; frozen: backbone, mask_decoder.heads" in said
+    assert "going on after step 1" in said
+
+
+@pytest.mark.parametrize(
+    ("frozen", "message"),
+    [
+        (("backbon",), r"^optimizer.frozen: nothing in the model is called backbon; did you mean backbone\?"),
+        (("",), r"^optimizer.frozen: nothing in the model is called"),
+    ],
+)
+def test_a_name_to_freeze_that_is_none_is_refused(
+    settings: ModelSettings, frozen: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        freeze(SemanticSam(settings), frozen)
+
+
+def test_freezing_all_is_refused(settings: ModelSettings) -> None:
+    model = SemanticSam(settings)
+    names = tuple({name.partition(".")[0] for name, _ in model.named_parameters()})
+    with pytest.raises(ValueError, match=r"^optimizer.frozen: below .* is all that could learn"):
+        freeze(model, names)

@@ -1,0 +1,134 @@
+"""The masks of `jobs.generate`, to be trained on: SA-1B's own way of growing.
+
+The root is the folder that jobs.generate wrote, and its photos are in a neighbour (`neighbours: [/data/photos]`), for
+no file of a dataset may name what else is read of a machine.  Masks are class-agnostic, as SA-1B's, unless the job was
+given object names; then a mask has the name that it was given with a score of `min_name_score` or more.
+
+A review leaves out photos (`exclude`) and masks below `min_iou` (predicted) or `min_stability`.  Whoever wants to
+correct single masks has jobs.generate write `coco_results`, and brings the json that a labelling tool makes of these
+back as `coco_instances`.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any, ClassVar
+
+import orjson
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+
+from pipelines.sources.categories import Category
+from pipelines.sources.held_out import OwnData, of_split
+from pipelines.sources.regions import Regions
+from pipelines.sources.source import Entry, Files, Index, Read
+from pipelines.sources.stored_image import check_size, read_image
+from pipelines.sources.values import OddValue, Row, as_list, as_row, as_text, take
+from semsam.config import Share
+from semsam.data.manifest import Vocabulary
+from semsam.data.schema import Kind
+from semsam.data.sealed import unseal
+
+MANIFEST = "manifest.json"
+NOT_SURE = "mask that the model is not sure of"
+_COLUMNS = ("image", "height", "width", "masks")
+_OF_MASK = ("rle", "iou_prediction", "stability", "object_name", "object_score")
+
+
+@dataclass(frozen=True)
+class GeneratedMasks(OwnData):
+    """What a model has found in photos that nobody has annotated."""
+
+    options: ClassVar[tuple[str, ...]] = ("val_share", "min_iou", "min_stability", "min_name_score")
+
+    dataset: str = "generated_masks"
+    train_long_side: int = 1024
+    min_iou: Share = 0.0
+    min_stability: Share = 0.0
+    min_name_score: Share = 0.5
+
+    def found_in(self, files: Files) -> GeneratedMasks:
+        """The same with the object names that the job was given."""
+        manifest = _manifest(files)
+        if not files.neighbours:
+            raise ValueError(
+                f"{files.path}: its photos lie in {manifest.photos}; neighbours=[{manifest.photos}] says so"
+            )
+        objects = tuple(manifest.objects)
+        return replace(self, names=Vocabulary(objects, (), (True,) * len(objects)))
+
+    def index(self, files: Files, split: str) -> Index:
+        manifest = _manifest(files)
+        rows = [row for name in manifest.files for row in _rows(files, name)]
+        are_kept = of_split([row["image"] for row in rows], split, self.val_share)
+        kept = [row for row, is_kept in zip(rows, are_kept, strict=True) if is_kept]
+        entries = [Entry(row["image"], row["image"], orjson.dumps(row)) for row in kept]
+        return Index(sorted(entries, key=lambda entry: entry.sample_id))
+
+    def read(self, files: Files, split: str, entry: Entry) -> Read:
+        row = orjson.loads(entry.annotations)
+        paths = [f"{place}/{entry.image}" for place in files.neighbours]
+        image = read_image(files, paths, entry.sample_id, self.max_pixels, as_shown=True)
+        regions = Regions(entry.sample_id, image)
+        regions.file = f"{files.path}/{row['file']}"
+        check_size(image, (row["height"], row["width"]), entry.sample_id)
+        for i, mask in enumerate(row["masks"]):
+            if mask["iou_prediction"] < self.min_iou or mask["stability"] < self.min_stability:
+                regions.drop(NOT_SURE, f"mask {i}: predicted IoU {mask['iou_prediction']:.3f}")
+                continue
+            category = self._category(mask)
+            kind = Kind.CLASS_AGNOSTIC if category is None else Kind.INSTANCE
+            regions.add_rle(mask["rle"].encode(), str(i), kind, category)
+        return regions.read(self.dataset, split)
+
+    def _category(self, mask: Row) -> Category | None:
+        """The mask's name; None where it has none, or none that is sure enough."""
+        name = mask["object_name"]
+        if name is None or mask["object_score"] < self.min_name_score:
+            return None
+        return Category(self.names.objects.index(name))
+
+
+SOURCE = GeneratedMasks()
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    photos: str
+    files: list[str]
+    objects: list[str]
+
+
+def _manifest(files: Files) -> _Manifest:
+    """What is read of the manifest.  Raises `ValueError` naming it where jobs.generate has not come to its end."""
+    path = f"{files.path}/{MANIFEST}"
+    if not files.exists(MANIFEST):
+        raise ValueError(f"{path}: no such file; jobs.generate writes it when all its masks are there")
+    values = unseal(files.read(MANIFEST), path)
+    try:
+        options = take(values, "options", as_row)
+        return _Manifest(
+            photos=take(values, "photos", as_text),
+            files=[take(row, "name", as_text) for row in take(values, "files", as_list)],
+            objects=[as_text(one) for one in take(options, "objects", as_list)],
+        )
+    except OddValue as fault:
+        raise ValueError(f"{path}: not a manifest of jobs.generate: {fault}") from None
+
+
+def _rows(files: Files, name: str) -> Iterator[dict[str, Any]]:
+    """The images of a file of masks, each with its masks.  Raises `ValueError` naming the file."""
+    path = f"{files.path}/{name}"
+    try:
+        stream = io.BytesIO(files.read(name))
+        is_parquet = PurePosixPath(name).suffix == ".parquet"
+        read = pyarrow.parquet.read_table if is_parquet else lambda data: pyarrow.ipc.open_file(data).read_all()
+        for row in read(stream).select(_COLUMNS).to_pylist():
+            masks = [{key: mask[key] for key in _OF_MASK} for mask in row["masks"]]
+            yield row | {"masks": masks, "file": name}
+    except (pa.ArrowInvalid, KeyError, FileNotFoundError) as error:
+        raise ValueError(f"{path}: no file of masks: {error}") from None
