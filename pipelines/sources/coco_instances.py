@@ -98,12 +98,12 @@ class CocoInstances(OwnData):
 
         optional = {"segmentation": as_is, "bbox": _box_or_none, "part_of": as_int}
         return index_document(
-            files, document, split, _layouts(file), {}, self.allow_absent, optional=optional, keep=keep
+            files, document, split, _layouts(file, split), {}, self.allow_absent, optional=optional, keep=keep
         )
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
-        paths = possible_paths(files, entry, _layouts(rows["file"]), split, rows["file_name"])
+        paths = possible_paths(files, entry, _layouts(rows["file"], split), split, rows["file_name"])
         regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
         regions.file = f"{files.path}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
@@ -149,15 +149,22 @@ def _places(split: str) -> list[str]:
     return [place.format(word=word) for word in SPLIT_WORDS[split] for place in _OF_SPLIT]
 
 
-def _layouts(file: str) -> list[str]:
-    """Where images may lie: below the json's own folder, the one above it, and the root."""
+def _layouts(file: str, split: str) -> list[str]:
+    """Where images may lie: below the json's own folder, the one above it, and the root; a split's own folders first.
+
+    Both splits may have an image of one name, and where the json is that of all images either folder may have it.
+    """
     parents = [str(one) for one in PurePosixPath(file).parents][:2]  # The root is ".".
     places = ["" if one == "." else one.replace("{", "{{").replace("}", "}}") + "/" for one in (*parents, ".")]
-    words = [word for words in SPLIT_WORDS.values() for word in words]
-    folders = ["", "images/", *(f"{word}/" for word in words), *(f"{one}2017/" for one in SPLITS)]
-    folders += [f"images/{one}" for one in folders[2:]]
+    others = [folder for one in SPLITS if one != split for folder in _folders(one)]
+    folders = [*_folders(split), "", "images/", *others]
     names = ("{file_name}", "{name}")
     return list(dict.fromkeys(place + folder + name for name in names for place in places for folder in folders))
+
+
+def _folders(split: str) -> list[str]:
+    words = [*SPLIT_WORDS[split], f"{split}2017"]
+    return [*(f"{word}/" for word in words), *(f"images/{word}/" for word in words)]
 
 
 def _find_names(files: Files, file: str, objects: dict[str, str], pairs: dict[tuple[str, str], str]) -> None:
