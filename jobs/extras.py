@@ -10,7 +10,7 @@ from importlib.util import find_spec
 _EXTRAS = {
     "evaluation": (
         ("hotcoco", "matplotlib", "vernier"),
-        ("jobs.compare", "jobs.evaluate", "jobs.quickstart", "jobs.report"),
+        ("jobs.compare", "jobs.evaluate", "jobs.finetune", "jobs.quickstart", "jobs.report"),
     ),
 }
 

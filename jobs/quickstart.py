@@ -9,35 +9,29 @@ that can also be run on their own: the config of each is written beside its outp
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import orjson
 
-from jobs import evaluate, prepare, train
+from jobs import prepare
 from jobs.arguments import read_arguments
-from jobs.cluster import connect, main_exit, stable_path
+from jobs.chain import Chain, Chained, OwnFolder, announce, run_chain
+from jobs.cluster import main_exit
 from jobs.evaluate import EvaluateJob
 from jobs.prepare import PrepareJob
-from jobs.track import stable_tracking
 from jobs.train import TrainJob
 from pipelines.toy import ToySettings, write_toy_world
-from semsam.config import dump_config, settings
-from semsam.data.manifest import Manifest
+from semsam.config import settings
 from semsam.evaluation.number_table import table as number_table
 from semsam.evaluation.protocols import BASELINE
-from semsam.storage import S3
-from semsam.tracking.tracker import open_experiment
 
-T = TypeVar("T")
-MARKER = ".quickstart"  # In a folder that a quickstart may clear of its outputs.
 FOLDERS = ("toy", "shards", "blind", "untrained", "runs", "trained")
 FILES = ("prepare.yaml", "evaluate-untrained.yaml", "train.yaml", "evaluate-trained.yaml", "summary.json")
+FOLDER = OwnFolder("quickstart", "quickstart", FOLDERS, FILES)
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "quickstart.yaml"
 
 
@@ -56,102 +50,49 @@ class QuickstartJob:
     evaluate: EvaluateJob = field(default_factory=EvaluateJob)
 
 
-@dataclass(frozen=True)
-class Quickstart:
-    """What the quickstart gives back, beside its files."""
-
-    manifests: list[Manifest]
-    before: evaluate.Evaluation
-    training: train.Training
-    after: evaluate.Evaluation
-
-
-def run(job: QuickstartJob) -> Quickstart:
+def run(job: QuickstartJob) -> Chained:
     """Shards, evaluation of the untrained model, training, evaluation."""
-    output = _output(job)
-    for tracking in (job.evaluate.tracking, job.train.tracking):
-        if tracking.enabled:  # Before anything is replaced.
-            open_experiment(stable_tracking(tracking))
-    preparing, training, floor = _steps(job, output)
-    with connect(train.workers(training), evaluate.workers(floor), dashboard=True):
-        _clear(output)
+    output = FOLDER.find(job.output)
+
+    def begin() -> None:
+        FOLDER.clear(output)
         if job.toy is not None:
-            _announce(f"writing the toy world to {output / 'toy'}")
+            announce(f"writing the toy world to {output / 'toy'}")
             write_toy_world(output / "toy", job.toy)
-        manifests = prepare.run(_store(preparing, output / "prepare.yaml"))
-        before = evaluate.run(_store(floor, output / "evaluate-untrained.yaml"))
-        trained = train.run(_store(training, output / "train.yaml"))
-        final = replace(
-            job.evaluate,
-            data=floor.data,
-            blind=floor.blind,
-            output=str(output / "trained"),
-            checkpoint=trained.checkpoint,
-            untrained=False,
-        )
-        after = evaluate.run(_store(final, output / "evaluate-trained.yaml"))
-    result = Quickstart(manifests, before, trained, after)
+
+    result = run_chain(_steps(job, output), output, begin)
     (output / "summary.json").write_bytes(orjson.dumps(figures(result), option=orjson.OPT_INDENT_2))
     return result
 
 
-def _output(job: QuickstartJob) -> Path:
-    """The folder for all outputs.  Raises `ValueError` for one that holds anything but an earlier quickstart."""
-    if job.output.startswith(S3):
-        raise ValueError(f"output: {job.output}: the quickstart needs a folder of this machine")
-    path = stable_path(job.output, "output")
-    output = Path(path)
-    try:
-        found = sorted(one.name for one in output.iterdir()) if output.exists() else []
-    except OSError as error:
-        raise ValueError(f"output: {path}: {error.strerror}") from None
-    if found and MARKER not in found:
-        raise ValueError(
-            f"output: {path} holds {found[0]!r}, and no quickstart has written there; name a new or empty folder"
-        )
-    return output
-
-
-def _clear(output: Path) -> None:
-    """Delete what an earlier quickstart has left, and nothing else."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / MARKER).write_text("jobs.quickstart has written this folder, and replaces what it wrote.\n")
-    for path in (output / name for name in (*FOLDERS, *FILES)):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _steps(job: QuickstartJob, output: Path) -> tuple[PrepareJob, TrainJob, EvaluateJob]:
-    """The jobs, each with its folders below `output`; the evaluation is that of the untrained model."""
+def _steps(job: QuickstartJob, output: Path) -> Chain:
+    """The jobs, each with its folders below `output`."""
     shards = str(output / "shards")
     datasets = job.prepare.datasets
     if job.toy is not None:
         datasets = {name: replace(one, root=str(output / "toy" / name)) for name, one in datasets.items()}
-    return (
-        replace(job.prepare, datasets=datasets, output=shards),
-        replace(
-            job.train,
-            data=replace(job.train.data, root=shards),
-            run=replace(job.train.run, storage=str(output / "runs")),
-        ),
-        replace(
-            job.evaluate,
-            data=shards,
+    evaluation = replace(job.evaluate, data=shards, blind=str(output / "blind"), checkpoint=None)
+    return Chain(
+        prepare=replace(job.prepare, datasets=datasets, output=shards),
+        before=replace(
+            evaluation,
             output=str(output / "untrained"),
-            blind=str(output / "blind"),
-            checkpoint=None,
             untrained=True,
             preset=job.train.model.preset,
             run_name=f"{job.evaluate.run_name}-untrained",
             pictures=0,
             resamples=0,
         ),
+        train=replace(
+            job.train,
+            data=replace(job.train.data, root=shards),
+            run=replace(job.train.run, storage=str(output / "runs")),
+        ),
+        after=replace(evaluation, output=str(output / "trained"), untrained=False),
     )
 
 
-def figures(result: Quickstart) -> dict[str, dict[str, float]]:
+def figures(result: Chained) -> dict[str, dict[str, float]]:
     """Means over all evaluated regions of all datasets: before training, after it, and of the blind baselines."""
     names = [f"one_click/{number}" for number in ("miou_max", "miou_oracle")]
     names += ["granularity/miou_all", "box_prompt/miou", "classes/object_top1", "classes/part_top1"]
@@ -173,7 +114,7 @@ def figures(result: Quickstart) -> dict[str, dict[str, float]]:
     }
 
 
-def report(result: Quickstart) -> str:
+def report(result: Chained) -> str:
     """The table that the quickstart ends with."""
     lines = [
         prepare.table(result.manifests),
@@ -192,17 +133,6 @@ def report(result: Quickstart) -> str:
     if result.after.tracking_uri:
         lines.append(f"dashboard: .venv/bin/mlflow ui --backend-store-uri {result.after.tracking_uri}")
     return "\n".join(lines)
-
-
-def _store(job: T, path: Path) -> T:
-    """The job, after its config was written to `path`, from which the printed command would run it again."""
-    path.write_text(dump_config(job))
-    _announce(f"python -m {type(job).__module__} {path}")
-    return job
-
-
-def _announce(step: str) -> None:
-    print(f"\n== {step}", flush=True)
 
 
 def main(arguments: Sequence[str]) -> None:

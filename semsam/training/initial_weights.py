@@ -27,10 +27,8 @@ def start_from(model: SemanticSam, choice: ModelChoice) -> str:
     dropped = [name for name in found if is_below(name, choice.anew)]
     taken = {name: weight for name, weight in found.items() if name not in dropped}
     model.load_weights(taken | {name: own[name] for name in begun}, choice.init)
-    said = [f"beginning with {len(taken)} weights from {choice.init}"]
-    said += [f"dropped: {', '.join(dropped)}"] if dropped else []
-    said += [f"begun anew: {', '.join(begun)}"] if begun else []
-    return "; ".join(said)
+    said = f"beginning with {len(taken)} weights from {choice.init}"
+    return f"{said}; dropped: {', '.join(dropped) or 'none'}; begun anew: {', '.join(begun) or 'none'}"
 
 
 def freeze(model: SemanticSam, names: tuple[str, ...]) -> None:

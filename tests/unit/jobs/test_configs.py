@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 import jobs.train
+from jobs.finetune import FinetuneJob
 from jobs.generate import GenerateJob
 from jobs.prepare import PrepareJob
 from jobs.quickstart import QuickstartJob
@@ -23,6 +24,8 @@ from semsam.training.recipe import is_below
 CONFIGS = Path(jobs.train.__file__).parent / "configs"
 LEVELS = {"sa1b_swin_tiny": 6, "seven_swin_tiny": 6, "seven_swin_large": 6, "reproduce_sam": 3}
 KINDS: dict[str, Any] = dict.fromkeys(LEVELS, TrainJob) | {
+    "finetune": FinetuneJob,
+    "finetune_gpu": FinetuneJob,
     "generate": GenerateJob,
     "prepare_all": PrepareJob,
     "quickstart": QuickstartJob,
@@ -46,7 +49,8 @@ def test_every_file_has_its_job() -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_every_file_is_read_by_its_job(name: str) -> None:
-    job = load_config(KINDS[name], str(CONFIGS / f"{name}.yaml"))
+    overrides = ("data=/data", "checkpoint=/checkpoint") if KINDS[name] is FinetuneJob else ()
+    job = load_config(KINDS[name], str(CONFIGS / f"{name}.yaml"), overrides)
     train = job if isinstance(job, TrainJob) else getattr(job, "train", None)
     if train is not None:
         assert set(train.data.datasets()) <= set(LAYOUTS)

@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.quickstart import DEFAULT_CONFIG, FILES, MARKER, QuickstartJob, _clear, _output, main
-from semsam.config import load_config
-
-
-def job(output: Path | str) -> QuickstartJob:
-    return load_config(QuickstartJob, str(DEFAULT_CONFIG), [f"output={output}"])
+from jobs.quickstart import FILES, FOLDER, main
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "toy", ".hidden", "summary.json"])
@@ -37,8 +32,8 @@ def test_a_submitted_quickstart_needs_an_absolute_path(monkeypatch: pytest.Monke
 
 
 def test_an_earlier_quickstart_is_replaced_and_nothing_else(tmp_path: Path) -> None:
-    output = _output(job(tmp_path / "new"))
-    _clear(output)
+    output = FOLDER.find(str(tmp_path / "new"))
+    FOLDER.clear(output)
     for name in ("toy", "shards", "runs/toy"):
         (output / name).mkdir(parents=True)
     for name in FILES:
@@ -47,11 +42,11 @@ def test_an_earlier_quickstart_is_replaced_and_nothing_else(tmp_path: Path) -> N
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "notes.txt").write_text("mine")
     (output / "trained").symlink_to(tmp_path / "elsewhere")
-    _clear(_output(job(output)))
-    assert sorted(path.name for path in output.iterdir()) == [MARKER, "notes.txt"]
+    FOLDER.clear(FOLDER.find(str(output)))
+    assert sorted(path.name for path in output.iterdir()) == [FOLDER.marker, "notes.txt"]
     assert (tmp_path / "elsewhere" / "notes.txt").read_text() == "mine"
 
 
 def test_a_home_is_meant_by_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert _output(job("~/quickstart")) == tmp_path / "quickstart"
+    assert FOLDER.find("~/quickstart") == tmp_path / "quickstart"
