@@ -19,6 +19,7 @@ JOBS = {
     "compare": "CompareJob",
     "evaluate": "EvaluateJob",
     "export": "ExportJob",
+    "finetune": "FinetuneJob",
     "generate": "GenerateJob",
     "prepare": "PrepareJob",
     "quickstart": "QuickstartJob",

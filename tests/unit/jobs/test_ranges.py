@@ -13,6 +13,7 @@ import pytest
 
 from jobs.evaluate import EvaluateJob
 from jobs.export import ExportJob
+from jobs.finetune import FinetuneJob
 from jobs.generate import GenerateJob
 from jobs.prepare import PrepareJob
 from jobs.quickstart import QuickstartJob
@@ -25,6 +26,7 @@ PREPARE: dict[str, Any] = {"datasets": {"sa1b": {"root": "x"}}}
 JOBS: dict[type, dict[str, Any]] = {
     EvaluateJob: {},
     ExportJob: {"checkpoint": "x", "out": "y"},
+    FinetuneJob: {"data": "x", "checkpoint": "y"},
     GenerateJob: {"images": "x"},
     ModelSettings: {},
     PrepareJob: PREPARE,
