@@ -4,6 +4,7 @@
 
     released=<file.pth> preset=swin_tiny out=<folder>     the authors' weights as a checkpoint folder of ours
     checkpoint=<folder> out=<folder>                      a training's checkpoint, its optimizer left behind
+    checkpoint=<folder> pretrained=<folder>               config.json, model.safetensors and a model card, as on the Hub
     checkpoint=<folder> to_released=<file.pth>            under the released names
     checkpoint=<folder> onnx=<folder>                     image encoder and prompt decoder for other runtimes
     preset=swin_tiny backbone=<file.pth> text=<folder> out=<folder>   what a training may begin with (its `model.init`)
@@ -28,6 +29,7 @@ from torch import Tensor
 from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
 from semsam.config import Seed, settings
+from semsam.model.model_folder import FOLDER_FILES, save_pretrained
 from semsam.model.onnx_export import DECODER_FILE, ENCODER_FILE, export_onnx
 from semsam.model.presets import preset
 from semsam.model.pretrained_swin import load_swin
@@ -52,6 +54,7 @@ class ExportJob:
     text: str | None = None  # A folder with a text encoder of CLIP or UniCL and its tokenizer.
     seed: Seed = 0
     out: str | None = None  # The folder that `SemanticSam.load` reads.
+    pretrained: str | None = None  # The folder that `semsam.model.model_folder.from_pretrained` reads.
     to_released: str | None = None
     onnx: str | None = None  # The folder of `semsam.model.onnx_export`'s two files.
 
@@ -59,8 +62,12 @@ class ExportJob:
         sources = [self.released, self.checkpoint, self.backbone]
         if len([source for source in sources if source is not None]) > 1 or not any([*sources, self.text]):
             raise ValueError("name one source: released=<file>, checkpoint=<folder>, backbone=<file> or text=<folder>")
-        if self.out is None and self.to_released is None and self.onnx is None:
-            raise ValueError("name at least one output: out=<folder>, to_released=<file.pth> or onnx=<folder>")
+        if {self.out, self.pretrained, self.to_released, self.onnx} == {None}:
+            raise ValueError(
+                "name at least one output: out=<folder>, pretrained=<folder>, to_released=<file.pth> or onnx=<folder>"
+            )
+        if self.out is not None and self.out == self.pretrained:
+            raise ValueError(f"pretrained: {self.pretrained} is `out` as well; choose another folder")
         for name in ("released", "to_released", "backbone", "text"):
             if "://" in (getattr(self, name) or ""):
                 raise ValueError(f"{name} must be on this machine, not {getattr(self, name)}")
@@ -88,6 +95,9 @@ def run(job: ExportJob) -> list[str]:
     if job.out is not None:
         _write_folder(source, job.out)
         outputs.append(f"checkpoint in {job.out}")
+    if job.pretrained is not None:
+        save_pretrained(source.model, job.pretrained, _named_source(job))
+        outputs.append(f"model folder in {job.pretrained}")
     if job.to_released is not None:
         _write_released(source, job.to_released)
         outputs.append(f"released names in {job.to_released}")
@@ -99,7 +109,11 @@ def run(job: ExportJob) -> list[str]:
 
 def _check_outputs(job: ExportJob) -> None:
     """Raise `ValueError` for files that are there already: of whatever they are, another may be in need."""
-    outputs = {"out": (CONFIG_FILE, WEIGHTS_FILE, FILES_FILE, UNUSED_FILE), "onnx": (ENCODER_FILE, DECODER_FILE)}
+    outputs = {
+        "out": (CONFIG_FILE, WEIGHTS_FILE, FILES_FILE, UNUSED_FILE),
+        "pretrained": FOLDER_FILES,
+        "onnx": (ENCODER_FILE, DECODER_FILE),
+    }
     for setting, names in outputs.items():
         path = getattr(job, setting)
         taken = [name for name in names if path is not None and Folder(path).exists(name)]
@@ -110,8 +124,14 @@ def _check_outputs(job: ExportJob) -> None:
         raise ValueError(f"to_released: {job.to_released} is there already; choose another name")
 
 
+def _named_source(job: ExportJob) -> str:
+    """What the weights were made from, by name: a path may say more than its owner wants published."""
+    given = [path for path in (job.released, job.checkpoint, job.backbone, job.text) if path is not None]
+    return ", ".join(f"`{path.rstrip('/').rpartition('/')[2]}`" for path in given)
+
+
 def _with_stable_paths(job: ExportJob) -> ExportJob:
-    names = ("released", "checkpoint", "backbone", "text", "out", "to_released", "onnx")
+    names = ("released", "checkpoint", "backbone", "text", "out", "pretrained", "to_released", "onnx")
     given: dict[str, Any] = {
         name: stable_path(path, name) for name in names if (path := getattr(job, name)) is not None
     }

@@ -17,6 +17,7 @@ from jobs.verify import VerifyJob
 from jobs.verify import run as verify
 from semsam.config import ConfigError, config_values, parse_config
 from semsam.data.sealed import seal
+from semsam.model.model_folder import from_pretrained
 from semsam.model.presets import PRESETS
 from semsam.model.released_weights import LANGUAGE_MAPPER, read_released, save_released, to_released
 from semsam.model.semantic_sam import SemanticSam
@@ -263,3 +264,14 @@ def test_a_source_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def parse(**values: Any) -> ExportJob:
     return parse_config(ExportJob, values, "test")
+
+
+def test_a_checkpoint_becomes_a_model_folder(model: SemanticSam, checkpoint: Path, tmp_path: Path) -> None:
+    target = tmp_path / "hub"
+    assert run(ExportJob(checkpoint=str(checkpoint), pretrained=str(target))) == [f"model folder in {target}"]
+    assert same(from_pretrained(target).state_dict(), model.state_dict())
+    assert "| made from | `checkpoint-1` |" in (target / "README.md").read_text()
+    with pytest.raises(ValueError, match=f"pretrained: {target} already holds 'config.json'"):
+        run(ExportJob(checkpoint=str(checkpoint), pretrained=str(target)))
+    with pytest.raises(ValueError, match="pretrained: /x is `out` as well"):
+        ExportJob(checkpoint=str(checkpoint), out="/x", pretrained="/x")
