@@ -13,10 +13,9 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from jobs.arguments import read_arguments
-from jobs.cluster import joined, main_exit, stable_path
+from jobs.cluster import has_its_own, joined, main_exit, stable_path
 from jobs.resources import WAIT, Workers
 from pipelines.model_pool import ModelReference
-from pipelines.serve import replicas
 from pipelines.serve.limits import Limits
 from semsam.config import Gpus, Positive, PositiveFloat, Seed, settings
 from semsam.model.presets import preset
@@ -67,6 +66,8 @@ def workers(job: ServeJob) -> Workers:
 
 def run(job: ServeJob) -> None:
     """Serve on the cluster that was joined until `SystemExit` or `KeyboardInterrupt`; the address is printed."""
+    from pipelines.serve import replicas  # Ray Serve: imported before Ray runs it would add to a job's output.
+
     checkpoint = None if job.checkpoint is None else stable_path(job.checkpoint, "checkpoint")
     served = replicas.Served(
         checkpoint=job.checkpoint or f"random weights, {job.preset}",
@@ -83,7 +84,8 @@ def run(job: ServeJob) -> None:
         print(f"serving {served.checkpoint} at http://{job.host}:{job.port}", flush=True)
         threading.Event().wait()
     finally:
-        end()
+        if not has_its_own():  # Which ends with this process.
+            end()
 
 
 def main(arguments: Sequence[str]) -> None:
