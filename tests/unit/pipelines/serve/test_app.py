@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import json
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 
 import cv2
@@ -16,10 +14,8 @@ import httpx
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from PIL import Image
 
-from pipelines.serve.app import build_app
 from pipelines.serve.kept import Kept
 from pipelines.serve.limits import Limits
 from pipelines.serve.photos import PhotosHere
@@ -28,6 +24,7 @@ from semsam.data import rle
 from semsam.model.presets import preset
 from semsam.model.semantic_sam import SemanticSam
 from semsam.predictor import ImageSize, Predictor
+from tests.listening import listening
 
 LIMITS = Limits(max_image_bytes=200_000, max_pixels=40_000, max_waiting=8, encoded_images=3, photos=4)
 NAMES = {"objects": ["car", "dog"], "parts": ["wheel"]}
@@ -41,23 +38,6 @@ def model() -> SemanticSam:
 @pytest.fixture(scope="module")
 def predictor(model: SemanticSam) -> Predictor:
     return Predictor(model, ImageSize(64, 96))
-
-
-@contextmanager
-def listening(service: Service) -> Iterator[httpx.Client]:
-    """A client of a server in a thread of this process, over HTTP."""
-    server = uvicorn.Server(uvicorn.Config(build_app(service), port=0, log_level="error", lifespan="off"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
-            yield client
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def serving(predictor: Predictor, limits: Limits = LIMITS) -> Service:
