@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from jobs.arguments import read_arguments
-from jobs.cluster import has_its_own, joined, main_exit, stable_path
+from jobs.cluster import connect, has_its_own, main_exit, stable_path
 from jobs.resources import WAIT, Workers
 from pipelines.model_pool import ModelReference
 from pipelines.serve.limits import Limits
@@ -91,7 +91,7 @@ def run(job: ServeJob) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for, until it is ended."""
     job = read_arguments(ServeJob, arguments, __doc__)
-    with joined(workers(job)):
+    with connect(workers(job)):
         run(job)
 
 
