@@ -60,7 +60,7 @@ def connect(*workers: Workers, num_cpus: int | None = None, dashboard: bool = Fa
     with _quiet_core():
         if _is_submitted():
             ray.init(logging_level=logging.ERROR)
-        elif _address():
+        elif not has_its_own():
             # A checkout need not be installed on the other machines: they get this one's files.
             join(_address(), runtime_env={"working_dir": str(ROOT)})
         else:
@@ -77,6 +77,11 @@ def connect(*workers: Workers, num_cpus: int | None = None, dashboard: bool = Fa
         yield
     finally:
         ray.shutdown()
+
+
+def has_its_own() -> bool:
+    """Whether a job of this process starts a cluster for itself."""
+    return not _is_submitted() and not _address()
 
 
 def _start(num_cpus: int, dashboard: bool) -> None:

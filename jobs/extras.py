@@ -12,6 +12,7 @@ _EXTRAS = {
         ("hotcoco", "matplotlib", "vernier"),
         ("jobs.compare", "jobs.evaluate", "jobs.finetune", "jobs.quickstart", "jobs.report"),
     ),
+    "serve": (("fastapi", "starlette", "uvicorn"), ("jobs.serve",)),
 }
 
 

@@ -157,10 +157,11 @@ class AutomaticMasks:
         left = iter(photos)
         while some := list(islice(left, self.settings.images_at_once)):
             for image in self.predictor.encode(some):
-                yield self._of_encoded(image)
+                yield self.of_encoded(image)
 
     @torch.no_grad()
-    def _of_encoded(self, image: EncodedImage) -> ImageMasks:
+    def of_encoded(self, image: EncodedImage) -> ImageMasks:
+        """The masks of an image that the predictor has encoded, and is left with."""
         self.predictor.set_image(image)
         if self.points_xy is None:
             points = grid_points(self.settings.points_per_side, *image.size)
