@@ -96,14 +96,24 @@ class CocoInstances(OwnData):
             are_kept = of_split([image.file_name for image in images], split, self.val_share)
             return [image for image, is_kept in zip(images, are_kept, strict=True) if is_kept]
 
+        layouts = _layouts(file, split, is_of_all)
         optional = {"segmentation": as_is, "bbox": _box_or_none, "part_of": as_int}
         return index_document(
-            files, document, split, _layouts(file), {}, self.allow_absent, optional=optional, keep=keep
+            files,
+            document,
+            split,
+            layouts,
+            {},
+            self.allow_absent,
+            more=lambda row: {"is_of_all": is_of_all},
+            optional=optional,
+            keep=keep,
         )
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
-        paths = possible_paths(files, entry, _layouts(rows["file"]), split, rows["file_name"])
+        layouts = _layouts(rows["file"], split, rows["is_of_all"])
+        paths = possible_paths(files, entry, layouts, split, rows["file_name"])
         regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
         regions.file = f"{files.path}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
@@ -149,12 +159,16 @@ def _places(split: str) -> list[str]:
     return [place.format(word=word) for word in SPLIT_WORDS[split] for place in _OF_SPLIT]
 
 
-def _layouts(file: str) -> list[str]:
-    """Where images may lie: below the json's own folder, the one above it, and the root."""
+def _layouts(file: str, split: str, is_of_all: bool) -> list[str]:
+    """Where images may lie: below the json's own folder, the one above it, and the root.
+
+    Folders of the other split are left alone where that has a json of its own: names may be there twice.
+    """
     parents = [str(one) for one in PurePosixPath(file).parents][:2]  # The root is ".".
     places = ["" if one == "." else one.replace("{", "{{").replace("}", "}}") + "/" for one in (*parents, ".")]
-    words = [word for words in SPLIT_WORDS.values() for word in words]
-    folders = ["", "images/", *(f"{word}/" for word in words), *(f"{one}2017/" for one in SPLITS)]
+    splits = SPLITS if is_of_all else (split,)
+    words = [word for one in splits for word in (*SPLIT_WORDS[one], f"{one}2017")]
+    folders = ["", "images/", *(f"{word}/" for word in words)]
     folders += [f"images/{one}" for one in folders[2:]]
     names = ("{file_name}", "{name}")
     return list(dict.fromkeys(place + folder + name for name in names for place in places for folder in folders))
