@@ -39,18 +39,20 @@ unit: $(DEV_READY)  ## unit tests alone, side by side
 test: unit  ## unit tests and one end-to-end test
 	$(BIN)/python -m pytest -m 'cluster and not slow'
 
-test-all: $(DEV_READY)  ## everything that runs without a GPU
-	$(SIDE_BY_SIDE) -m 'not gpu and not cluster' tests/unit tests/numerics
-	$(BIN)/python -m pytest -m 'not gpu and not nodes' tests/integration
+test-all: test  ## everything that runs without a GPU
+	$(SIDE_BY_SIDE) -m 'slow and not gpu and not cluster' tests/unit
+	$(SIDE_BY_SIDE) -m 'not gpu' tests/numerics
+	$(BIN)/python -m pytest -m 'not gpu and (slow or not cluster)' --durations=30 tests/integration
 
-cluster: $(DEV_READY)  ## trainings that lose and gain machines, an autoscaler, kills of nodes and heads; a quarter of an hour
+cluster: $(DEV_READY)  ## of those the trainings that lose and gain machines, an autoscaler, kills of nodes and heads
 	$(BIN)/python -m pytest -m nodes tests/integration
 
-check: $(DEV_READY)  ## format, lint, types, import rules
+check: $(DEV_READY)  ## format, lint, types, import rules, links of the documents
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.links
 
 format: $(DEV_READY)  ## rewrite files in the project's format
 	$(BIN)/ruff format .
@@ -59,6 +61,9 @@ format: $(DEV_READY)  ## rewrite files in the project's format
 bench: $(DEV_READY)  ## measure the hot paths; prints ratios taken in one run
 	failed=; for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(BIN)/python $$file || failed="$$failed $$file"; done; \
 	test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
+
+pictures: $(DEV_READY)  ## the READMEs' pictures, drawn anew from what the quickstart has left
+	$(BIN)/python -m tests.readme_pictures outputs/quickstart mlflow.db .github
 
 claims: $(READY)  ## three claims of the paper at toy scale, as tables; over an hour; a second call goes on
 	$(BIN)/python tests/benchmarks/claims.py
@@ -69,4 +74,4 @@ chaos: $(DEV_READY)  ## kill workers, machines, heads, S3 at seeded moments and 
 clean:  ## remove what the targets made, the virtual environment excepted
 	rm -rf .quickstart outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
 
-.PHONY: help install quickstart unit test test-all cluster check format bench claims chaos clean
+.PHONY: help install quickstart unit test test-all cluster check format bench pictures claims chaos clean

@@ -20,6 +20,7 @@ from torch import Tensor
 from semsam.config import AnyFloat, Count, Positive, Share, Weight, settings
 from semsam.data import rle
 from semsam.data.images import Photo
+from semsam.detections import detections
 from semsam.encoded_image import EncodedImage
 from semsam.mask_encoding import encode_masks, mask_areas
 from semsam.ops.boxes import non_maximum_suppression
@@ -72,6 +73,35 @@ class ImageMasks:
             row[:] = rle.decode(counts, self.height, self.width)
         return dense
 
+    def to_supervision(self, object_names: Sequence[str] = ()) -> Any:
+        """`supervision.Detections` of the masks, in their order, with dense masks.
+
+        Class ids are positions in `object_names`, which are the predictor's where it had a vocabulary.  The confidence
+        is the predicted IoU, times the name's score where there is one, as in COCO's results.  `data`: see
+        `semsam.detections`, and `level`, `iou_prediction`, `stability_score`, `object_score`, `part_score`.  Raises
+        `ValueError` for a mask whose name is not among `object_names`, and where the library is not installed.
+        """
+        has_names = any(name is not None for name in self.object_names)
+        unknown = [name for name in self.object_names if has_names and name not in object_names]
+        if unknown:
+            raise ValueError(f"object_names: {unknown[0]!r} is a mask's name, and not among {list(object_names)}")
+        scores = self.object_scores if has_names else np.ones(len(self))
+        return detections(
+            self.boxes_xyxy,
+            self.masks(),
+            self.iou_predictions * scores,
+            [object_names.index(name) for name in self.object_names if name is not None] if object_names else None,
+            {
+                "class_name": self.object_names,
+                "part_name": self.part_names,
+                "level": self.levels.tolist(),
+                "iou_prediction": self.iou_predictions.tolist(),
+                "stability_score": self.stability_scores.tolist(),
+                "object_score": self.object_scores.tolist(),
+                "part_score": self.part_scores.tolist(),
+            },
+        )
+
     def take(self, kept: Int64[np.ndarray, " k"]) -> ImageMasks:
         """These masks, in this order."""
         taken: dict[str, Any] = {
@@ -97,11 +127,20 @@ class ImageMasks:
 
 
 class AutomaticMasks:
-    """Finds the masks of images with a predictor, whose vocabulary names them."""
+    """Finds the masks of images with a predictor, whose vocabulary names them.
 
-    def __init__(self, predictor: Predictor, settings: AutomaticMaskSettings | None = None) -> None:
+    `points_xy` are clicks to make in place of the grid, as fractions of an image's width and height, below 1.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        settings: AutomaticMaskSettings | None = None,
+        points_xy: Float[np.ndarray, "n 2"] | None = None,
+    ) -> None:
         self.predictor = predictor
         self.settings = settings or AutomaticMaskSettings()
+        self.points_xy = points_xy
         predictor.chosen_levels(self.settings.levels)  # Refuses what the model does not have.
 
     def of_image(self, photo: Photo) -> ImageMasks:
@@ -123,7 +162,10 @@ class AutomaticMasks:
     @torch.no_grad()
     def _of_encoded(self, image: EncodedImage) -> ImageMasks:
         self.predictor.set_image(image)
-        points = grid_points(self.settings.points_per_side, *image.size)
+        if self.points_xy is None:
+            points = grid_points(self.settings.points_per_side, *image.size)
+        else:
+            points = self.points_xy * np.array(image.size[::-1])
         parts = []
         for start in range(0, len(points), self.settings.points_per_batch):
             some = points[start : start + self.settings.points_per_batch]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from semsam.config import Positive, PositiveFloat, Share, settings
 from semsam.data import rle
 from semsam.data.manifest import Vocabulary
 from semsam.data.named_mask import NamedMask
+from semsam.detections import detections
 from semsam.encoded_image import EncodedImage
 from semsam.mask_encoding import RunLengths, encode_labels, mask_areas
 
@@ -69,6 +71,34 @@ class Everything:
     # At most one mask of each object name; every pixel is in one.  Boxes are tight.  The score is the mean share of the
     # votes that the name has in its pixels.
     semantic: tuple[NamedMask, ...] | None
+    size: tuple[int, int]  # Height and width of the image.
+    vocabulary: Vocabulary  # What it was looked at with.
+
+    def to_supervision(self, what: Literal["instances", "panoptic", "semantic"] = "instances") -> Any:
+        """`supervision.Detections` of one of the three, in its order, with dense masks.
+
+        Class ids are the object's position in the vocabulary, for a part as well: its own is in `data`, `part_id` (-1
+        for whole objects) beside `part_name`; see `semsam.detections`.  The confidence is the score.  Raises
+        `ValueError` for what was not looked for, and where the library is not installed.
+        """
+        found: tuple[NamedMask, ...] | None = getattr(self, what)
+        if found is None:
+            raise ValueError(f"what: {what} was not looked for (EverythingSettings.{what})")
+        masks = np.zeros((len(found), *self.size), bool)
+        for row, one in zip(masks, found, strict=True):
+            row[:] = rle.decode(one.rle, *self.size)
+        parts = [one.part_category for one in found]
+        return detections(
+            np.array([one.box_xyxy for one in found]),
+            masks,
+            np.array([one.score for one in found]),
+            [one.object_category for one in found],
+            {
+                "class_name": [self.vocabulary.objects[one.object_category] for one in found],
+                "part_name": [None if part is None else self.vocabulary.parts[part] for part in parts],
+                "part_id": [-1 if part is None else part for part in parts],
+            },
+        )
 
 
 @torch.no_grad()
@@ -101,8 +131,10 @@ def find_everything(
             probabilities = logits.sigmoid()
             for task, own in zip(tasks, rows, strict=True):
                 task.add(probabilities[own])
-    found = [None if task is None else tuple(task.found()) for task in (instances, panoptic, semantic)]
-    return Everything(*found)
+    in_instances, in_panoptic, in_semantic = (
+        None if task is None else tuple(task.found()) for task in (instances, panoptic, semantic)
+    )
+    return Everything(in_instances, in_panoptic, in_semantic, image.size, vocabulary)
 
 
 def whole_scores(queries: GenericQueries, object_parts: Int64[Tensor, "p 2"]) -> Float[Tensor, "q x"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -17,6 +17,7 @@ from semsam.config import Positive, PositiveShare, settings
 from semsam.data.augmentation import PADDING_GREY
 from semsam.data.images import MAX_PIXELS, Photo, read_photo
 from semsam.data.manifest import Vocabulary
+from semsam.detections import detections
 from semsam.encoded_image import EncodedImage, Prompts, prompt_boxes
 from semsam.everything import Everything, EverythingSettings, GenericQueries, find_everything
 from semsam.model.pixel_decoder import ImageFeatures
@@ -88,17 +89,18 @@ class PromptStyle:
         `mask_boxes_xyxy` are the tight boxes of the levels' masks, and `boxes_xyxy` the prompts; None: they are clicks.
         Of a prompt with several clicks, only levels that agree with as many of them as any may answer.
         """
-        scores = self._scores(iou_predictions, mask_boxes_xyxy, boxes_xyxy)
+        scores = self.scores(iou_predictions, mask_boxes_xyxy, boxes_xyxy)
         if agreement is not None:
             scores = np.where(agreement == agreement.max(axis=1, keepdims=True), scores, -np.inf)
         return scores.argmax(axis=1)
 
-    def _scores(
+    def scores(
         self,
         iou_predictions: Float[np.ndarray, "n k"],
         mask_boxes_xyxy: Float[np.ndarray, "n k 4"],
         boxes_xyxy: Float[np.ndarray, "n 4"] | None,
     ) -> Float[np.ndarray, "n k"]:
+        """How good an answer each level is, by what `choose` chooses."""
         if boxes_xyxy is None or self.box_choice == "predicted_iou":
             return iou_predictions
         low = np.maximum(mask_boxes_xyxy[..., :2], boxes_xyxy[:, None, :2])
@@ -143,6 +145,38 @@ class Answer:
         rows = np.arange(len(order))[:, None]
         chosen = (order == self.chosen[:, None]).argmax(axis=1)
         return replace(self, chosen=chosen, **{name: getattr(self, name)[rows, order] for name in by_level})
+
+    def to_supervision(self, every_level: bool = False) -> Any:
+        """`supervision.Detections`: of each prompt the chosen mask, or those of all levels, prompt by prompt.
+
+        Boxes are the model's, class ids positions in `object_names`.  The confidence is the predicted IoU, times the
+        likeliest object name's score where there is one.  `data`: see `semsam.detections`, and `prompt`, `level`,
+        `iou_prediction`, `object_score`, `part_score`.  Raises `ValueError` where the library is not installed.
+        """
+        count, levels = self.iou_predictions.shape
+        places = [(n, k) for n in range(count) for k in range(levels) if every_level or k == self.chosen[n]]
+        prompt, level = np.array(places, np.int64).reshape(-1, 2).T
+        predicted = self.iou_predictions[prompt, level]
+        objects = [self.best_object(n, k) or (None, 1.0) for n, k in places]
+        parts = [self.best_part(n, k) or (None, 1.0) for n, k in places]
+        data: dict[str, list[Any]] = {
+            "class_name": [name for name, _ in objects],
+            "part_name": [name for name, _ in parts],
+            "prompt": prompt.tolist(),
+            "level": self.levels[prompt, level].tolist(),
+            "iou_prediction": predicted.tolist(),
+        }
+        if self.object_names:
+            data["object_score"] = [score for _, score in objects]
+        if self.part_names:
+            data["part_score"] = [score for _, score in parts]
+        return detections(
+            self.boxes_xyxy[prompt, level],
+            self.masks[prompt, level],
+            predicted * np.array([score for _, score in objects]),
+            self.object_scores[prompt, level].argmax(axis=1).tolist() if self.object_names else None,
+            data,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the tests of infra/ look at: its files, the manifests in them, and the command lines that they give."""
+"""What the tests of infra/ and of the documents look at: files, manifests, and the command lines that they give."""
 
 from __future__ import annotations
 
@@ -56,21 +56,23 @@ def pods(value: Any) -> Iterator[dict[str, Any]]:
 
 def commands() -> list[tuple[str, str, list[str]]]:
     """Every command line of a job in infra/: where it stands, the job, its arguments."""
-    found = []
-    for path in files():
-        text = path.read_text().replace("\\\n", " ")
-        spans = re.findall(r"`([^`]+)`", re.sub(r"```\w*\n", "", text)) if path.suffix == ".md" else []
-        for line in [*text.splitlines(), *spans]:
-            if path.suffix == ".py" or "python -m jobs." not in line or "`" in line:
-                continue
-            command = re.sub(r"<[^<>]*>", "PLACEHOLDER", line[line.index("python -m jobs.") :])
-            lexer = shlex.shlex(command.rstrip("'\""), posix=True, punctuation_chars=";&|")
-            lexer.whitespace_split = True
-            words = list(lexer)
-            ends = [place for place, word in enumerate(words) if set(word) <= set(";&|")]
-            words = words[: ends[0]] if ends else words
-            found.append((name_of(path), words[2].removeprefix("jobs."), words[3:]))
-    return found
+    return [(name_of(path), job, arguments) for path in files() for job, arguments in commands_in(path)]
+
+
+def commands_in(path: Path) -> Iterator[tuple[str, list[str]]]:
+    """Every command line of a job in a file, a program's excepted: the job and its arguments."""
+    text = path.read_text().replace("\\\n", " ")
+    spans = re.findall(r"`([^`]+)`", re.sub(r"```\w*\n", "", text)) if path.suffix == ".md" else []
+    for line in [*text.splitlines(), *spans]:
+        if path.suffix == ".py" or "python -m jobs." not in line or "`" in line or "jobs.<" in line:
+            continue
+        command = re.sub(r"<[^<>]*>", "PLACEHOLDER", line[line.index("python -m jobs.") :].replace("\n", " "))
+        lexer = shlex.shlex(command.rstrip("'\""), posix=True, punctuation_chars=";&|")
+        lexer.whitespace_split = True
+        words = list(lexer)
+        ends = [place for place, word in enumerate(words) if set(word) <= set(";&|")]
+        words = words[: ends[0]] if ends else words
+        yield words[2].removeprefix("jobs."), words[3:]
 
 
 def read_command(job: str, arguments: list[str]) -> Any:

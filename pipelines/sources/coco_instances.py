@@ -160,18 +160,21 @@ def _places(split: str) -> list[str]:
 
 
 def _layouts(file: str, split: str, is_of_all: bool) -> list[str]:
-    """Where images may lie: below the json's own folder, the one above it, and the root.
+    """Where images may lie: below the json's own folder, the one above it, and the root; a split's own folders first.
 
-    Folders of the other split are left alone where that has a json of its own: names may be there twice.
+    The other split's are left alone where it has a json of its own: both may have an image of one name.
     """
     parents = [str(one) for one in PurePosixPath(file).parents][:2]  # The root is ".".
     places = ["" if one == "." else one.replace("{", "{{").replace("}", "}}") + "/" for one in (*parents, ".")]
-    splits = SPLITS if is_of_all else (split,)
-    words = [word for one in splits for word in (*SPLIT_WORDS[one], f"{one}2017")]
-    folders = ["", "images/", *(f"{word}/" for word in words)]
-    folders += [f"images/{one}" for one in folders[2:]]
+    others = [folder for one in SPLITS if one != split for folder in _folders(one)] if is_of_all else []
+    folders = [*_folders(split), "", "images/", *others]
     names = ("{file_name}", "{name}")
     return list(dict.fromkeys(place + folder + name for name in names for place in places for folder in folders))
+
+
+def _folders(split: str) -> list[str]:
+    words = [*SPLIT_WORDS[split], f"{split}2017"]
+    return [*(f"{word}/" for word in words), *(f"images/{word}/" for word in words)]
 
 
 def _find_names(files: Files, file: str, objects: dict[str, str], pairs: dict[tuple[str, str], str]) -> None:

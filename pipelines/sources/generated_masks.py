@@ -67,7 +67,9 @@ class GeneratedMasks(OwnData):
         ]
         are_kept = of_split([image for image, _ in found], split, self.val_share)
         entries = [
-            Entry(image, image, orjson.dumps(place)) for (image, place), kept in zip(found, are_kept, strict=True) if kept
+            Entry(image, image, orjson.dumps(place))
+            for (image, place), kept in zip(found, are_kept, strict=True)
+            if kept
         ]
         return Index(sorted(entries, key=lambda entry: entry.sample_id))
 

@@ -20,7 +20,7 @@ MAX_TABLE_BYTES = 2**28
 
 @dataclass(frozen=True)
 class AtomMap:
-    """Each label is one exact set of covering masks; label 0 is the pixels that no mask covers.
+    """Each label is one exact set of covering masks; label 0 is pixels that no mask covers.
 
     `labels` is uint16, or uint32 where there are more labels than that.  `table[label, j]` says whether mask `j` covers
     the label's pixels, so mask `j` is `table[labels, j]`: look points up, never build the stack of masks.

@@ -60,6 +60,8 @@ class Sample:
     checked_objects: Int32[np.ndarray, " x"] | None = None
     checked_parts: Int32[np.ndarray, " x"] | None = None
     not_exhaustive_objects: Int32[np.ndarray, " x"] | None = None
+    # Labels of the atom map that are void or crowd: what is found there is neither right nor wrong.  None: no label.
+    ignored: Bool[np.ndarray, " a"] | None = None
     masks_left_out: int = 0  # Masks of noise that would have made the table of the atom map too large.
 
 

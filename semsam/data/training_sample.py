@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int32, UInt8
 
 from semsam.config import Positive, settings
+from semsam.data import rle
 from semsam.data.atoms import AtomMap
 from semsam.data.augmentation import PADDING_GREY, AugmentationSettings, Geometry, random_geometry
 from semsam.data.label_runs import TooManyAtomsError
@@ -46,7 +47,7 @@ def training_sample(
     places, regions = list(teaching), list(teaching.values())
     try:
         image = geometry.view_jpeg(record.image, out)
-        atoms, left_out = _atoms(record, regions, geometry, settings.max_table_bytes)
+        atoms, ignored, left_out = _atoms(record, regions, geometry, settings.max_table_bytes)
     except ValueError as error:
         raise ValueError(f"{record.dataset} {record.split} {record.sample_id}: {error}") from None
     has_mask = np.array([region.rle is not None for region in regions], bool)
@@ -67,6 +68,7 @@ def training_sample(
         checked_objects=_names(record.checked_objects),
         checked_parts=_names(record.checked_parts),
         not_exhaustive_objects=_names(record.not_exhaustive_objects),
+        ignored=ignored,
         masks_left_out=left_out,
     )
 
@@ -95,18 +97,50 @@ def regions_to_train(regions: Sequence[Region]) -> dict[int, Region]:
 
     The instances beside panoptic segments are the same objects once more; they are there for measuring AP.
     """
-    is_panoptic = any(region.kind is Kind.PANOPTIC for region in regions)
+    is_panoptic = _is_panoptic(regions)
     return {i: r for i, r in enumerate(regions) if not r.is_crowd and (r.kind is Kind.PANOPTIC or not is_panoptic)}
 
 
-def _atoms(record: Record, regions: Sequence[Region], geometry: Geometry, max_table_bytes: int) -> tuple[AtomMap, int]:
-    """The atom map of the crop, and how many masks had to be left out of it."""
+def _is_panoptic(regions: Sequence[Region]) -> bool:
+    return any(region.kind is Kind.PANOPTIC for region in regions)
+
+
+def _crowds(record: Record) -> list[bytes]:
+    """The masks of a record's crowds; of one that is a box alone, its box."""
+    is_panoptic = _is_panoptic(record.regions)
+    found = []
+    for region in record.regions:
+        if region.is_crowd and (region.kind is Kind.PANOPTIC or not is_panoptic):
+            found.append(region.rle or _filled(region.box_xyxy, record.height, record.width))
+    return found
+
+
+def _filled(box_xyxy: tuple[float, float, float, float], height: int, width: int) -> bytes:
+    mask = np.zeros((height, width), bool)
+    x1, y1, x2, y2 = (max(round(corner), 0) for corner in box_xyxy)
+    mask[y1:y2, x1:x2] = True
+    return rle.encode(mask)
+
+
+def _atoms(
+    record: Record, regions: Sequence[Region], geometry: Geometry, max_table_bytes: int
+) -> tuple[AtomMap, Bool[np.ndarray, " a"] | None, int]:
+    """The atom map of the crop, which of its labels are void or crowd, and how many masks had to be left out of it.
+
+    Void are the pixels of a panoptic record that no segment covers; what lies beyond the image is not.
+    """
     rles = [region.rle for region in regions]
+    crowds, is_panoptic = _crowds(record), _is_panoptic(record.regions)
+    whole = [rle.encode_counts(np.array([0, record.height * record.width]))] if is_panoptic else []
     rows, cols = geometry.rows(), geometry.cols()
     left_out = 0
     while True:
         try:
-            return AtomMap.from_rles(rles, record.height, record.width, rows, cols, max_table_bytes), left_out
+            masks = [*rles, *crowds, *whole]
+            atoms = AtomMap.from_rles(masks, record.height, record.width, rows, cols, max_table_bytes)
+            if not crowds and not whole:
+                return atoms, None, left_out
+            return *_without_ignored(atoms, len(rles), is_panoptic), left_out
         except TooManyAtomsError:
             by_length = sorted((j for j, one in enumerate(rles) if one is not None), key=lambda j: len(rles[j] or b""))
             if not by_length:
@@ -116,6 +150,19 @@ def _atoms(record: Record, regions: Sequence[Region], geometry: Geometry, max_ta
             for j in by_length[-quarter:]:
                 rles[j] = None
                 left_out += 1
+
+
+def _without_ignored(
+    atoms: AtomMap, num_regions: int, is_panoptic: bool
+) -> tuple[AtomMap, Bool[np.ndarray, " a"] | None]:
+    """The map of the regions alone, and the labels of the crowds behind them, and of void within the last mask."""
+    table = atoms.table
+    crowds = table[:, num_regions : table.shape[1] - is_panoptic]
+    ignored: Bool[np.ndarray, " a"] = np.asarray(crowds.any(axis=1))
+    if is_panoptic:
+        ignored |= table[:, -1] & ~table[:, :-1].any(axis=1)
+    atoms = replace(atoms, table=np.ascontiguousarray(table[:, :num_regions]))
+    return atoms, ignored if ignored.any() else None
 
 
 def _boxes_xyxy(

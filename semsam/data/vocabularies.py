@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -145,6 +145,8 @@ class JointVocabulary:
     part_offset: dict[str, int]
     num_objects: dict[str, int]
     num_parts: dict[str, int]
+    # (object, part) that occur together, in each dataset's own categories.
+    object_parts: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     # Positions of names that are never taught, and pairs of positions that are never taught together.
     withheld_objects: tuple[int, ...] = ()
     withheld_parts: tuple[int, ...] = ()
@@ -170,6 +172,7 @@ class JointVocabulary:
             part_offset=part_offset,
             num_objects={dataset: len(vocabularies[dataset].objects) for dataset in object_offset},
             num_parts={dataset: len(vocabularies[dataset].parts) for dataset in part_offset},
+            object_parts={dataset: vocabularies[dataset].object_parts for dataset in part_offset},
         )
         return joint._without(withheld or {})
 

@@ -43,7 +43,7 @@ def ask(predictor: Predictor, record: Record, questions: Questions, vocabulary: 
         wanted = questions.everything
         wanted = replace(wanted, panoptic=wanted.panoptic and has_stuff, semantic=wanted.semantic and has_stuff)
         found = find_everything(image, predictor.generic_queries(), vocabulary, wanted)
-        return replace(item, **vars(found))
+        return replace(item, instances=found.instances, panoptic=found.panoptic, semantic=found.semantic)
     except ValueError as error:
         raise ValueError(f"{record.dataset} {record.split} {record.sample_id}: {error}") from None
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from semsam.data.sample import NOT_ANNOTATED
@@ -114,9 +114,13 @@ def pair_class_losses(
 
 
 def generic_class_losses(
-    logits: Float[Tensor, "l b q x"], pairs: Pairs, targets: Targets, head: NameTargets
+    logits: Float[Tensor, "l b q x"],
+    pairs: Pairs,
+    targets: Targets,
+    head: NameTargets,
+    is_ignored: Bool[Tensor, "b q"],
 ) -> Float[Tensor, " l"]:
-    """The loss of one head for all queries of the images that teach it; unmatched ones are negatives."""
+    """The loss of one head for all queries of the images that teach it; unmatched ones are negatives if not ignored."""
     blocks = []
     everyone = torch.arange(logits.shape[2], device=logits.device)
     matched = dict(pairs.slices())
@@ -126,7 +130,7 @@ def generic_class_losses(
         rows = matched.get(image, slice(0, 0))
         query, region = pairs.query[rows], pairs.region[rows]
         positive = torch.full_like(everyone, NOT_ANNOTATED).index_copy(0, query, head.names[image, region])
-        counted = head.exhaustive[image, span].expand(len(everyone), -1)
+        counted = head.exhaustive[image, span] & ~is_ignored[image, :, None]
         counted = counted.index_copy(0, query, head.allowed[image, span] & head.teaches[image, region][:, None])
         blocks.append(ClassBlock(image, everyone.expand(len(logits), -1), span, positive, counted))
     return focal_losses(logits, blocks)

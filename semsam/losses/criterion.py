@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from semsam.config import Positive, PositiveFloat, Share, Weight, settings
@@ -59,6 +59,9 @@ class CriterionSettings:
     num_points: Positive = 12_544
     oversample: PositiveFloat = 3.0  # Candidates per point, of which the most uncertain are kept,
     importance: Share = 0.75  # for this share of the points; the rest are uniform.
+    # A generic query that no region is left for is no negative where more than this share of its mask lies over void or
+    # crowds, as in the official metrics; 1: every such query is a negative, as in Mask DINO.
+    ignored_share: Share = 0.5
     # Of denoising queries: boxes move by up to this many half sides, and half of this share of names is wrong.
     noise: Share = 0.4
 
@@ -142,13 +145,19 @@ class Criterion(nn.Module):
         click, generic, proposals, denoising = self._branches(output)
         at = torch.stack([points.matcher(sample, self.counts.total) for sample in targets.samples])
         shared = SharedPoints(at, matcher.region_values_at(targets, at))
+        logits = [last_logits(layers, shared) for layers in (generic, proposals)]
         of_generic, of_proposals = matcher.match_one_to_one(
-            [self.generic_cost(layers, targets, shared) for layers in (generic, proposals)], targets
+            [
+                self.generic_cost(layers, some, targets, shared)
+                for layers, some in zip((generic, proposals), logits, strict=True)
+            ],
+            targets,
         )
+        is_ignored = [matcher.over_ignored(some, targets, at, self.settings.ignored_share) for some in logits]
         found = {
             "click": self._click_losses(click, targets, shared, points),
-            "generic": self._generic_losses(generic, of_generic, targets, points, GENERIC_LAYERS),
-            "proposals": self._generic_losses(proposals, of_proposals, targets, points, PROPOSAL_LAYERS),
+            "generic": self._generic_losses(generic, of_generic, is_ignored[0], targets, points, GENERIC_LAYERS),
+            "proposals": self._generic_losses(proposals, of_proposals, is_ignored[1], targets, points, PROPOSAL_LAYERS),
         }
         if denoising is not None:
             found["denoising"] = self._denoising_losses(denoising, targets, points)
@@ -162,14 +171,16 @@ class Criterion(nn.Module):
 
     def click_cost(self, layers: Layers, targets: Targets, shared: SharedPoints) -> Float[Tensor, "b q m"]:
         """The cost, in the last layer, of every query with every region of its image: shape alone."""
-        with torch.no_grad():
-            logits, boxes = layers.masks[-1].at(shared.at), layers.boxes_cxcywh[-1]
-            return matcher.geometry_cost(logits, boxes, shared.values, targets, self.settings.costs)
+        boxes = layers.boxes_cxcywh[-1]
+        return matcher.geometry_cost(last_logits(layers, shared), boxes, shared.values, targets, self.settings.costs)
 
-    def generic_cost(self, layers: Layers, targets: Targets, shared: SharedPoints) -> Float[Tensor, "b q m"]:
+    def generic_cost(
+        self, layers: Layers, logits: Float[Tensor, "b q p"], targets: Targets, shared: SharedPoints
+    ) -> Float[Tensor, "b q m"]:
         """The cost, in the last layer, of every query with every region of its image: shape and names."""
         names = matcher.class_cost(layers.object_logits[-1], layers.part_logits[-1], targets, self.settings.costs)
-        return names + self.click_cost(layers, targets, shared)
+        boxes = layers.boxes_cxcywh[-1]
+        return names + matcher.geometry_cost(logits, boxes, shared.values, targets, self.settings.costs)
 
     def _branches(self, output: ModelOutput) -> tuple[Layers, Layers, Layers, Layers | None]:
         branches = (output.prompts, output.generic, [output.proposals], output.denoising)
@@ -200,11 +211,17 @@ class Criterion(nn.Module):
         }
 
     def _generic_losses(
-        self, layers: Layers, pairs: Pairs, targets: Targets, points: PointSource, first_layer: int
+        self,
+        layers: Layers,
+        pairs: Pairs,
+        is_ignored: Bool[Tensor, "b q"],
+        targets: Targets,
+        points: PointSource,
+        first_layer: int,
     ) -> dict[str, Float[Tensor, " l"]]:
         return self._shape_losses(layers, pairs, targets, points, first_layer) | {
-            "object": generic_class_losses(layers.object_logits, pairs, targets, targets.objects),
-            "part": generic_class_losses(layers.part_logits, pairs, targets, targets.parts),
+            "object": generic_class_losses(layers.object_logits, pairs, targets, targets.objects, is_ignored),
+            "part": generic_class_losses(layers.part_logits, pairs, targets, targets.parts, is_ignored),
         }
 
     def _denoising_losses(
@@ -242,6 +259,12 @@ class Criterion(nn.Module):
         masked = pairs.rows_with_masks(targets)
         bce, dice = (loss.unflatten(1, (len(masked), k)).gather(2, best[:, masked])[..., 0] for loss in (bce, dice))
         return pairs, all_queries.unflatten(1, (len(pairs), k)).gather(2, best)[..., 0], bce, dice
+
+
+@torch.no_grad()
+def last_logits(layers: Layers, shared: SharedPoints) -> Float[Tensor, "b q p"]:
+    """The mask logits of the last layer's queries at the points that all regions are looked up at."""
+    return layers.masks[-1].at(shared.at)
 
 
 def _distinct_tensors(layers: Iterable[Predictions]) -> list[Tensor]:

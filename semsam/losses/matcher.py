@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -91,6 +91,22 @@ def mask_costs(
 def region_values_at(targets: Targets, points: Float[Tensor, "b p 2"]) -> Float[Tensor, "b p m"]:
     """The true masks of each image at points that all its regions share."""
     return all_region_values(targets.labels, targets.tables, points)
+
+
+@torch.no_grad()
+def over_ignored(
+    logits: Float[Tensor, "b q p"], targets: Targets, points: Float[Tensor, "b p 2"], share: float
+) -> Bool[Tensor, "b q"]:
+    """Whether more than `share` of a prediction's mask lies over void or crowds, as the official metrics ask.
+
+    Of what lies there it is not known whether it is right: panoptic quality (arXiv 1801.00868, section 4.2) and COCO's
+    average precision leave such predictions out where no region is theirs.
+    """
+    if targets.ignored is None:
+        return torch.zeros(logits.shape[:2], dtype=torch.bool, device=logits.device)
+    ignored = all_region_values(targets.labels, targets.ignored[..., None], points)
+    inside = (logits > 0).float()
+    return (inside @ ignored)[..., 0] > share * inside.sum(dim=2)
 
 
 @torch.no_grad()

@@ -68,7 +68,8 @@ def route(sample: Sample, vocabulary: JointVocabulary) -> Lesson:
     * Federated datasets: an image speaks only of the names that were checked on it (and of those its regions bear).
       Among these, a name marked "not exhaustive" may have instances that nobody drew, so an unmatched query that finds
       one is not told that it is wrong; a query *matched* to a region of another name is, for that region is known.
-      Parts have no such mark of their own, and are taken as exhaustive.
+      A part's bare name (a lid) is that of many pairs (a jar's, a bottle's), of which only some were checked: an
+      unmatched query is told that it is wrong only where no object that may have such a part can have an unmarked one.
     """
     row = row_of(sample.dataset)
     regions = sample.regions
@@ -88,12 +89,15 @@ def route(sample: Sample, vocabulary: JointVocabulary) -> Lesson:
     exhaustive = allowed_objects.copy()
     if row.objects and sample.not_exhaustive_objects is not None:
         exhaustive[own_objects.start + sample.not_exhaustive_objects.astype(np.int64)] = False
+    exhaustive_parts = allowed_parts.copy()
+    if own_parts and sample.checked_parts is not None:
+        exhaustive_parts[_partly_marked(sample, vocabulary, objects, parts) + own_parts.start] = False
     is_unnamed_part = has_parent & (parts < 0)
     return Lesson(
         generic=row.generic,
         teaches_mask=regions.has_mask & row.masks,
         objects=NameLesson(object_names, object_names >= 0, allowed_objects, exhaustive),
-        parts=NameLesson(part_names, ~(is_unnamed_part | is_hidden_part) & row.parts, allowed_parts, allowed_parts),
+        parts=NameLesson(part_names, ~(is_unnamed_part | is_hidden_part) & row.parts, allowed_parts, exhaustive_parts),
     )
 
 
@@ -116,6 +120,27 @@ def _withhold(
     objects[is_pair | np.isin(objects, vocabulary.withheld_objects)] = NOT_ANNOTATED
     parts[is_hidden_part] = NOT_ANNOTATED
     return is_hidden_part
+
+
+def _partly_marked(
+    sample: Sample, vocabulary: JointVocabulary, objects: Int64[np.ndarray, " m"], parts: Int64[np.ndarray, " m"]
+) -> Int64[np.ndarray, " p"]:
+    """The part names of a federated sample of which something in the image may bear one that nobody drew.
+
+    Of all objects that may have such a part each must be known to be absent, or be there with such a part and marked
+    everywhere.
+    """
+    pairs = np.array(vocabulary.object_parts.get(sample.dataset, ()), np.int64).reshape(-1, 2)
+    names = np.arange(vocabulary.num_objects[sample.dataset])
+    is_there = np.isin(names, objects)
+    is_known = is_there if sample.checked_objects is None else is_there | np.isin(names, sample.checked_objects)
+    if sample.not_exhaustive_objects is not None:
+        is_known &= ~np.isin(names, sample.not_exhaustive_objects)
+    drawn = {(int(one), int(part)) for one, part in zip(objects, parts, strict=True) if part >= 0}
+    has_part = np.array([tuple(pair) in drawn for pair in pairs.tolist()], bool)
+    is_sure = is_known[pairs[:, 0]] & (~is_there[pairs[:, 0]] | has_part)
+    found: Int64[np.ndarray, " p"] = np.unique(pairs[~is_sure, 1])
+    return found
 
 
 def _own_names(dataset: str, vocabulary: JointVocabulary, row: Row) -> tuple[range, range]:

@@ -69,6 +69,7 @@ class Targets:
     samples: tuple[int, ...]  # Global sample indices: the keys of random draws.
     labels: LabelMaps
     tables: Float[Tensor, "b a m"]  # 1 where region m covers label a.
+    ignored: Float[Tensor, "b a"] | None  # 1 where a label is void or crowd; None: nowhere in the batch.
     boxes_cxcywh: Float[Tensor, "b m 4"]
     teaches_mask: Bool[Tensor, "b m"]
     objects: NameTargets
@@ -96,6 +97,7 @@ class Targets:
             samples=tuple(int(index) for index in batch.indices),
             labels=LabelMaps.of(torch.from_numpy(_label_maps(batch.samples, padded)).to(device)),
             tables=torch.from_numpy(_tables(batch.samples)).to(device).float(),
+            ignored=_ignored(batch.samples, device),
             boxes_cxcywh=_ragged([sample.regions.boxes_cxcywh * scale for sample in batch.samples], device),
             teaches_mask=torch.from_numpy(teaches_mask).to(device),
             objects=NameTargets.of([lesson.objects for lesson in lessons], device),
@@ -156,6 +158,16 @@ def _tables(samples: Sequence[Sample]) -> Bool[np.ndarray, "b a m"]:
         found = sample.atoms.table
         table[: found.shape[0], : found.shape[1]] = found
     return tables
+
+
+def _ignored(samples: Sequence[Sample], device: torch.device) -> Float[Tensor, "b a"] | None:
+    if all(sample.ignored is None for sample in samples):
+        return None
+    ignored = np.zeros((len(samples), max(len(sample.atoms.table) for sample in samples)), np.float32)
+    for row, sample in zip(ignored, samples, strict=True):
+        if sample.ignored is not None:
+            row[: len(sample.ignored)] = sample.ignored
+    return torch.from_numpy(ignored).to(device)
 
 
 def _padded(columns: Sequence[np.ndarray], fill: int) -> np.ndarray:

@@ -66,6 +66,21 @@ def test_the_names_are_those_of_the_json(tmp_path: Path) -> None:
     assert names.things == (True, True)
 
 
+def test_of_two_images_of_one_name_each_split_has_its_own(tmp_path: Path) -> None:
+    for split, grey in (("train", 50), ("val", 200)):
+        write(tmp_path, f"annotations/instances_{split}2017.json")
+        (tmp_path / f"{split}2017").mkdir()
+        (tmp_path / f"{split}2017" / "5.jpg").write_bytes(encode_jpeg(np.full((24, 32, 3), grey, np.uint8)))
+    (tmp_path / "images" / "5.jpg").unlink()
+    files = existing_folder(str(tmp_path))
+    source = SOURCE.found_in(files)
+    greys = []
+    for split in ("train", "val"):
+        [entry] = source.index(files, split).entries
+        greys.append(decode_jpeg(source.read(files, split, entry).record.image).mean())
+    assert greys == pytest.approx([50, 200], abs=3)
+
+
 def test_a_dataset_without_parts_has_none(tmp_path: Path) -> None:
     names = found(write(tmp_path, categories=CATEGORIES[:2])).vocabulary()
     assert (names.parts, names.object_parts) == ((), ())

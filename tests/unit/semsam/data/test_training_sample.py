@@ -95,6 +95,46 @@ def test_crowds_do_not_train() -> None:
     assert len(sample.regions) == sample.atoms.num_masks == 1
 
 
+def ignored_pixels(sample: Sample) -> np.ndarray:
+    return np.zeros(sample.atoms.labels.shape, bool) if sample.ignored is None else sample.ignored[sample.atoms.labels]
+
+
+def test_crowds_are_ignored_and_of_a_box_alone_its_box() -> None:
+    crowd, other = rectangle(0, 0, 9, 9, is_crowd=True), rectangle(30, 30, 40, 36, is_crowd=True)._replace(rle=None)
+    sample = training_sample(record_of(crowd, rectangle(5, 5, 20, 20), other), 0, 0, STILL)
+    expected = np.zeros((SIZE, SIZE), bool)
+    expected[:9, :9] = expected[30:36, 30:40] = True
+    assert_array_equal(ignored_pixels(sample), expected)
+    assert_array_equal(sample.atoms.mask(0)[:HEIGHT, :WIDTH], rle.decode(rectangle(5, 5, 20, 20).rle, HEIGHT, WIDTH))
+
+
+def test_of_a_panoptic_record_what_has_no_segment_is_ignored_and_what_lies_beyond_the_image_is_not() -> None:
+    left, crowd = rectangle(0, 0, 20, HEIGHT, kind=Kind.PANOPTIC), rectangle(20, 0, 30, 9, kind=Kind.PANOPTIC)
+    instance_crowd = rectangle(0, 0, 5, 5, is_crowd=True)  # Beside the segments, for AP alone.
+    record = record_of(left, crowd._replace(is_crowd=True), instance_crowd, dataset="coco_panoptic")
+    expected = np.zeros((SIZE, SIZE), bool)
+    expected[:HEIGHT, 20:WIDTH] = True
+    assert_array_equal(ignored_pixels(training_sample(record, 0, 0, STILL)), expected)
+
+
+def test_where_nothing_is_void_or_crowd_nothing_is_ignored() -> None:
+    whole = rectangle(0, 0, WIDTH, HEIGHT, kind=Kind.PANOPTIC)
+    assert training_sample(record_of(whole), 0, 0, STILL).ignored is None
+    assert training_sample(record_of(rectangle(5, 5, 20, 20)), 0, 0, STILL).ignored is None
+    assert empty_sample(STILL).ignored is None
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_what_is_ignored_moves_with_the_image(index: int) -> None:
+    # Its colours are 3 x and 3 y, so void of the columns from 40 on is red from 120 on.
+    record = record_of(rectangle(0, 0, 40, HEIGHT, kind=Kind.PANOPTIC), dataset="coco_panoptic")
+    sample = training_sample(record, index, 0, JITTER)
+    ignored = ignored_pixels(sample)
+    if ignored.any():
+        assert sample.image[0][ignored].astype(int).min() > 120 - 15
+        assert not sample.atoms.table[sample.atoms.labels[ignored]].any()
+
+
 def test_beside_panoptic_segments_instances_do_not_train() -> None:
     panoptic = rectangle(0, 0, 20, 20, kind=Kind.PANOPTIC)
     assert list(regions_to_train((rectangle(0, 0, 9, 9), panoptic, rectangle(2, 2, 9, 9), panoptic))) == [1, 3]

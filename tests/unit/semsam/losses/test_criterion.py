@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from semsam.data.atoms import AtomMap
 from semsam.data.sample import Batch, Sample
 from semsam.data.vocabularies import JointVocabulary
 from semsam.losses.criterion import Criterion, CriterionSettings, LossWeights
@@ -101,6 +102,62 @@ def test_samples_without_regions_give_finite_gradients_to_every_prediction(
     teaches = any(dataset in ("paco", "coco_panoptic") for dataset in datasets)
     assert (found.loss.item() > 0) == teaches  # An image without any of its names is all negatives.
     assert any(gradient.any() for gradient in gradients) == teaches
+
+
+def over_a_half(output: ModelOutput, over_left: Tensor) -> ModelOutput:
+    """The output with masks of generic queries and proposals that are the image's left or its right half."""
+    side = output.generic[0].mask_features.shape[3]
+    with torch.no_grad():
+        output.generic[0].mask_features[:, 0] = torch.where(torch.arange(side) < side // 2, 9.0, -9.0)
+        for layer in (*output.generic, output.proposals):
+            layer.mask_embeddings.zero_()
+            layer.mask_embeddings[..., 0] = torch.where(over_left, 1.0, -1.0)[: layer.mask_embeddings.shape[1]]
+    return output
+
+
+def test_what_is_found_in_void_or_crowds_is_no_negative(
+    make_batch: MakeBatch, make_output: MakeOutput, vocabulary: JointVocabulary
+) -> None:
+    batch = make_batch(["coco_panoptic"], num_masks=0)
+    labels = np.zeros((64, 64), np.uint16)
+    labels[:, :32] = 1
+    atoms = AtomMap(labels, np.zeros((2, 0), bool))
+    plain = replace(batch, samples=(replace(batch.samples[0], atoms=atoms),))
+    void = replace(batch, samples=(replace(batch.samples[0], atoms=atoms, ignored=np.array([False, True])),))
+    queries = make_output(1).generic[0].boxes_cxcywh.shape[1]
+    over_left = torch.arange(queries) % 3 == 0
+    found = []
+    for some, settings in ((plain, SETTINGS), (void, SETTINGS), (void, replace(SETTINGS, ignored_share=1.0))):
+        output = over_a_half(make_output(1), over_left)
+        loss = evaluate(some, output, vocabulary, settings).loss
+        leaves = [layer.object_logits for layer in (*output.generic, output.proposals)]
+        found.append((loss.item(), torch.autograd.grad(loss, leaves)))
+    (all_negative, before), (loss, after), (as_before, again) = found
+    assert 0 < loss < all_negative
+    assert as_before == all_negative
+    for plain_gradient, gradient, same in zip(before, after, again, strict=True):
+        is_left = over_left[: gradient.shape[1]]
+        assert not gradient[:, is_left].any()
+        assert plain_gradient[:, is_left].any()
+        torch.testing.assert_close(gradient[:, ~is_left], plain_gradient[:, ~is_left])
+        torch.testing.assert_close(same, plain_gradient)
+
+
+def test_a_region_that_is_found_in_a_crowd_is_taught_all_the_same(
+    make_batch: MakeBatch, make_output: MakeOutput, vocabulary: JointVocabulary
+) -> None:
+    batch = make_batch(["coco_panoptic"], num_masks=3)
+    sample = batch.samples[0]
+    everywhere = np.ones(len(sample.atoms.table), bool)
+    losses = []
+    for ignored in (None, everywhere):
+        output = make_output(1)
+        found = evaluate(replace(batch, samples=(replace(sample, ignored=ignored),)), output, vocabulary)
+        (gradient,) = torch.autograd.grad(found.loss, [output.generic[-1].object_logits])
+        losses.append((found.terms["generic/mask_bce"].item(), (gradient != 0).any(dim=2).sum().item()))
+    (mask_bce, taught), (same_mask_bce, matched) = losses
+    assert same_mask_bce == mask_bce
+    assert matched == 3 < taught
 
 
 def test_a_prediction_that_is_not_finite_and_not_asked_for_does_no_harm(

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.sources import SOURCES
 from pipelines.toy.layouts import LAYOUTS
+from semsam.data.manifest import Vocabulary
 from semsam.data.sample import NOT_ANNOTATED, Sample
 from semsam.data.vocabularies import JointVocabulary
 from semsam.losses.router import TABLE, route
@@ -106,6 +107,52 @@ def test_a_federated_sample_for_which_nothing_was_checked_has_no_negatives(
     lesson = route(sample, vocabulary)
     assert not lesson.objects.allowed.any()
     assert not lesson.parts.allowed.any()
+
+
+JAR, BOTTLE, CUP = range(3)
+LID, HANDLE = range(2)
+_PAIRS = ((JAR, LID), (BOTTLE, LID), (CUP, HANDLE))
+KITCHEN = JointVocabulary.of({"paco": Vocabulary(("jar", "bottle", "cup"), ("lid", "handle"), object_parts=_PAIRS)})
+
+
+@pytest.mark.parametrize(
+    ("there", "checked", "not_exhaustive", "lids_are_known"),
+    [
+        # No jar's lid was found, and nobody looked for bottles: a bottle's lid may be there.
+        ([], [JAR], [], False),
+        # Neither jars nor bottles are there, and so no lid.
+        ([], [JAR, BOTTLE], [], True),
+        # A bottle with its lid; no jar.
+        ([(BOTTLE, LID)], [JAR, BOTTLE], [], True),
+        # A bottle of which nobody drew a lid.
+        ([(BOTTLE, None)], [JAR, BOTTLE], [], False),
+        # Of the bottles not all are drawn, and so not their lids.
+        ([(BOTTLE, LID)], [JAR, BOTTLE], [BOTTLE], False),
+        # A lid is drawn, of a jar; whether there are bottles is not known.
+        ([(JAR, LID)], [], [], False),
+    ],
+)
+def test_a_part_s_bare_name_is_a_negative_only_where_none_of_its_objects_can_have_an_unmarked_one(
+    there: list[tuple[int, int | None]],
+    checked: list[int],
+    not_exhaustive: list[int],
+    lids_are_known: bool,
+    make_sample: MakeSample,
+) -> None:
+    rows = [(kind, NOT_ANNOTATED, -1) for kind, _ in there]
+    rows += [(NOT_ANNOTATED, part, number) for number, (_, part) in enumerate(there) if part is not None]
+    objects, parts, parents = np.array(rows, np.int32).reshape(-1, 3).T
+    sample = make_sample("paco", index=1, num_masks=len(rows))
+    sample = replace(
+        sample,
+        regions=replace(sample.regions, object_category=objects, part_category=parts, parent=parents),
+        checked_objects=np.array(checked, np.int32),
+        checked_parts=np.array([LID], np.int32),
+        not_exhaustive_objects=np.array(not_exhaustive, np.int32),
+    )
+    lesson = route(sample, KITCHEN).parts
+    assert lesson.exhaustive.tolist() == [lids_are_known, False]
+    assert lesson.allowed.tolist() == [True, False]  # A region that was drawn is known to be no lid.
 
 
 def test_an_unknown_dataset_is_named(make_sample: MakeSample, vocabulary: JointVocabulary) -> None:
