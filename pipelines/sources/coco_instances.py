@@ -96,14 +96,24 @@ class CocoInstances(OwnData):
             are_kept = of_split([image.file_name for image in images], split, self.val_share)
             return [image for image, is_kept in zip(images, are_kept, strict=True) if is_kept]
 
+        layouts = _layouts(file, split, is_of_all)
         optional = {"segmentation": as_is, "bbox": _box_or_none, "part_of": as_int}
         return index_document(
-            files, document, split, _layouts(file, split), {}, self.allow_absent, optional=optional, keep=keep
+            files,
+            document,
+            split,
+            layouts,
+            {},
+            self.allow_absent,
+            more=lambda row: {"is_of_all": is_of_all},
+            optional=optional,
+            keep=keep,
         )
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
         rows = orjson.loads(entry.annotations)
-        paths = possible_paths(files, entry, _layouts(rows["file"], split), split, rows["file_name"])
+        layouts = _layouts(rows["file"], split, rows["is_of_all"])
+        paths = possible_paths(files, entry, layouts, split, rows["file_name"])
         regions = Regions(entry.sample_id, read_image(files, paths, entry.sample_id, self.max_pixels))
         regions.file = f"{files.path}/{rows['file']}"
         check_size(regions.image, (rows["height"], rows["width"]), entry.sample_id)
@@ -149,14 +159,14 @@ def _places(split: str) -> list[str]:
     return [place.format(word=word) for word in SPLIT_WORDS[split] for place in _OF_SPLIT]
 
 
-def _layouts(file: str, split: str) -> list[str]:
+def _layouts(file: str, split: str, is_of_all: bool) -> list[str]:
     """Where images may lie: below the json's own folder, the one above it, and the root; a split's own folders first.
 
-    Both splits may have an image of one name, and where the json is that of all images either folder may have it.
+    The other split's are left alone where it has a json of its own: both may have an image of one name.
     """
     parents = [str(one) for one in PurePosixPath(file).parents][:2]  # The root is ".".
     places = ["" if one == "." else one.replace("{", "{{").replace("}", "}}") + "/" for one in (*parents, ".")]
-    others = [folder for one in SPLITS if one != split for folder in _folders(one)]
+    others = [folder for one in SPLITS if one != split for folder in _folders(one)] if is_of_all else []
     folders = [*_folders(split), "", "images/", *others]
     names = ("{file_name}", "{name}")
     return list(dict.fromkeys(place + folder + name for name in names for place in places for folder in folders))

@@ -11,11 +11,11 @@ back as `coco_instances`.
 
 from __future__ import annotations
 
+import hashlib
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import orjson
 import pyarrow as pa
@@ -35,8 +35,6 @@ from semsam.data.sealed import unseal
 
 MANIFEST = "manifest.json"
 NOT_SURE = "mask that the model is not sure of"
-_COLUMNS = ("image", "height", "width", "masks")
-_OF_MASK = ("rle", "iou_prediction", "stability", "object_name", "object_score")
 
 
 @dataclass(frozen=True)
@@ -62,19 +60,26 @@ class GeneratedMasks(OwnData):
         return replace(self, names=Vocabulary(objects, (), (True,) * len(objects)))
 
     def index(self, files: Files, split: str) -> Index:
-        manifest = _manifest(files)
-        rows = [row for name in manifest.files for row in _rows(files, name)]
-        are_kept = of_split([row["image"] for row in rows], split, self.val_share)
-        kept = [row for row, is_kept in zip(rows, are_kept, strict=True) if is_kept]
-        entries = [Entry(row["image"], row["image"], orjson.dumps(row)) for row in kept]
+        found = [
+            (image, {"file": file, "sha256": sha256, "row": row})
+            for file, sha256 in _manifest(files).files.items()
+            for row, image in enumerate(_table(files, file, sha256)["image"].to_pylist())
+        ]
+        are_kept = of_split([image for image, _ in found], split, self.val_share)
+        entries = [
+            Entry(image, image, orjson.dumps(place))
+            for (image, place), kept in zip(found, are_kept, strict=True)
+            if kept
+        ]
         return Index(sorted(entries, key=lambda entry: entry.sample_id))
 
     def read(self, files: Files, split: str, entry: Entry) -> Read:
-        row = orjson.loads(entry.annotations)
-        paths = [f"{place}/{entry.image}" for place in files.neighbours]
+        place = orjson.loads(entry.annotations)
+        [row] = _table(files, place["file"], place["sha256"]).slice(place["row"], 1).to_pylist()
+        paths = [f"{folder}/{entry.image}" for folder in files.neighbours]
         image = read_image(files, paths, entry.sample_id, self.max_pixels, as_shown=True)
         regions = Regions(entry.sample_id, image)
-        regions.file = f"{files.path}/{row['file']}"
+        regions.file = f"{files.path}/{place['file']}"
         check_size(image, (row["height"], row["width"]), entry.sample_id)
         for i, mask in enumerate(row["masks"]):
             if mask["iou_prediction"] < self.min_iou or mask["stability"] < self.min_stability:
@@ -99,7 +104,7 @@ SOURCE = GeneratedMasks()
 @dataclass(frozen=True)
 class _Manifest:
     photos: str
-    files: list[str]
+    files: dict[str, str]  # SHA-256 by name.
     objects: list[str]
 
 
@@ -113,22 +118,30 @@ def _manifest(files: Files) -> _Manifest:
         options = take(values, "options", as_row)
         return _Manifest(
             photos=take(values, "photos", as_text),
-            files=[take(row, "name", as_text) for row in take(values, "files", as_list)],
+            files={take(one, "name", as_text): take(one, "sha256", as_text) for one in take(values, "files", as_list)},
             objects=[as_text(one) for one in take(options, "objects", as_list)],
         )
     except OddValue as fault:
         raise ValueError(f"{path}: not a manifest of jobs.generate: {fault}") from None
 
 
-def _rows(files: Files, name: str) -> Iterator[dict[str, Any]]:
-    """The images of a file of masks, each with its masks.  Raises `ValueError` naming the file."""
-    path = f"{files.path}/{name}"
-    try:
-        stream = io.BytesIO(files.read(name))
+def _table(files: Files, name: str, sha256: str) -> pa.Table:
+    """The rows of a file of masks.  Raises `ValueError` naming one that is not what the manifest says."""
+    key = files.path, name, sha256
+    if key not in _LAST:
+        path = f"{files.path}/{name}"
+        try:
+            data = files.read(name)
+        except FileNotFoundError:
+            raise ValueError(f"{path}: no such file, though the manifest has it") from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise ValueError(f"{path}: other bytes than the manifest says; jobs.generate with redo=true makes it anew")
         is_parquet = PurePosixPath(name).suffix == ".parquet"
-        read = pyarrow.parquet.read_table if is_parquet else lambda data: pyarrow.ipc.open_file(data).read_all()
-        for row in read(stream).select(_COLUMNS).to_pylist():
-            masks = [{key: mask[key] for key in _OF_MASK} for mask in row["masks"]]
-            yield row | {"masks": masks, "file": name}
-    except (pa.ArrowInvalid, KeyError, FileNotFoundError) as error:
-        raise ValueError(f"{path}: no file of masks: {error}") from None
+        stream = io.BytesIO(data)
+        table = pyarrow.parquet.read_table(stream) if is_parquet else pyarrow.ipc.open_file(stream).read_all()
+        _LAST.clear()
+        _LAST[key] = table.select(["image", "height", "width", "masks"])
+    return _LAST[key]
+
+
+_LAST: dict[tuple[str, str, str], pa.Table] = {}  # The file that was opened last, as neighbouring entries share one.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines.sources.coco_instances import SOURCE, CocoInstances
-from pipelines.sources.source import Read
+from pipelines.sources.source import BadSample, Read
 from pipelines.toy.layouts import LAYOUTS
 from semsam.data import rle
 from semsam.data.images import decode_jpeg, encode_jpeg
@@ -151,6 +151,24 @@ def test_each_tool_s_own_place_is_found(tmp_path: Path, train: str, val: str) ->
     assert [len(source.index(files, split).entries) for split in ("train", "val")] == [3, 2]
     assert source.vocabulary().objects == ("Car", "bus", "tram")
     assert source.read(files, "train", source.index(files, "train").entries[0]).record.regions
+
+
+def test_images_of_one_name_in_both_splits_are_not_mixed_up(tmp_path: Path) -> None:
+    for split, grey in (("train", 10), ("val", 200)):
+        write(tmp_path, f"annotations/instances_{split}.json", images=1)
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "5.jpg").write_bytes(encode_jpeg(np.full((24, 32, 3), grey, np.uint8)))
+    (tmp_path / "images" / "5.jpg").unlink()
+    source, files = found(tmp_path), existing_folder(str(tmp_path))
+
+    def grey_of(split: str) -> int:
+        [entry] = source.index(files, split).entries
+        return int(decode_jpeg(source.read(files, split, entry).record.image).mean())
+
+    assert (grey_of("train"), grey_of("val")) == (10, 200)
+    (tmp_path / "val" / "5.jpg").unlink()
+    with pytest.raises(BadSample, match="missing image"):
+        grey_of("val")
 
 
 @pytest.mark.parametrize(

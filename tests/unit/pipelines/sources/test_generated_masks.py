@@ -124,7 +124,12 @@ def test_photos_elsewhere_are_read_only_where_the_user_says_so(tmp_path: Path) -
 def test_a_folder_that_is_not_finished_or_damaged_is_named(tmp_path: Path) -> None:
     files = write(tmp_path, [mask()])
     (tmp_path / "masks" / "masks-00000.parquet").write_bytes(b"PAR1")
-    with pytest.raises(ValueError, match=r"masks-00000.parquet: no file of masks"):
+    with pytest.raises(
+        ValueError, match=r"masks-00000.parquet: other bytes than the manifest says; jobs.generate with"
+    ):
+        SOURCE.index(files, "val")
+    (tmp_path / "masks" / "masks-00000.parquet").unlink()
+    with pytest.raises(ValueError, match=r"masks-00000.parquet: no such file, though the manifest has it"):
         SOURCE.index(files, "val")
     path = tmp_path / "masks" / MANIFEST_NAME
     path.write_text(path.read_text().replace("masks-00000", "masks-00001"))
