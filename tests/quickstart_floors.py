@@ -1,7 +1,7 @@
 """Has the quickstart learnt what it should?  `python tests/quickstart_floors.py outputs/quickstart/summary.json`.
 
-The floors lie below what its recipe reaches (in brackets), so that another machine's rounding passes and a change that
-teaches less does not.
+The floors lie below what its recipe reaches (in brackets, on two machines: the very same code had a mask AP of 0.247 on
+the one and of 0.133 on the other), so that another machine's rounding passes and a change that teaches less does not.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 import orjson
 
 FLOORS = {
-    "one_click/miou_oracle": 0.59,  # (0.616)
-    "one_click/miou_max": 0.31,  # (0.341)
-    "granularity/miou_all": 0.62,  # (0.647)
-    "box_prompt/miou": 0.50,  # (0.565)
-    "classes/object_top1": 0.72,  # (0.775)
-    "classes/part_top1": 0.62,  # (0.692)
-    "panoptic/pq": 0.11,  # (0.171)
-    "semantic/miou": 0.18,  # (0.268)
-    "masks/ap": 0.15,  # (0.247)
-    "parts_of_objects/ap": 0.05,  # (0.097)
+    "one_click/miou_oracle": 0.59,  # (0.614, 0.624)
+    "one_click/miou_max": 0.31,  # (0.349, 0.354)
+    "granularity/miou_all": 0.62,  # (0.647, 0.653)
+    "box_prompt/miou": 0.50,  # (0.565, 0.569)
+    "classes/object_top1": 0.72,  # (0.798, 0.779)
+    "classes/part_top1": 0.62,  # (0.689, 0.696)
+    "panoptic/pq": 0.11,  # (0.171, 0.144)
+    "semantic/miou": 0.18,  # (0.268, 0.256)
+    "masks/ap": 0.10,  # (0.247, 0.133)
+    "parts_of_objects/ap": 0.04,  # (0.097, 0.070)
 }
 # What is found without being asked for must be so many times better than a blind guess.
 TIMES_BLIND = {"panoptic/pq": 3, "semantic/miou": 3, "masks/ap": 3, "parts_of_objects/ap": 3}
