@@ -26,7 +26,7 @@ from semsam.predictor import ImageSize, PromptStyle
 class ServeJob:
     """What is served where, and with how much.
 
-    Whoever reaches the address may use it, without a password: `host=0.0.0.0` is for networks that are guarded.
+    Whoever reaches the address may use it, without a password: a `host` that others reach is for guarded networks.
     """
 
     checkpoint: str | None = None  # A folder, local or s3://; None: random weights of `preset`.

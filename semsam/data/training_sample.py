@@ -140,8 +140,11 @@ def _atoms(
             atoms = AtomMap.from_rles(masks, record.height, record.width, rows, cols, max_table_bytes)
             if not crowds and not whole:
                 return atoms, None, left_out
-            return *_without_ignored(atoms, len(rles), is_panoptic), left_out
+            return *_without_ignored(atoms, len(rles), bool(whole)), left_out
         except TooManyAtomsError:
+            if crowds or whole:  # What teaches stays longest.
+                crowds, whole = [], []
+                continue
             by_length = sorted((j for j, one in enumerate(rles) if one is not None), key=lambda j: len(rles[j] or b""))
             if not by_length:
                 raise
@@ -153,13 +156,13 @@ def _atoms(
 
 
 def _without_ignored(
-    atoms: AtomMap, num_regions: int, is_panoptic: bool
+    atoms: AtomMap, num_regions: int, has_whole: bool
 ) -> tuple[AtomMap, Bool[np.ndarray, " a"] | None]:
-    """The map of the regions alone, and the labels of the crowds behind them, and of void within the last mask."""
+    """The map of the regions alone; the labels of the crowds behind them, and of void within the image, the last mask."""
     table = atoms.table
-    crowds = table[:, num_regions : table.shape[1] - is_panoptic]
+    crowds = table[:, num_regions : table.shape[1] - has_whole]
     ignored: Bool[np.ndarray, " a"] = np.asarray(crowds.any(axis=1))
-    if is_panoptic:
+    if has_whole:
         ignored |= table[:, -1] & ~table[:, :-1].any(axis=1)
     atoms = replace(atoms, table=np.ascontiguousarray(table[:, :num_regions]))
     return atoms, ignored if ignored.any() else None

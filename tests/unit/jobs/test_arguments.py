@@ -22,6 +22,7 @@ JOBS = {
     "finetune": "FinetuneJob",
     "generate": "GenerateJob",
     "prepare": "PrepareJob",
+    "serve": "ServeJob",
     "quickstart": "QuickstartJob",
     "report": "ReportJob",
     "track": "TrackJob",

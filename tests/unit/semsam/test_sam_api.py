@@ -29,7 +29,7 @@ def new_model(further_clicks: bool) -> SemanticSam:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = SemanticSam(replace(PRESETS["debug"], further_clicks=further_clicks)).eval()
-    torch.nn.init.normal_(model.mask_decoder.heads.box.last.weight, std=0.1)  # Boxes move.
+        torch.nn.init.normal_(model.mask_decoder.heads.box.last.weight, std=0.1)  # Boxes move.
     return model
 
 
