@@ -158,7 +158,7 @@ def _atoms(
 def _without_ignored(
     atoms: AtomMap, num_regions: int, has_whole: bool
 ) -> tuple[AtomMap, Bool[np.ndarray, " a"] | None]:
-    """The map of the regions alone; the labels of the crowds behind them, and of void within the image, the last mask."""
+    """The map of the regions alone, the labels of the crowds behind them, and void: what is the last mask's alone."""
     table = atoms.table
     crowds = table[:, num_regions : table.shape[1] - has_whole]
     ignored: Bool[np.ndarray, " a"] = np.asarray(crowds.any(axis=1))
