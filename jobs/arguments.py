@@ -9,36 +9,47 @@ import io
 import os
 import textwrap
 import tokenize
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
 from jobs.extras import check_extras, started_job
+from jobs.needs import Needs, dry_run
 from semsam.config import ConfigError, load_config, plain
 from semsam.setting_kinds import cases, fields_of
 
 check_extras(started_job())  # Here, because this is what every job imports first.
 
 T = TypeVar("T")
+DRY_RUN = "--dry-run"
 _WIDTH = 118
 _COLUMN = 44  # Where comments begin, if the setting leaves room.
 _KEYS = {dict: ".<name>", tuple: ".<n>"}  # How a path goes on in what holds many of a kind.
 
 
 def read_arguments(
-    kind: type[T], arguments: Sequence[str], about: str | None, config: str | None = None, first: tuple[str, ...] = ()
+    kind: type[T],
+    arguments: Sequence[str],
+    about: str | None,
+    config: str | None = None,
+    first: tuple[str, ...] = (),
+    needs: Callable[[T], Needs] | None = None,
 ) -> T:
-    """The settings of a command line.  With `-h` or `--help` anywhere in it, all of them are printed and the job ends.
+    """The settings of a command line.
+
+    With `-h` or `--help` anywhere in it, all of them are printed and the job ends; so with `--dry-run`, which prints
+    them as they would be, and what the job would need (`jobs.needs`).
 
     The first argument may be a config file, in place of `config`; or, where `first` names settings, the first ones are
     the values of these.
     Raises `ConfigError` for arguments that are neither, and as `load_config` does.
     """
     if {"-h", "--help"}.intersection(arguments):
-        print(help_text(kind, about or ""))
+        more = f"\n\nWith {DRY_RUN} it prints what its command line comes to, and what it would need." if needs else ""
+        print(help_text(kind, f"{(about or '').strip()}{more}"))
         raise SystemExit(0)
-    overrides = list(arguments)
+    overrides = [one for one in arguments if needs is None or one != DRY_RUN]
     if not first and overrides and not _is_override(overrides[0]):
         config = overrides.pop(0)
     for place, (name, argument) in enumerate(zip(first, overrides, strict=False)):
@@ -50,7 +61,11 @@ def read_arguments(
         if "=" not in one:
             where = "" if first else "; a config file is the first argument"
             raise ConfigError(f"{one!r}: expected section.field=value{where}")
-    return load_config(kind, config, overrides)
+    job = load_config(kind, config, overrides)
+    if needs is not None and DRY_RUN in arguments:
+        print(dry_run(job, needs(job)))
+        raise SystemExit(0)
+    return job
 
 
 def _is_override(argument: str) -> bool:

@@ -17,6 +17,7 @@ import numpy as np
 from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
 from jobs.evaluate import ITEMS
+from jobs.needs import Needs
 from pipelines.evaluate.item_files import MANIFEST_NAME, ItemManifest, read_manifest
 from pipelines.evaluate.measuring import measured
 from semsam.config import Count, Positive, settings
@@ -142,9 +143,14 @@ def _moved(
     return tuple(Moved(sample_ids[i], float(before[i]), float(after[i])) for i in order if change[i] > 0)
 
 
+def needs(job: CompareJob) -> Needs:
+    """What the job would need."""
+    return Needs.of([job.before, job.after], [])
+
+
 def main(arguments: Sequence[str]) -> None:
     """Print what a command line asks for."""
-    print(table(run(read_arguments(CompareJob, arguments, __doc__, first=("before", "after")))))
+    print(table(run(read_arguments(CompareJob, arguments, __doc__, first=("before", "after"), needs=needs))))
 
 
 if __name__ == "__main__":

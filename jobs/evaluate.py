@@ -19,6 +19,7 @@ from jobs.arguments import read_arguments
 from jobs.cluster import connect, joined, main_exit, stable_path
 from jobs.evaluation_run import METRICS_FILE, EvaluationFile, send_evaluation
 from jobs.follow import follow
+from jobs.needs import Needs
 from jobs.resources import WAIT, Workers, actors
 from jobs.track import stable_tracking
 from pipelines.evaluate.blind import Guessing, guess
@@ -341,9 +342,15 @@ def _pool(job: EvaluateJob) -> Pool:
     return Pool(job.num_actors, job.gpus_per_actor, job.max_actors)
 
 
+def needs(job: EvaluateJob) -> Needs:
+    """What the job would need."""
+    told = job.tracking.uri if job.tracking.enabled else None
+    return Needs.of([job.data, job.checkpoint], [job.output, job.blind], workers(job), tracking=told)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the outputs are."""
-    job = read_arguments(EvaluateJob, arguments, __doc__)
+    job = read_arguments(EvaluateJob, arguments, __doc__, needs=needs)
     with joined(workers(job)):
         result = run(job)
     place = f"MLflow run {result.run_id} at {result.tracking_uri}" if result.run_id else f"its {METRICS_FILE}"

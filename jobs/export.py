@@ -28,6 +28,7 @@ from torch import Tensor
 
 from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
+from jobs.needs import Needs
 from semsam.config import Seed, settings
 from semsam.model.model_folder import FOLDER_FILES, save_pretrained
 from semsam.model.onnx_export import DECODER_FILE, ENCODER_FILE, export_onnx
@@ -210,9 +211,15 @@ def _print_parts(what: str, names: Iterable[str]) -> None:
         print(f"  {what}: {part} ({count} tensors)")
 
 
+def needs(job: ExportJob) -> Needs:
+    """What the job would need."""
+    read = [job.released, job.checkpoint, job.backbone, job.text]
+    return Needs.of(read, [job.out, job.pretrained, job.to_released, job.onnx])
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the outputs are."""
-    print("; ".join(run(read_arguments(ExportJob, arguments, __doc__))))
+    print("; ".join(run(read_arguments(ExportJob, arguments, __doc__, needs=needs))))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ from typing import Any
 
 import orjson
 
-from jobs import compare
+from jobs import compare, evaluate, train
 from jobs.arguments import read_arguments
 from jobs.chain import Chain, Chained, OwnFolder, run_chain
 from jobs.cluster import main_exit, readable_folder, stable_path
 from jobs.compare import CompareJob, Difference
 from jobs.evaluate import EvaluateJob
+from jobs.needs import Needs
 from jobs.prepare import DatasetSettings, PrepareJob
 from jobs.train import TrainJob
 from pipelines.sources import check_datasets, coco_instances, generated_masks, label_maps
@@ -202,10 +203,17 @@ def _look_at_weights(job: TrainJob) -> str:
     return f"{said}; frozen: {f'{frozen} weights below ' + ', '.join(job.optimizer.frozen) if frozen else 'none'}"
 
 
+def needs(job: FinetuneJob) -> Needs:
+    """What the job would need."""
+    told = job.train.tracking.uri if job.train.tracking.enabled else None
+    read = [job.data, *job.neighbours, job.checkpoint]
+    return Needs.of(read, [job.output], train.workers(job.train), evaluate.workers(job.evaluate), tracking=told)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last lines are the results and where they lie."""
     started = time.monotonic()
-    job = read_arguments(FinetuneJob, arguments, __doc__, str(DEFAULT_CONFIG))
+    job = read_arguments(FinetuneJob, arguments, __doc__, str(DEFAULT_CONFIG), needs=needs)
     result = run(job)
     print(f"\n{report(result)}")
     print(f"took {time.monotonic() - started:.0f} s; everything is in {job.output}")

@@ -14,6 +14,7 @@ from typing import Literal
 
 from jobs.arguments import read_arguments
 from jobs.cluster import connect, joined, main_exit, readable_folder, stable_path
+from jobs.needs import Needs
 from jobs.resources import WAIT, Workers, actors
 from pipelines.generate.generate import Generated, Task, check_output, generate
 from pipelines.generate.mask_files import MaskOptions
@@ -142,9 +143,14 @@ def names_of(job: GenerateJob) -> tuple[tuple[str, ...], tuple[str, ...], list[i
     return tuple(ids), tuple(parts), list(ids.values())
 
 
+def needs(job: GenerateJob) -> Needs:
+    """What the job would need."""
+    return Needs.of([job.images, job.checkpoint], [job.output], workers(job))
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the masks are."""
-    job = read_arguments(GenerateJob, arguments, __doc__)
+    job = read_arguments(GenerateJob, arguments, __doc__, needs=needs)
     with joined(workers(job)):
         run(job)
     print(f"masks and manifest in {stable_path(job.output, 'output')}")

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from jobs.arguments import read_arguments
 from jobs.cluster import connect, joined, main_exit, readable_folder, stable_path
+from jobs.needs import Needs
 from jobs.resources import WAIT, Workers
 from pipelines.prepare.prepare import check_output, prepare
 from pipelines.prepare.shard_writer import ShardOptions, SplitTask
@@ -174,9 +175,14 @@ def _code_version() -> str:
         return "not installed"
 
 
+def needs(job: PrepareJob) -> Needs:
+    """What the job would need."""
+    return Needs.of([one.root for one in job.datasets.values()], [job.output], workers(job))
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the shards are."""
-    job = read_arguments(PrepareJob, arguments, __doc__)
+    job = read_arguments(PrepareJob, arguments, __doc__, needs=needs)
     with joined(workers(job)):
         run(job)
     print(f"shards and manifests in {stable_path(job.output, 'output')}")

@@ -17,11 +17,12 @@ from pathlib import Path
 
 import orjson
 
-from jobs import prepare
+from jobs import evaluate, prepare, train
 from jobs.arguments import read_arguments
 from jobs.chain import Chain, Chained, OwnFolder, announce, run_chain
 from jobs.cluster import main_exit
 from jobs.evaluate import EvaluateJob
+from jobs.needs import Needs
 from jobs.prepare import PrepareJob
 from jobs.train import TrainJob
 from pipelines.toy import ToySettings, write_toy_world
@@ -135,10 +136,17 @@ def report(result: Chained) -> str:
     return "\n".join(lines)
 
 
+def needs(job: QuickstartJob) -> Needs:
+    """What the job would need."""
+    told = job.train.tracking.uri if job.train.tracking.enabled else None
+    roots = [] if job.toy is not None else [one.root for one in job.prepare.datasets.values()]
+    return Needs.of(roots, [job.output], train.workers(job.train), evaluate.workers(job.evaluate), tracking=told)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the quickstart; its last lines are the results and where they lie."""
     started = time.monotonic()
-    job = read_arguments(QuickstartJob, arguments, __doc__, str(DEFAULT_CONFIG))
+    job = read_arguments(QuickstartJob, arguments, __doc__, str(DEFAULT_CONFIG), needs=needs)
     result = run(job)
     print(f"\n{report(result)}")
     print(f"took {time.monotonic() - started:.0f} s; everything is in {job.output}")

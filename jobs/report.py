@@ -25,6 +25,7 @@ from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, readable_folder, stable_path
 from jobs.evaluate import ITEMS, MARKER
 from jobs.evaluation_run import METRICS_FILE
+from jobs.needs import Needs
 from jobs.run_report import REPORT_FILE, run_report
 from pipelines.evaluate.item_files import MANIFEST_NAME, ItemManifest, read_manifest
 from pipelines.evaluate.measuring import measured
@@ -196,9 +197,14 @@ def _check_output(folder: Folder, name: str) -> None:
         raise ValueError(f"output: {folder.path}/{name} is no report; name another file")
 
 
+def needs(job: ReportJob) -> Needs:
+    """What the job would need."""
+    return Needs.of([job.folder, *job.evaluations], [job.output or f"{job.folder}/report.html"])
+
+
 def main(arguments: Sequence[str]) -> None:
     """Make the page that a command line asks for; its last line says where it is."""
-    print(f"report in {run(read_arguments(ReportJob, arguments, __doc__, first=('folder',)))}")
+    print(f"report in {run(read_arguments(ReportJob, arguments, __doc__, first=('folder',), needs=needs))}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from dataclasses import field
 
 from jobs.arguments import read_arguments
 from jobs.cluster import connect, has_its_own, main_exit, stable_path
+from jobs.needs import Needs
 from jobs.resources import WAIT, Workers
 from pipelines.model_pool import ModelReference
 from pipelines.serve.limits import Limits
@@ -88,9 +89,14 @@ def run(job: ServeJob) -> None:
             end()
 
 
+def needs(job: ServeJob) -> Needs:
+    """What the job would need."""
+    return Needs.of([job.checkpoint], [], workers(job))
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for, until it is ended."""
-    job = read_arguments(ServeJob, arguments, __doc__)
+    job = read_arguments(ServeJob, arguments, __doc__, needs=needs)
     with connect(workers(job)):
         run(job)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
 from jobs.evaluation_run import send_evaluation
+from jobs.needs import Needs
 from jobs.published import send_published
 from semsam.config import config_values, settings
 from semsam.storage import Folder
@@ -108,9 +109,14 @@ def stable_tracking(tracking: TrackingSettings) -> TrackingSettings:
     return replace(tracking, uri=tracking_uri(tracking))
 
 
+def needs(job: TrackJob) -> Needs:
+    """What the job would need."""
+    return Needs.of([job.folder], [job.folder], tracking=job.tracking.uri)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Send what the folder of a command line has; its last line says where it lies now."""
-    sent = run(read_arguments(TrackJob, arguments, __doc__, first=("folder",)))
+    sent = run(read_arguments(TrackJob, arguments, __doc__, first=("folder",), needs=needs))
     print(f"sent {sent.what}: MLflow run {sent.run_id} at {sent.uri}")
 
 

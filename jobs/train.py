@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.arguments import read_arguments
 from jobs.cluster import connect, joined, main_exit, stable_path
+from jobs.needs import Needs
 from jobs.resources import WAIT, Workers
 from jobs.track import stable_tracking
 from pipelines.sources import check_datasets
@@ -381,9 +382,16 @@ def _root_cause(error: Exception) -> str:
     return "\n".join(f"worker {rank}: {failure}" for rank, failure in sorted(failures.items(), reverse=True))
 
 
+def needs(job: TrainJob) -> Needs:
+    """What the job would need."""
+    told = job.tracking.uri if job.tracking.enabled else None
+    written = f"{job.run.storage}/{job.run.name}" if job.run.name else job.run.storage
+    return Needs.of([job.data.root, job.model.init], [written], workers(job), tracking=told)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the job that a command line asks for; its last line says where the outputs are."""
-    job = read_arguments(TrainJob, arguments, __doc__)
+    job = read_arguments(TrainJob, arguments, __doc__, needs=needs)
     with joined(workers(job)):
         result = run(job)
     print(f"loss {result.first_loss:.4f} at first, {result.last_loss:.4f} at last; log in {result.log}")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from jobs.arguments import read_arguments
 from jobs.cluster import main_exit, stable_path
+from jobs.needs import Needs
 from pipelines.evaluate.item_files import is_items, verify_items
 from pipelines.generate.verify import is_masks, verify_masks
 from semsam.config import Positive, settings
@@ -106,9 +107,14 @@ def _verify_model(folder: Folder) -> str:
     return f"{count} parameters" + ("" if noted else ", read; of whose bytes nothing was noted")
 
 
+def needs(job: VerifyJob) -> Needs:
+    """What the job would need."""
+    return Needs.of([job.folder], [])
+
+
 def main(arguments: Sequence[str]) -> None:
     """Verify the folder of a command line; its last line says whether all is well."""
-    findings = run(read_arguments(VerifyJob, arguments, __doc__, first=("folder",)))
+    findings = run(read_arguments(VerifyJob, arguments, __doc__, first=("folder",), needs=needs))
     print(table(findings))
     damaged = sum(bool(finding.fault) for finding in findings)
     if damaged:
