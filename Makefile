@@ -21,17 +21,20 @@ help:  ## list the targets
 $(READY): infra/constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch setuptools
-	$(PIP) --no-build-isolation -e '.[cluster,evaluation]'
+	$(PIP) --no-build-isolation -e '.[cluster,evaluation,serve]'
 	@touch $(READY)
 
 $(DEV_READY): $(READY)
-	$(PIP) --no-build-isolation -e '.[cluster,evaluation,dev]'
+	$(PIP) --no-build-isolation -e '.[cluster,evaluation,serve,dev]'
 	@touch $(DEV_READY)
 
 install: $(DEV_READY)  ## make .venv, tools for developers included
 
 quickstart: $(READY)  ## the whole job on the toy world: datasets, shards, training, tracked evaluation
 	$(BIN)/python -m jobs.quickstart
+
+serve: $(READY)  ## a page to click on, with what the quickstart has trained
+	$(BIN)/python -m jobs.serve jobs/configs/serve_quickstart.yaml
 
 unit: $(DEV_READY)  ## unit tests alone, side by side
 	$(SIDE_BY_SIDE) -m 'not slow and not gpu and not cluster' tests/unit
@@ -74,4 +77,4 @@ chaos: $(DEV_READY)  ## kill workers, machines, heads, S3 at seeded moments and 
 clean:  ## remove what the targets made, the virtual environment excepted
 	rm -rf .quickstart outputs .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build *.egg-info
 
-.PHONY: help install quickstart unit test test-all cluster check format bench pictures claims chaos clean
+.PHONY: help install quickstart serve unit test test-all cluster check format bench pictures claims chaos clean

@@ -15,6 +15,6 @@ sudo apt-get update -q && sudo apt-get install -qy gcc libc6-dev python3-venv
 pip="$HOME/venv/bin/pip install --quiet -c $lock"
 [ -z "${TORCH_INDEX:-}" ] || $pip --no-deps --index-url "$TORCH_INDEX" torch
 $pip torch setuptools
-$pip --no-build-isolation "$root[cluster,evaluation,export]" && rm -rf "$root/build"
+$pip --no-build-isolation "$root[cluster,evaluation,export,serve]" && rm -rf "$root/build"
 grep -q venv/bin ~/.bashrc || echo 'export PATH="$HOME/venv/bin:$PATH" RAY_AUTH_MODE=token' >> ~/.bashrc
 echo "$1 $wanted" > "$made"

@@ -17,7 +17,7 @@ ARG TORCH_INDEX
 RUN if [ -n "$TORCH_INDEX" ]; then \
       pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" -c infra/constraints.txt torch; fi \
     && pip install --no-cache-dir -c infra/constraints.txt torch setuptools \
-    && pip install --no-cache-dir --no-build-isolation -c infra/constraints.txt '.[cluster,evaluation,export]'
+    && pip install --no-cache-dir --no-build-isolation -c infra/constraints.txt '.[cluster,evaluation,export,serve]'
 
 COPY semsam semsam
 COPY pipelines pipelines

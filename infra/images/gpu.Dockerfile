@@ -13,7 +13,7 @@ WORKDIR /opt/semsam
 COPY pyproject.toml README.md LICENSE ./
 COPY infra/constraints.txt infra/constraints-cuda.txt infra/
 RUN pip install --no-cache-dir -c infra/constraints-cuda.txt torch setuptools \
-    && pip install --no-cache-dir --no-build-isolation -c infra/constraints-cuda.txt '.[cluster,evaluation,export]'
+    && pip install --no-cache-dir --no-build-isolation -c infra/constraints-cuda.txt '.[cluster,evaluation,export,serve]'
 
 COPY semsam semsam
 COPY pipelines pipelines

@@ -12,6 +12,7 @@ from jobs.finetune import FinetuneJob
 from jobs.generate import GenerateJob
 from jobs.prepare import PrepareJob
 from jobs.quickstart import QuickstartJob
+from jobs.serve import ServeJob
 from jobs.train import TrainJob
 from pipelines.toy.layouts import LAYOUTS
 from semsam.config import load_config
@@ -30,7 +31,16 @@ KINDS: dict[str, Any] = dict.fromkeys(LEVELS, TrainJob) | {
     "prepare_all": PrepareJob,
     "quickstart": QuickstartJob,
     "samples": QuickstartJob,
+    "serve_quickstart": ServeJob,
 }
+
+
+def test_the_page_shows_what_the_quickstart_trains_as_large_as_it_does() -> None:
+    serve = load_config(ServeJob, str(CONFIGS / "serve_quickstart.yaml"))
+    quickstart = load_config(QuickstartJob, str(CONFIGS / "quickstart.yaml"))
+    assert serve.image_size == quickstart.evaluate.image_size
+    run = f"{quickstart.output}/runs/{quickstart.train.run.name}"
+    assert serve.checkpoint == f"{run}/checkpoint-{quickstart.train.training.steps}"
 
 
 @pytest.fixture(params=LEVELS)
