@@ -45,9 +45,9 @@ test: unit  ## unit tests and one end-to-end test
 test-all: test  ## everything that runs without a GPU
 	$(SIDE_BY_SIDE) -m 'slow and not gpu and not cluster' tests/unit
 	$(SIDE_BY_SIDE) -m 'not gpu' tests/numerics
-	$(BIN)/python -m pytest -m 'not gpu and (slow or not cluster)' --durations=30 tests/integration
+	$(BIN)/python -m pytest -m 'not gpu and not nodes and (slow or not cluster)' --durations=30 tests/integration
 
-cluster: $(DEV_READY)  ## of those the trainings that lose and gain machines, an autoscaler, kills of nodes and heads
+cluster: $(DEV_READY)  ## trainings that lose and gain machines, an autoscaler and its machines; ten minutes
 	$(BIN)/python -m pytest -m nodes tests/integration
 
 check: $(DEV_READY)  ## format, lint, types, import rules, links of the documents

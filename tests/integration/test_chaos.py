@@ -15,7 +15,7 @@ from tests.chaos.soak import Chaos, Plan
 from tests.chaos.world import World
 from tests.s3_server import s3_server
 
-pytestmark = [pytest.mark.nodes, pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
