@@ -51,7 +51,7 @@ def toy_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("toy")
     write_toy_world(folder / "toy", ToySettings(train_images=8, val_images=1, faults=False))
     job = load_config(quickstart.QuickstartJob, str(quickstart.DEFAULT_CONFIG), [f"output={folder}"])
-    preparing, _, _ = quickstart._steps(job, folder)
+    preparing = quickstart._steps(job, folder).prepare
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         prepare.run(preparing)
