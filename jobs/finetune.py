@@ -23,6 +23,7 @@ import orjson
 from jobs import compare, evaluate, train
 from jobs.arguments import read_arguments
 from jobs.chain import Chain, Chained, OwnFolder, run_chain
+from jobs.checkpoints import model_settings
 from jobs.cluster import main_exit, readable_folder, stable_path
 from jobs.compare import CompareJob, Difference
 from jobs.evaluate import EvaluateJob
@@ -30,12 +31,11 @@ from jobs.needs import Needs
 from jobs.prepare import DatasetSettings, PrepareJob
 from jobs.train import TrainJob
 from pipelines.sources import check_datasets, coco_instances, generated_masks, label_maps
-from semsam.config import Share, config_values, parse_config, parse_yaml, settings
+from semsam.config import Share, config_values, settings
 from semsam.data.plan import Stage
 from semsam.evaluation.number_table import table as number_table
-from semsam.model.presets import ModelSettings
-from semsam.model.semantic_sam import CONFIG_FILE, SemanticSam
-from semsam.storage import Folder, NoSuchFileError
+from semsam.model.semantic_sam import SemanticSam
+from semsam.storage import Folder
 from semsam.training.initial_weights import freeze, start_from
 from semsam.training.recipe import ModelChoice, merged
 
@@ -127,7 +127,7 @@ def _steps(job: FinetuneJob, output: Path) -> Chain:
     shards, runs = str(output / "shards"), str(output / "runs")
     checkpoint = stable_path(job.checkpoint, "checkpoint")
     dataset, read = _dataset(job)
-    model, data = _model(checkpoint), job.train.data
+    model, data = model_settings(checkpoint), job.train.data
     prompts = replace(data.sample.prompts, num_levels=model.num_levels)
     values = config_values(model)
     del values["text"]  # Which a training takes from `init` itself.
@@ -178,20 +178,6 @@ def _looks_like(folder: Folder) -> str:
     if any(folder.exists(name) for name in label_maps.NAMES):
         return label_maps.SOURCE.dataset
     return coco_instances.SOURCE.dataset
-
-
-def _model(checkpoint: str) -> ModelSettings:
-    """The settings of the checkpoint's model.  Raises `ValueError` where there is none."""
-    folder, where = Folder(checkpoint), f"checkpoint: {checkpoint}/{CONFIG_FILE}"
-    try:
-        sections = parse_yaml(folder.read(CONFIG_FILE), where)
-    except NoSuchFileError:
-        inside = [name for name in folder.folders() if name.startswith("checkpoint-")]
-        hint = f"; did you mean {checkpoint}/{inside[-1]}?" if inside else ""
-        raise ValueError(f"{where}: no such file, so that this is no checkpoint{hint}") from None
-    if not isinstance(sections, dict) or not isinstance(sections.get("model"), dict):
-        raise ValueError(f"{where}: no section model")
-    return parse_config(ModelSettings, sections["model"], f"{where}, model")
 
 
 def _look_at_weights(job: TrainJob) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import field
 
 from jobs.arguments import read_arguments
+from jobs.checkpoints import model_settings
 from jobs.cluster import connect, has_its_own, main_exit, stable_path
 from jobs.needs import Needs
 from jobs.resources import WAIT, Workers
@@ -48,11 +49,11 @@ class ServeJob:
     def __post_init__(self) -> None:
         if self.checkpoint is None:
             preset(self.preset)  # Refuses an unknown one.
-        least, most = self.range()
+        least, most = self.replica_range()
         if least > most:
             raise ValueError(f"replicas: {[least, most]}: the least is more than the most")
 
-    def range(self) -> tuple[int, int]:
+    def replica_range(self) -> tuple[int, int]:
         """How many replicas there are at least and at most."""
         return (self.replicas, self.replicas) if isinstance(self.replicas, int) else self.replicas
 
@@ -61,7 +62,12 @@ def workers(job: ServeJob) -> Workers:
     """What the job needs of a cluster."""
     names = ("replicas", "cpus_per_replica", "gpus_per_replica", "wait_for_resources")
     return Workers(
-        job.range()[0], job.cpus_per_replica, job.gpus_per_replica, *names, job.wait_for_resources, shares_cpus=True
+        job.replica_range()[0],
+        job.cpus_per_replica,
+        job.gpus_per_replica,
+        *names,
+        job.wait_for_resources,
+        shares_cpus=True,
     )
 
 
@@ -70,6 +76,8 @@ def run(job: ServeJob) -> None:
     from pipelines.serve import replicas  # Ray Serve: imported before Ray runs it would add to a job's output.
 
     checkpoint = None if job.checkpoint is None else stable_path(job.checkpoint, "checkpoint")
+    if checkpoint is not None:
+        model_settings(checkpoint)  # Refuses what is no checkpoint, which a replica would try again and again.
     served = replicas.Served(
         checkpoint=job.checkpoint or f"random weights, {job.preset}",
         model=ModelReference(checkpoint, job.preset, job.seed),
@@ -80,7 +88,7 @@ def run(job: ServeJob) -> None:
         parts=job.parts,
         threads=job.cpus_per_replica,
     )
-    end = replicas.start(served, job.range(), job.cpus_per_replica, job.gpus_per_replica, job.host, job.port)
+    end = replicas.start(served, job.replica_range(), job.cpus_per_replica, job.gpus_per_replica, job.host, job.port)
     try:
         print(f"serving {served.checkpoint} at http://{job.host}:{job.port}", flush=True)
         threading.Event().wait()

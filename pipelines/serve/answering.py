@@ -121,15 +121,16 @@ def _prepare(predictor: Predictor, image: EncodedImage, names: Vocabulary, watch
 
 
 def _by_agreement(predictor: Predictor, clicks: SeveralClicks, boxes: list[list[float]] | None) -> Prediction:
-    """The answer to one of the prompts, each asked alone: the one that is right about most of the clicks.
+    """The answer to the box, or without one to the positive click, that is right about most of the clicks.
 
-    Of equally good ones the box's, then the earliest click's.
+    Each click is asked alone; of equally good answers the earliest click's.  The rule is that of `semsam.sam_api`.
     """
     xy, positive = clicks.xy[0], clicks.labels[0] == 1
     outside = SeveralClicks(xy[None], clicks.labels)
     best: Prediction | None = None
     most = -1
-    for points, box in [*([(None, boxes)] if boxes else []), *([[one], None] for one in xy[positive].tolist())]:
+    asked = [(None, boxes)] if boxes else [([one], None) for one in xy[positive].tolist()]
+    for points, box in asked:
         found = predictor.predict(points, box)
         _check_inside(outside, found)
         agreement = clicks.agreement(found.masks)

@@ -137,8 +137,8 @@ class Answer(BaseModel):
     masks: list[FoundMask]
     chosen: int | None  # Which of the masks to show where only one may be; None: there is none.
     # How the clicks were used.  `single`: there was one click or one box.  `joint`: the model saw all of them.
-    # `agreement`: it is a model for one click or box; each positive click and the box was asked alone, and that answer
-    # taken which is right about most of the clicks.
+    # `agreement`: it is a model for one click or box; the box, or without one each positive click, was asked alone, and
+    # that mask taken which is right about most of the clicks.
     clicks: Literal["single", "joint", "agreement"]
     last_used: bool  # Whether `last` was.
     time_ms: dict[str, Milliseconds]

@@ -21,6 +21,7 @@ from pipelines.serve.service import Service
 from semsam.predictor import ImageSize, Predictor, PromptStyle
 
 APPLICATION = "semsam"
+_SOCKETS = 4096  # Of a replica at once, all but a few of which get 429.
 _LOGGING = LoggingConfig(
     log_level="ERROR", enable_access_log=False
 )  # Files on the machine have it; a job says its own.
@@ -89,9 +90,6 @@ class Replica:
         """What Ray Serve, whose name for it this is, hands requests to."""
         return build_app(self._service)
 
-    def __del__(self) -> None:
-        self._service.thread.close()
-
 
 def start(
     served: Served, replicas: tuple[int, int], cpus: float, gpus: float, host: str, port: int
@@ -110,8 +108,9 @@ def start(
         logging_config=_LOGGING,
         ray_actor_options={"num_cpus": cpus, "num_gpus": gpus},
         autoscaling_config=AutoscalingConfig(min_replicas=least, max_replicas=most, target_ongoing_requests=2),
-        # Requests beyond those that may wait are to be refused by the replica, which says for how long.
-        max_ongoing_requests=served.limits.max_waiting + 16,
+        # Those beyond what may wait are refused by the replica, which says for how long: Ray Serve would let them wait
+        # without end, or answer 503.
+        max_ongoing_requests=_SOCKETS,
     )
     serve.run(deployment.bind(served, photos), name=APPLICATION, route_prefix="/")
     return serve.shutdown

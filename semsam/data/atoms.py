@@ -22,6 +22,8 @@ MAX_TABLE_BYTES = 2**28
 class AtomMap:
     """Each label is one exact set of covering masks; label 0 is pixels that no mask covers.
 
+    Labels that were told apart by masks which are no longer in the table (void and crowds) stay apart.
+
     `labels` is uint16, or uint32 where there are more labels than that.  `table[label, j]` says whether mask `j` covers
     the label's pixels, so mask `j` is `table[labels, j]`: look points up, never build the stack of masks.
     """

@@ -97,6 +97,7 @@ async function everything() {
   Object.assign(state, { points: [], box: null });
   const found = await newest("Segmenting everything…", () => askAboutImage("everything", vocabulary()));
   if (found) Object.assign(state, { masks: found.masks, shown: 0, all: true });
+  if (found?.masks.length === 0) say("Nothing that the model is sure of");
   show();
 }
 
