@@ -201,8 +201,11 @@ async def visit(server: str, scene: Path, pictures: Path, folder: Path) -> None:
             await visitor.press(f"[data-format='{suffix}']")
             await _wait_for_file(downloads / f"scene.{suffix}")
         await page.prefer("dark")
+        await page.run("document.getElementById('masks').replaceChildren()")
         await visitor.press("#everything")
-        await page.wait_for("document.getElementById('busy').textContent === ''")
+        # Random weights are seldom sure of anything, and then the page says so.
+        nothing = "document.getElementById('busy').textContent === 'Nothing that the model is sure of'"
+        await page.wait_for(f"document.getElementById('masks').children.length > 0 || {nothing}")
         await visitor.see("everything")
         await visitor.press("#clear")
         await page.wait_for("document.getElementById('masks').children.length === 0")
